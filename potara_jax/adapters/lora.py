@@ -1,0 +1,379 @@
+"""LoRA on any Flax Linen model, without touching the model.
+
+Dimension letters: `D` inputs, `K` outputs, `R` rank; `...` are the leading axes of
+layers that the model scans over (`flax.linen.scan`).
+
+An *adapter* is a flat dictionary from module path to that module's arrays. A module
+that is adapted holds factors `{"a": [..., D, R], "b": [..., R, K]}` and computes
+
+    y = x W + s (x a) b,    s = alpha / R
+
+(Hu et al. 2021, arXiv 2106.09685, eq. 3). A third array `m` `[..., R, R']` between the
+two, `s x a m b`, is a *core* (see `potara_jax.merging.spaces`). A module that is trained
+whole, such as a classification head, holds its parameters under their own names and
+replaces the base's. Both kinds travel, train and merge together.
+
+The base is never changed: `bind` intercepts the calls of the adapted layers, so the
+base product stays one matrix product for all clients under `jax.vmap`, and `W + s a b`
+is formed only by `fold`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+Array = jax.Array
+Params = Mapping[str, Any]
+Entry = dict[str, Array]
+Adapter = dict[str, Entry]
+Apply = Callable[..., Array]
+
+_COLLECTION = "lora"
+
+
+class Site(NamedTuple):
+    """One kernel that can be adapted.
+
+    `path`: the module, as `block_0/attention/query`. `kernel`: the kernel's shape.
+    `inputs`, `outputs`: the kernel's axes that are contracted and produced.
+    `stack`: the number of leading axes that the model scans over.
+    """
+
+    path: str
+    kernel: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    stack: int
+
+    @property
+    def factor_shape(self) -> tuple[tuple[int, ...], int, int]:
+        """The scanned axes, `D` and `K`."""
+        size = lambda axes: math.prod(self.kernel[axis] for axis in axes)
+        return self.kernel[: self.stack], size(self.inputs), size(self.outputs)
+
+
+def is_factors(entry: Entry) -> bool:
+    """Whether a module's entry holds low-rank factors (else: whole parameters)."""
+    return "a" in entry
+
+
+# --- Which layers can be adapted, and how each contracts its input -------------------
+
+
+class _Layer(NamedTuple):
+    axes: Callable[[nn.Module, int], tuple[Sequence[int], Sequence[int]]]
+    project: Callable[[nn.Module, Array, Array], Array]
+    expand: Callable[[nn.Module, Array, Array, tuple[int, ...]], Array]
+
+
+def _matmul_expand(module, hidden, b, shape):
+    del module
+    return (hidden @ b).reshape(shape)
+
+
+def _dense_axes(module, rank):
+    del module, rank
+    return (0,), (1,)
+
+
+def _dense_project(module, x, a):
+    del module
+    return x @ a
+
+
+def _general_axes(module, rank):
+    contracted = len(_as_tuple(module.axis))
+    if module.batch_dims:
+        raise ValueError(
+            f"'{_path(module)}' is a DenseGeneral with batch_dims, which LoRA cannot "
+            "adapt; leave it out of the targets"
+        )
+    return range(contracted), range(contracted, rank)
+
+
+def _general_project(module, x, a):
+    axes = _as_tuple(module.axis)
+    x = jnp.moveaxis(x, axes, range(-len(axes), 0))
+    return x.reshape(*x.shape[: -len(axes)], -1) @ a
+
+
+def _einsum_axes(module, rank):
+    del rank
+    _, kernel, output = _einsum_labels(module)
+    inputs = [i for i, label in enumerate(kernel) if label not in output]
+    return inputs, [i for i, label in enumerate(kernel) if label in output]
+
+
+def _einsum_project(module, x, a):
+    x_labels, kernel, output = _einsum_labels(module)
+    contracted = "".join(label for label in kernel if label not in output)
+    rest = "".join(label for label in x_labels if label not in contracted)
+    sizes = [x.shape[_axis(x_labels, label, x.ndim)] for label in contracted]
+    rank_label = _free_label(x_labels + kernel + output)
+    a = a.reshape(*sizes, a.shape[-1])
+    equation = f"{x_labels},{contracted}{rank_label}->{rest}{rank_label}"
+    return jnp.einsum(equation, x, a)
+
+
+def _einsum_expand(module, hidden, b, shape):
+    x_labels, kernel, output = _einsum_labels(module)
+    produced = "".join(label for label in kernel if label in output)
+    contracted = [label for label in kernel if label not in output]
+    rest = "".join(label for label in x_labels if label not in contracted)
+    rank_label = _free_label(x_labels + kernel + output)
+    sizes = [shape[_axis(output, label, len(shape))] for label in produced]
+    b = b.reshape(b.shape[0], *sizes)
+    equation = f"{rest}{rank_label},{rank_label}{produced}->{output}"
+    return jnp.einsum(equation, hidden, b)
+
+
+def _einsum_labels(module) -> tuple[str, str, str]:
+    operands, output = module.einsum_str.replace(" ", "").split("->")
+    x_labels, kernel = operands.split(",")
+    shared = set(x_labels) & set(kernel) & set(output) - {"."}
+    if shared or "." in kernel:
+        raise ValueError(
+            f"'{_path(module)}' is an Einsum '{module.einsum_str}' whose kernel has "
+            "batch axes, which LoRA cannot adapt; leave it out of the targets"
+        )
+    return x_labels, kernel, output
+
+
+def _axis(labels: str, label: str, ndim: int) -> int:
+    before, dots, after = labels.partition("...")
+    if not dots or label in before:
+        return labels.index(label)
+    return ndim - len(after) + after.index(label)
+
+
+def _free_label(used: str) -> str:
+    return next(label for label in "rstuvwxyz" if label not in used)
+
+
+def _conv_axes(module, rank):
+    if module.feature_group_count != 1:
+        raise ValueError(
+            f"'{_path(module)}' is a grouped convolution, which LoRA cannot adapt; "
+            "leave it out of the targets"
+        )
+    return range(rank - 1), (rank - 1,)
+
+
+def _conv_project(module, x, a):
+    window = _as_tuple(module.kernel_size)
+    down = module.clone(features=a.shape[-1], use_bias=False, parent=None, name=None)
+    kernel = a.reshape(*window, x.shape[-1], a.shape[-1])
+    return down.apply({"params": {"kernel": kernel}}, x)
+
+
+_LAYERS: dict[type[nn.Module], _Layer] = {
+    nn.Dense: _Layer(_dense_axes, _dense_project, _matmul_expand),
+    nn.DenseGeneral: _Layer(_general_axes, _general_project, _matmul_expand),
+    nn.Einsum: _Layer(_einsum_axes, _einsum_project, _einsum_expand),
+    nn.Conv: _Layer(_conv_axes, _conv_project, _matmul_expand),
+}
+
+
+def _layer(module: nn.Module) -> _Layer | None:
+    found = (_LAYERS[kind] for kind in type(module).__mro__ if kind in _LAYERS)
+    return next(found, None)
+
+
+def _as_tuple(value) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, Sequence) else (value,)
+
+
+def _path(module: nn.Module) -> str:
+    return "/".join(module.path)
+
+
+# --- Sites, initial factors ----------------------------------------------------------
+
+
+def find_sites(model: nn.Module, *inputs, targets: Sequence[str]) -> dict[str, Site]:
+    """The kernels of `model` that `targets` name, by module path.
+
+    A target is a regular expression that must match the end of a path at a path
+    boundary: `query` and `attention/(query|value)` both match
+    `block_0/attention/query`. `inputs` (arrays or `jax.ShapeDtypeStruct`) are what the
+    model is called with; nothing is computed.
+
+    Raises `ValueError` where a target matches no adaptable module, or matches a layer
+    whose kernel has batch axes or groups.
+    """
+    modules, params = _trace(model, *inputs)
+    missing = [t for t in targets if not any(_matches(t, path) for path in modules)]
+    if missing or not targets:
+        raise ValueError(
+            f"target {', '.join(map(repr, missing)) or '(none given)'} matches no "
+            f"module; the adaptable modules are: {_summary(modules)}"
+        )
+    chosen = [path for path in modules if any(_matches(t, path) for t in targets)]
+    return {path: _site(path, modules[path], params) for path in chosen}
+
+
+def _trace(model, *inputs) -> tuple[dict[str, nn.Module], dict[str, Any]]:
+    modules: dict[str, nn.Module] = {}
+
+    def record(next_fun, args, kwargs, context):
+        if context.method_name == "__call__" and _layer(context.module):
+            modules.setdefault(_path(context.module), context.module.clone(parent=None))
+        return next_fun(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    return modules, flatten_dict(dict(variables["params"]), sep="/")
+
+
+def _matches(target: str, path: str) -> bool:
+    return re.search(rf"(^|/)({target})$", path) is not None
+
+
+def _summary(paths) -> str:
+    """Module paths with their indices joined: `block_*/attention/query`."""
+    return ", ".join(dict.fromkeys(re.sub(r"\d+", "*", path) for path in paths))
+
+
+def _site(path, module, params) -> Site:
+    kernel = params[f"{path}/kernel"].shape
+    own = _kernel_rank(module)
+    inputs, outputs = _layer(module).axes(module, own)
+    stack = len(kernel) - own
+    shifted = lambda axes: tuple(stack + axis for axis in axes)
+    return Site(path, kernel, shifted(inputs), shifted(outputs), stack)
+
+
+def _kernel_rank(module) -> int:
+    """The number of the kernel's axes, without those that the model scans over."""
+    if isinstance(module, nn.DenseGeneral):
+        return len(_as_tuple(module.axis)) + len(_as_tuple(module.features))
+    if isinstance(module, nn.Conv):
+        return len(_as_tuple(module.kernel_size)) + 2
+    return len(module.shape) if isinstance(module, nn.Einsum) else 2
+
+
+def init(key: Array, sites: Mapping[str, Site], *, rank: int) -> Adapter:
+    """Initial factors in float32: `a` uniform in +-1/sqrt(D), `b` zero (Hu et al.).
+
+    The uniform bound is Kaiming's with slope sqrt(5), as Hugging Face PEFT has it. A
+    module's key depends on its path's place in the sorted sites alone.
+    Raises `ValueError` where `rank` is not between 1 and every site's `min(D, K)`.
+    """
+    _check_rank(sites, rank)
+    keys = jax.random.split(key, len(sites))
+    pairs = zip(sorted(sites), keys, strict=True)
+    return {path: _init_site(k, sites[path], rank) for path, k in pairs}
+
+
+def _check_rank(sites, rank):
+    path, largest = min(
+        ((path, min(site.factor_shape[1:])) for path, site in sites.items()),
+        key=lambda item: item[1],
+    )
+    if not 1 <= rank <= largest:
+        raise ValueError(
+            f"rank {rank} does not fit: it must be between 1 and {largest} "
+            f"(the smaller side of '{path}')"
+        )
+
+
+def _init_site(key, site, rank) -> Entry:
+    stack, inputs, outputs = site.factor_shape
+    bound = 1 / math.sqrt(inputs)
+    a = jax.random.uniform(key, (*stack, inputs, rank), minval=-bound, maxval=bound)
+    return {"a": a, "b": jnp.zeros((*stack, rank, outputs))}
+
+
+def trained_modules(base: Params, paths: Sequence[str]) -> Adapter:
+    """Entries for modules that are trained whole, at the base's values, in float32.
+
+    Raises `ValueError` where the base has no module at a path.
+    """
+    return {path: _params_at(base, path) for path in paths}
+
+
+def _params_at(base, path) -> Entry:
+    flat = flatten_dict(dict(base), sep="/")
+    found = {k[len(path) + 1 :]: v for k, v in flat.items() if k.startswith(path + "/")}
+    if not found:
+        modules = sorted({key.split("/")[0] for key in flat})
+        raise ValueError(f"no module '{path}' to train; there are: {_summary(modules)}")
+    return {name: jnp.asarray(value, jnp.float32) for name, value in found.items()}
+
+
+# --- Applying and folding ------------------------------------------------------------
+
+
+def bind(model: nn.Module, *, scale: float) -> Apply:
+    """A pure function `apply(base, adapter, *inputs, **kwargs)` of the adapted model.
+
+    `base` is the model's parameters, `adapter` any `Adapter` (of any rank), `scale` the
+    factor `s = alpha / R` with which every delta is added. The product with the factors
+    is taken in the dtype of the layer's output.
+    """
+    intercept = _adder(scale)
+
+    def apply(base: Params, adapter: Adapter, *inputs, **kwargs) -> Array:
+        params, factors = _overlay(base, adapter)
+        with nn.intercept_methods(intercept):
+            return model.apply(
+                {"params": params, _COLLECTION: factors}, *inputs, **kwargs
+            )
+
+    return apply
+
+
+def _overlay(base, adapter) -> tuple[Params, Params]:
+    factors = {p: dict(e) for p, e in adapter.items() if is_factors(e)}
+    whole = {p: e for p, e in adapter.items() if not is_factors(e)}
+    params = flatten_dict(dict(base), sep="/")
+    params |= {
+        f"{path}/{name}": v for path, e in whole.items() for name, v in e.items()
+    }
+    return unflatten_dict(params, sep="/"), unflatten_dict(factors, sep="/")
+
+
+def _adder(scale: float):
+    def add_delta(next_fun, args, kwargs, context):
+        y, module = next_fun(*args, **kwargs), context.module
+        layer = _layer(module) if context.method_name == "__call__" else None
+        if layer is None or not module.has_variable(_COLLECTION, "a"):
+            return y
+        read = lambda name: module.get_variable(_COLLECTION, name).astype(y.dtype)
+        hidden = layer.project(module, args[0].astype(y.dtype), read("a"))
+        if module.has_variable(_COLLECTION, "m"):
+            hidden = hidden @ read("m")
+        return y + scale * layer.expand(module, hidden, read("b"), y.shape)
+
+    return add_delta
+
+
+def fold(
+    base: Params, adapter: Adapter, sites: Mapping[str, Site], *, scale: float
+) -> Params:
+    """The base with one (unstacked) adapter folded in: `W + s a b`, for deployment.
+
+    Applied with an empty adapter it computes what `bind` computes with this one.
+    """
+    params, _ = _overlay(base, adapter)
+    flat = flatten_dict(dict(params), sep="/")
+    for path, entry in adapter.items():
+        if is_factors(entry):
+            flat[f"{path}/kernel"] += scale * _kernel_delta(entry, sites[path])
+    return unflatten_dict(flat, sep="/")
+
+
+def _kernel_delta(entry, site) -> Array:
+    inner = entry["a"] @ entry["m"] if "m" in entry else entry["a"]
+    delta = jnp.matmul(inner, entry["b"], precision="highest")
+    order = (*range(site.stack), *site.inputs, *site.outputs)
+    shaped = delta.reshape(tuple(site.kernel[axis] for axis in order))
+    return jnp.transpose(shaped, jnp.argsort(jnp.array(order)).tolist())

@@ -1,0 +1,114 @@
+"""The 1,797 handwritten digits of scikit-learn, as an upstream task and a federation.
+
+Images are 8 x 8, one colour, scaled to [0, 1] (Alpaydin and Kaynak, UCI 1998).
+Upstream, client-training, held-out and test images are disjoint; upstream images are
+only ever seen turned by 90, 180 and 270 degrees, client images only upright.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from sklearn.datasets import load_digits
+
+from potara_jax.data import partition
+from potara_jax.data.federation import Batch, Federation, Weighted, pack
+
+CLASSES = 10
+SHARES = {"upstream": 0.2, "train": 0.45, "heldout": 0.15, "test": 0.2}
+
+# What a group of clients does to its images when heterogeneity is of tasks.
+TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "upright": lambda x: x,
+    "mirrored": lambda x: x[:, :, ::-1],
+    "negative": lambda x: 1 - x,
+    "transposed": lambda x: x.swapaxes(1, 2),
+}
+
+
+class Splits(NamedTuple):
+    """Images `[N, 8, 8, 1]`, labels `[N]` and the index arrays of the disjoint parts."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    parts: dict[str, np.ndarray]
+
+
+def load(seed: int) -> Splits:
+    """The images, split by a seed."""
+    bunch = load_digits()
+    images = (bunch.images[..., None] / 16).astype(np.float32)
+    labels = bunch.target.astype(np.int32)
+    parts = partition.split(np.random.default_rng([seed, 0]), labels, SHARES)
+    return Splits(images, labels, parts)
+
+
+def upstream(splits: Splits) -> Batch:
+    """The upstream images, each turned by 90, 180 and 270 degrees."""
+    index = splits.parts["upstream"]
+    turned = [np.rot90(splits.images[index], turns, (1, 2)) for turns in (1, 2, 3)]
+    labels = np.tile(splits.labels[index], 3)
+    return Batch(jnp.asarray(np.concatenate(turned)), jnp.asarray(labels))
+
+
+def federation(
+    splits: Splits,
+    heterogeneity: str,
+    *,
+    clients: int,
+    heldout: int,
+    seed: int,
+    size: int | None = None,
+) -> Federation:
+    """Clients over the digits.
+
+    heterogeneity: a Dirichlet concentration as text (`0.1`), or `tasks`: equal groups of
+      clients, each with its own transformation of the images and all classes alike.
+    heldout: samples of each client that training does not see, from the common held-out
+      images in the client's class proportions; two clients may hold the same image.
+    size: the length to which clients are padded; default the largest client.
+    """
+    rng = np.random.default_rng([seed, 1])
+    groups = _deal(rng, splits, heterogeneity, clients)
+    shares = partition.proportions(splits.labels, groups, CLASSES)
+    drawn = [_draw(rng, splits, share, heldout) for share in shares]
+    test = splits.parts["test"]
+    weights = [partition.example_weights(splits.labels[test], s) for s in shares]
+    tasks = np.arange(clients) % len(TRANSFORMS) * (heterogeneity == "tasks")
+    offset = tasks * len(splits.labels)
+    shift = lambda parts: [p + o for p, o in zip(parts, offset, strict=True)]
+    return Federation(
+        pool=_pool(splits),
+        train=pack(shift(groups), size=size),
+        heldout=pack(shift(drawn), size=heldout),
+        test=Weighted(
+            jnp.asarray(offset[:, None] + test, jnp.int32),
+            jnp.asarray(np.stack(weights), jnp.float32),
+        ),
+        proportions=jnp.asarray(shares, jnp.float32),
+        task=jnp.asarray(tasks, jnp.int32),
+    )
+
+
+def _deal(rng, splits, heterogeneity, clients) -> list[np.ndarray]:
+    train = splits.parts["train"]
+    concentration = 100.0 if heterogeneity == "tasks" else float(heterogeneity)
+    dealt = partition.dirichlet(
+        rng, splits.labels[train], clients=clients, concentration=concentration
+    )
+    return [train[group] for group in dealt]
+
+
+def _draw(rng, splits, proportion, number) -> np.ndarray:
+    index = splits.parts["heldout"]
+    return index[partition.draw_like(rng, splits.labels[index], proportion, number)]
+
+
+def _pool(splits) -> Batch:
+    """All images under every transformation, one block a transformation."""
+    blocks = [transform(splits.images) for transform in TRANSFORMS.values()]
+    labels = np.tile(splits.labels, len(blocks))
+    return Batch(jnp.asarray(np.concatenate(blocks)), jnp.asarray(labels))

@@ -1,0 +1,64 @@
+"""Per-client metrics.
+
+Dimension letters: `C` clients, `M` test examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from potara_jax.adapters.lora import Adapter
+from potara_jax.clients.axis import over_clients
+from potara_jax.clients.task import Task
+from potara_jax.data.federation import Weighted, take
+
+Array = jax.Array
+
+
+class Scores(NamedTuple):
+    """Each client's `accuracy` and `loss` on its own test distribution, `[C]`."""
+
+    accuracy: Array
+    loss: Array
+
+
+def evaluator(task: Task, *, chunk: int | None = 1) -> Callable[..., Scores]:
+    """`evaluate(shared, adapters, test) -> Scores`, jitted, for adapters `[C, ...]`.
+
+    chunk: clients computed at once; on a CPU one at a time is fastest, because its
+    activations fit the cache.
+    """
+
+    def one(shared, adapter: Adapter, test: Weighted) -> Scores:
+        batch = take(shared.pool, test.index)
+        correct = task.correct(shared.base, adapter, batch)
+        loss = task.loss(shared.base, adapter, batch)
+        return Scores((test.weight * correct).sum(), (test.weight * loss).sum())
+
+    return jax.jit(over_clients(one, in_axes=(None, 0, 0), chunk=chunk))
+
+
+def worst_decile(values: np.ndarray) -> float:
+    """The mean of the worst tenth of the clients (one at least)."""
+    ordered = np.sort(np.asarray(values, np.float64))
+    return float(ordered[: max(1, len(ordered) // 10)].mean())
+
+
+def adapter_parameters(adapters: Adapter) -> int:
+    """Numbers that a client's model adds at inference, from adapters `[C, ...]`."""
+    return sum(leaf[0].size for leaf in jax.tree.leaves(adapters))
+
+
+def segment_barrier(losses: Array, points: Array) -> Array:
+    """The highest excess of a segment's loss `[C, T]` over the line between its ends.
+
+    `points` `[T]` run from 0 to 1. Zero where the loss is below that line everywhere:
+    the two models are linearly connected (Frankle et al. 2020, arXiv 1912.05671).
+    """
+    line = losses[:, :1] * (1 - points) + losses[:, -1:] * points
+    return jnp.maximum(losses - line, 0).max(-1)
