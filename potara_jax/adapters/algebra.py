@@ -29,6 +29,27 @@ def _transpose(x: Array) -> Array:
     return jnp.swapaxes(x, -1, -2)
 
 
+def _one_by_one(decompose: Callable[[Array], tuple[Array, ...]]):
+    """A matrix decomposition over leading axes, one matrix at a time on a CPU.
+
+    Batched LAPACK calls of jaxlib (0.10) hand their matrices to the very thread pool
+    that they run on and wait: as many calls at once as there are threads never end.
+    """
+    one = jax.custom_batching.sequential_vmap(decompose)
+
+    def batched(x):
+        sequential = one
+        for _ in range(x.ndim - 2):
+            sequential = jax.vmap(sequential)
+        return jax.lax.platform_dependent(x, cpu=sequential, default=decompose)
+
+    return batched
+
+
+_qr = _one_by_one(lambda x: tuple(jnp.linalg.qr(x)))
+_svd = _one_by_one(lambda x: tuple(jnp.linalg.svd(x, full_matrices=False)))
+
+
 def delta(entry: Entry) -> Array:
     """The dense delta `[..., D, K]`: for tests and small models only."""
     return _dot(plain(entry)["a"], entry["b"])
@@ -59,10 +80,10 @@ def truncate(entry: Entry, *, rank: int) -> Entry:
     own = entry["a"].shape[-1]
     if not 1 <= rank <= own:
         raise ValueError(f"cannot truncate factors of rank {own} to rank {rank}")
-    left, core_left = jnp.linalg.qr(entry["a"])
-    right, core_right = jnp.linalg.qr(_transpose(entry["b"]))
+    left, core_left = _qr(entry["a"])
+    right, core_right = _qr(_transpose(entry["b"]))
     core = _dot(core_left, _transpose(core_right))
-    u, sigma, v = jnp.linalg.svd(core, full_matrices=False)
+    u, sigma, v = _svd(core)
     root = jnp.sqrt(sigma[..., :rank])
     a = _dot(left, u[..., :rank]) * root[..., None, :]
     return {"a": a, "b": root[..., None] * _dot(v[..., :rank, :], _transpose(right))}
@@ -84,8 +105,8 @@ def joint_basis(first: Entry, second: Entry) -> Basis:
     `left m right` without loss, `m` from `coordinates` (Panariello et al. 2025, Core
     Space, arXiv 2509.17786, has the same space with bases of the factors).
     """
-    left, r_left = jnp.linalg.qr(jnp.concatenate([first["a"], second["a"]], -1))
-    right, r_right = jnp.linalg.qr(
+    left, r_left = _qr(jnp.concatenate([first["a"], second["a"]], -1))
+    right, r_right = _qr(
         jnp.concatenate([_transpose(first["b"]), _transpose(second["b"])], -1)
     )
     split = first["a"].shape[-1]
@@ -98,7 +119,7 @@ def joint_basis(first: Entry, second: Entry) -> Basis:
 
 def _principal(matrix: Array) -> Array:
     """Left singular vectors; zero where the singular value is."""
-    u, sigma, _ = jnp.linalg.svd(matrix, full_matrices=False)
+    u, sigma, _ = _svd(matrix)
     used = sigma > _TOLERANCE * sigma[..., :1]
     return u * used[..., None, :]
 

@@ -267,13 +267,14 @@ def init(key: Array, sites: Mapping[str, Site], *, rank: int) -> Adapter:
     module's key depends on its path's place in the sorted sites alone.
     Raises `ValueError` where `rank` is not between 1 and every site's `min(D, K)`.
     """
-    _check_rank(sites, rank)
+    check_rank(sites, rank)
     keys = jax.random.split(key, len(sites))
     pairs = zip(sorted(sites), keys, strict=True)
     return {path: _init_site(k, sites[path], rank) for path, k in pairs}
 
 
-def _check_rank(sites, rank):
+def check_rank(sites: Mapping[str, Site], rank: int) -> None:
+    """Raise `ValueError` where a rank is not between 1 and every site's `min(D, K)`."""
     path, largest = min(
         ((path, min(site.factor_shape[1:])) for path, site in sites.items()),
         key=lambda item: item[1],

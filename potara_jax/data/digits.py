@@ -18,7 +18,8 @@ from potara_jax.data import partition
 from potara_jax.data.federation import Batch, Federation, Weighted, pack
 
 CLASSES = 10
-SHARES = {"upstream": 0.2, "train": 0.45, "heldout": 0.15, "test": 0.2}
+UPSTREAM_SHARE = 0.2
+CLIENT_SHARES = {"train": 0.56, "heldout": 0.19, "test": 0.25}
 
 # What a group of clients does to its images when heterogeneity is of tasks.
 TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -38,12 +39,22 @@ class Splits(NamedTuple):
 
 
 def load(seed: int) -> Splits:
-    """The images, split by a seed."""
+    """All images, split by a seed into `upstream` and `clients`."""
     bunch = load_digits()
     images = (bunch.images[..., None] / 16).astype(np.float32)
     labels = bunch.target.astype(np.int32)
-    parts = partition.split(np.random.default_rng([seed, 0]), labels, SHARES)
+    shares = {"upstream": UPSTREAM_SHARE, "clients": 1 - UPSTREAM_SHARE}
+    parts = partition.split(np.random.default_rng([seed, 0]), labels, shares)
     return Splits(images, labels, parts)
+
+
+def deal(splits: Splits, seed: int) -> Splits:
+    """The clients' images, split by a seed into `train`, `heldout` and `test`."""
+    own = splits.parts["clients"]
+    rng = np.random.default_rng([seed, 1])
+    parts = partition.split(rng, splits.labels[own], CLIENT_SHARES)
+    dealt = {name: own[index] for name, index in parts.items()}
+    return splits._replace(parts=splits.parts | dealt)
 
 
 def upstream(splits: Splits) -> Batch:
@@ -63,7 +74,7 @@ def federation(
     seed: int,
     size: int | None = None,
 ) -> Federation:
-    """Clients over the digits.
+    """Clients over the digits, whose `splits` have been dealt.
 
     heterogeneity: a Dirichlet concentration as text (`0.1`), or `tasks`: equal groups of
       clients, each with its own transformation of the images and all classes alike.
@@ -71,7 +82,7 @@ def federation(
       images in the client's class proportions; two clients may hold the same image.
     size: the length to which clients are padded; default the largest client.
     """
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([seed, 2])
     groups = _deal(rng, splits, heterogeneity, clients)
     shares = partition.proportions(splits.labels, groups, CLASSES)
     drawn = [_draw(rng, splits, share, heldout) for share in shares]

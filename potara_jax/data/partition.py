@@ -54,7 +54,7 @@ def _deal(rng, labels, share) -> list[np.ndarray]:
         cuts = np.round(edges[:-1] * len(order)).astype(int)
         for mine, part in zip(dealt, np.split(order, cuts), strict=True):
             mine.append(part)
-    return [np.sort(np.concatenate(parts)) for parts in dealt]
+    return [rng.permutation(np.concatenate(parts)) for parts in dealt]
 
 
 def proportions(labels: np.ndarray, groups: list[np.ndarray], classes: int):

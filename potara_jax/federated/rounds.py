@@ -49,10 +49,14 @@ RoundFn = Callable[
 ]
 
 
-def start(algorithm: Algorithm, adapter: Adapter, *, clients: int) -> Progress:
-    """The state before the first round, every client from the same adapter."""
-    states = stack(algorithm.init_client(adapter), clients=clients)
-    return Progress(jax.tree.map(jnp.copy, algorithm.init(adapter)), states)
+def start(algorithm: Algorithm, adapters: Adapter) -> Progress:
+    """The state before the first round, from every client's adapter `[C, ...]`.
+
+    The server starts from the first client's.
+    """
+    states = jax.vmap(algorithm.init_client)(adapters)
+    server = algorithm.init(jax.tree.map(lambda x: x[0], adapters))
+    return jax.tree.map(jnp.copy, Progress(server, states))
 
 
 def stack(tree: Any, *, clients: int) -> Any:

@@ -1,0 +1,111 @@
+"""Twenty clients on the handwritten digits of scikit-learn.
+
+    potara run digits                     (or: make digits)
+
+A small Vision Transformer is pre-trained on upstream images turned by 90, 180 and 270
+degrees, which no client ever sees; clients hold upright images of a few classes each.
+With three seeds at Dirichlet 0.1 and 0.5 it takes under five minutes on two cores.
+
+The setting is this project's own: learning rate, rank and rounds were chosen on the
+held-out samples of one seed that is not among the defaults (100), for the federated and
+the local models alike. Expect the merges to beat both their parents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from experiments.base import cached_base
+from experiments.problem import Problem, initial_adapter
+from experiments.settings import Settings
+from potara_jax.adapters import lora
+from potara_jax.clients.task import classification
+from potara_jax.data import digits
+from potara_jax.data.federation import Federation
+from potara_jax.models.pretraining import pretrain
+from potara_jax.models.vit import ViT, ViTConfig
+
+_MODEL = ViTConfig(patch=2, width=64, depth=4, heads=4, classes=digits.CLASSES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits(Settings):
+    """Federated and local LoRA on a ViT for handwritten digits, merged by Potara."""
+
+    out: Path = Path("runs/digits")
+    """Run folder. A finished run is shown again, an unfinished one is continued."""
+    base_seed: int = 0
+    """Seed of the upstream images, and of the base's pre-training."""
+    base_steps: int = 400
+    """Steps of the base's pre-training."""
+
+    def check(self) -> None:
+        """As `Settings.check`, and the base's settings."""
+        super().check()
+        for name in ("base_seed", "base_steps"):
+            if getattr(self, name) < 0:
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{option} is {getattr(self, name)}: it must be >= 0")
+
+
+def problem(settings: Digits, note) -> Problem:
+    """The digits ViT and its federations, one a heterogeneity and seed."""
+    model = ViT(_MODEL)
+    image = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+    sites = lora.find_sites(model, image, targets=settings.targets)
+    lora.check_rank(sites, settings.rank)
+    images = digits.load(settings.base_seed)
+    federations = _federations(images, settings)
+    base = _base(model, images, settings, note)
+    trained = ("head",) if settings.train_head else ()
+    return Problem(
+        task=classification(lora.bind(model, scale=settings.alpha / settings.rank)),
+        base=base,
+        adapter=initial_adapter(sites, rank=settings.rank, base=base, trained=trained),
+        federations=federations,
+    )
+
+
+def _federations(images, settings) -> dict[tuple[str, int], Federation]:
+    cells = [(h, s) for h in settings.heterogeneity for s in settings.seeds]
+    made = {cell: _federation(images, settings, cell, None) for cell in cells}
+    size = max(f.train.index.shape[1] for f in made.values())
+    return {cell: _federation(images, settings, cell, size) for cell in cells}
+
+
+def _federation(images, settings, cell, size) -> Federation:
+    heterogeneity, seed = cell
+    return digits.federation(
+        digits.deal(images, seed),
+        heterogeneity,
+        clients=settings.clients,
+        heldout=settings.samples,
+        seed=seed,
+        size=size,
+    )
+
+
+def _base(model, images, settings, note) -> lora.Params:
+    upstream = digits.upstream(images)
+    recipe = {"model": dataclasses.asdict(_MODEL), "steps": settings.base_steps}
+    recipe |= {"seed": settings.base_seed, "batch_size": 64, "learning_rate": 1e-3}
+
+    def train():
+        start, steps = jax.random.split(jax.random.key(settings.base_seed))
+        params = model.init(start, upstream.inputs[:1])["params"]
+        apply = lambda p, x: model.apply({"params": p}, x)
+        return pretrain(
+            apply,
+            params,
+            *upstream,
+            steps,
+            steps=settings.base_steps,
+            batch_size=recipe["batch_size"],
+            learning_rate=recipe["learning_rate"],
+        )[0]
+
+    return cached_base(settings.cache, recipe, upstream, train, note)

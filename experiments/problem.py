@@ -1,0 +1,34 @@
+"""What an experiment gives the runner: a model with its base, and federations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from potara_jax.adapters import lora
+from potara_jax.adapters.lora import Adapter, Params
+from potara_jax.clients.task import Task
+from potara_jax.data.federation import Federation
+
+
+class Problem(NamedTuple):
+    """A pre-trained model, what is adapted of it, and who adapts it.
+
+    `federations`: by `(heterogeneity, seed)`, all padded to one length, so that one
+    compiled program serves them all.
+    """
+
+    task: Task
+    base: Params
+    adapter: Callable[[jax.Array], Adapter]
+    federations: dict[tuple[str, int], Federation]
+
+
+def initial_adapter(
+    sites: dict[str, lora.Site], *, rank: int, base: Params, trained: tuple[str, ...]
+) -> Callable[[jax.Array], Adapter]:
+    """A function from a key to an adapter: fresh factors, whole modules as in the base."""
+    whole = lora.trained_modules(base, trained)
+    return lambda key: lora.init(key, sites, rank=rank) | whole

@@ -1,0 +1,134 @@
+"""What every experiment can be told, with its checks."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+TASKS = "tasks"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Federated and local LoRA, merged by Potara, on one federation a cell.
+
+    A cell is one heterogeneity with one seed.
+    """
+
+    out: Path = Path("runs/run")
+    """Run folder. A finished run is shown again, an unfinished one is continued."""
+    rerun: bool = False
+    """Throw away what the run folder holds, and start anew."""
+    cache: Path = Path("~/.cache/potara_jax")
+    """Where pre-trained bases are kept between runs."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Every seed draws the splits, the clients, the initial factors and the batches."""
+    heterogeneity: tuple[str, ...] = ("0.1", "0.5")
+    """Dirichlet concentrations of the clients' classes; `tasks`: groups of clients with
+    different image transformations and all classes alike."""
+    clients: int = 20
+    """Number of clients."""
+
+    rank: int = 8
+    """Rank of the LoRA factors."""
+    alpha: float = 16.0
+    """LoRA's alpha: a delta is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("query", "value")
+    """Modules to adapt: regular expressions for the end of a module's path."""
+    train_head: bool = False
+    """Train the classification head too; it then travels and merges with the adapter."""
+
+    federated_rounds: int = 40
+    """Rounds of FedIT."""
+    local_rounds: int = 20
+    """Rounds that each client trains alone: the local phase, and fine-tuning."""
+    local_steps: int = 5
+    """Optimiser steps of a client in a round."""
+    batch_size: int = 8
+    """Examples of a step."""
+    learning_rate: float = 5e-3
+    """AdamW's learning rate; its state is fresh in every round."""
+    weight_decay: float = 1e-4
+    """AdamW's weight decay."""
+    fraction: float = 1.0
+    """Share of the clients that take part in a federated round."""
+    local_start: Literal["shared", "independent", "federated"] = "shared"
+    """Where local training starts: the factors that the federation starts from, factors
+    of each client's own, or the federated adapter."""
+
+    samples: int = 30
+    """Examples of a client that a weight is measured on, training or held-out."""
+    curvature: Literal["exact", "empirical", "sampled"] = "exact"
+    """Which Fisher: over all classes, of the data's labels, of labels drawn."""
+    curvature_on: Literal["train", "heldout"] = "train"
+    """Which examples the curvature is measured on."""
+    damping: Literal["relative", "laplace", "quantile", "harmonic"] = "relative"
+    """How Fisher information becomes a posterior variance."""
+    damping_value: float = 0.1
+    """Relative or harmonic: share of the mean Fisher; laplace: the prior precision;
+    quantile: the quantile."""
+    per: Literal["client", "module"] = "client"
+    """One Potara weight a client, or one a module."""
+    grid_points: int = 11
+    """Merge weights that grid search and the oracles try."""
+
+    chunk: int | None = None
+    """Clients trained at once, to bound memory; default: all of a round."""
+
+    def check(self) -> None:
+        """Raise `ValueError` with the setting, its value and what is allowed."""
+        for name in _POSITIVE:
+            _require(getattr(self, name) > 0, self, name, "must be above 0")
+        _require(0 < self.fraction <= 1, self, "fraction", "must be in (0, 1]")
+        _require(self.weight_decay >= 0, self, "weight_decay", "must be 0 or more")
+        _require(self.damping_value >= 0, self, "damping_value", "must be 0 or more")
+        _require(self.grid_points > 1, self, "grid_points", "must be 2 or more")
+        for name in ("seeds", "heterogeneity", "targets"):
+            values = getattr(self, name)
+            _require(values, self, name, "must name at least one")
+            _require(len(set(values)) == len(values), self, name, "names one twice")
+        _require(min(self.seeds) >= 0, self, "seeds", "must be 0 or more")
+        for value in self.heterogeneity:
+            good = value == TASKS or _positive_number(value)
+            allowed = f"must be numbers above 0 or '{TASKS}'"
+            _require(good, self, "heterogeneity", allowed)
+
+
+_POSITIVE = (
+    "clients",
+    "rank",
+    "alpha",
+    "federated_rounds",
+    "local_rounds",
+    "local_steps",
+    "batch_size",
+    "learning_rate",
+    "samples",
+)
+_NOT_OF_THE_RESULT = ("out", "rerun", "cache")
+
+
+def _require(good, settings, name, allowed):
+    if not good:
+        option = "--" + name.replace("_", "-")
+        raise ValueError(f"{option} is {_show(getattr(settings, name))}: it {allowed}")
+
+
+def _show(value) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _positive_number(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
+
+
+def resolved(settings: Settings) -> dict:
+    """All settings that determine the results, as JSON values."""
+    values = dataclasses.asdict(settings)
+    kept = {k: v for k, v in values.items() if k not in _NOT_OF_THE_RESULT}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}

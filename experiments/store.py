@@ -1,0 +1,161 @@
+"""The run folder.
+
+config.json     settings that determine the results      versions.json  software
+metrics.jsonl   a line a round        cells/*.json   a finished cell
+checkpoints/    states between rounds, and the merged adapters
+results.json  clients.csv  figures/*.png  report.html       of the finished run
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments import checkpoints, files
+from experiments.checkpoints import Saved
+
+_PACKAGES = (
+    "potara_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+)
+_FILES = (
+    "results.json",
+    "report.html",
+    "clients.csv",
+    "metrics.jsonl",
+    "versions.json",
+    "config.json",
+)
+
+
+class Cell(NamedTuple):
+    """One heterogeneity with one seed."""
+
+    heterogeneity: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The cell's name in paths."""
+        return f"{self.heterogeneity}-seed-{self.seed}"
+
+
+class Store(NamedTuple):
+    """The run folder `path`; `warn` takes lines for the user."""
+
+    path: Path
+    warn: Callable[[str], None]
+
+    def phase(self, cell: Cell, phase: str) -> Path:
+        """Where a phase's checkpoints are."""
+        return self.path / "checkpoints" / cell.name / phase
+
+    def begin_phase(self, cell: Cell, phase: str, like: Any) -> Saved | None:
+        """What is kept of a phase; its lines in `metrics.jsonl` are made to fit it."""
+        saved = checkpoints.restore(self.phase(cell, phase), like, self.warn)
+        others = [line for line in self._metrics() if _origin(line) != (cell, phase)]
+        lines = others + [line for line in (saved.history if saved else [])]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        files.write_text(self.path / "metrics.jsonl", text)
+        return saved
+
+    def end_round(self, cell: Cell, phase: str, saved: Saved) -> None:
+        """Keep a round: its checkpoint first, then its line."""
+        checkpoints.save(self.phase(cell, phase), saved)
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(saved.history[-1]) + "\n")
+
+    def _metrics(self) -> list[dict]:
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [value for value in map(_parsed, lines) if value is not None]
+
+    def cell(self, cell: Cell) -> dict | None:
+        """A finished cell's record."""
+        path = self.path / "cells" / f"{cell.name}.json"
+        return files.read_json(path) if path.exists() else None
+
+    def end_cell(self, cell: Cell, record: dict) -> None:
+        """Keep a finished cell."""
+        files.write_json(self.path / "cells" / f"{cell.name}.json", record)
+
+
+def _origin(line: dict) -> tuple[Cell, str]:
+    return Cell(line["heterogeneity"], line["seed"]), line["phase"]
+
+
+def _parsed(line: str) -> dict | None:
+    """A line's value; None for the torn last line of a killed run."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def open_store(
+    path: Path, config: dict, *, rerun: bool, warn: Callable[[str], None]
+) -> Store:
+    """The run folder for a configuration, new or to be continued.
+
+    Raises `ValueError` where it holds a run with another configuration, naming what is
+    different, or files that are not of a run.
+    """
+    if rerun:
+        _clear(path)
+    known = path / "config.json"
+    if known.exists():
+        _check_same(path, files.read_json(known), config)
+    elif any(not p.name.startswith(".") for p in path.iterdir()):
+        raise ValueError(f"{path} is not empty and not a run folder; set another --out")
+    files.write_json(known, config)
+    files.write_json(path / "versions.json", versions())
+    return Store(path, warn)
+
+
+def _clear(path: Path) -> None:
+    """Remove a run's files, and nothing else."""
+    if not (path / "config.json").exists():
+        return
+    for name in ("cells", "checkpoints", "figures"):
+        shutil.rmtree(path / name, ignore_errors=True)
+    for name in _FILES:
+        (path / name).unlink(missing_ok=True)
+
+
+def _check_same(path, known, config):
+    names = [n for n in {**config, **known} if config.get(n) != known.get(n)]
+    if names:
+        name = names[0]
+        option = "--" + name.replace("_", "-")
+        more = f" (and {len(names) - 1} more differ)" if len(names) > 1 else ""
+        raise ValueError(
+            f"{path} holds a run with {option} {known.get(name)}, not "
+            f"{config.get(name)}{more}; set another --out, or --rerun to replace it"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Software and device of this process."""
+    packages = {name: _version(name) for name in _PACKAGES}
+    device = jax.devices()[0]
+    machine = f"{jax.device_count()} x {device.platform} {device.device_kind}"
+    return {"python": platform.python_version(), **packages, "device": machine}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

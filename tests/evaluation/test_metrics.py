@@ -1,0 +1,111 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potara_jax.data.federation import Weighted
+from potara_jax.evaluation import metrics
+from tests.helpers_federated import SCALE, few_examples, problem, task
+
+CLIENTS, TESTS = 5, 7
+
+
+def weighted_test(seed=0):
+    rng = np.random.default_rng(seed)
+    index = rng.integers(0, 20, (CLIENTS, TESTS))
+    weight = rng.dirichlet(np.ones(TESTS), CLIENTS)
+    return Weighted(jnp.asarray(index), jnp.asarray(weight, jnp.float32))
+
+
+def adapters(seed=0):
+    rng = np.random.default_rng(seed)
+    stacked = lambda x: jnp.asarray(rng.normal(size=(CLIENTS, *x.shape)), x.dtype)
+    return jax.tree.map(stacked, problem().adapter)
+
+
+def numpy_scores(shared, stacked, test):
+    inputs, labels = map(np.asarray, shared.pool)
+    w = np.asarray(shared.base["w"], np.float64)
+    accuracy, loss = [], []
+    for client in range(CLIENTS):
+        a, b = (np.asarray(stacked["dense"][name][client]) for name in "ab")
+        index, weight = (np.asarray(part[client], part.dtype) for part in test)
+        logits = inputs[index] @ (w + SCALE * a @ b)
+        own = labels[index]
+        losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(TESTS), own]
+        accuracy.append(np.sum(weight * (logits.argmax(1) == own)))
+        loss.append(np.sum(weight * losses))
+    return np.array(accuracy), np.array(loss)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2, 9])
+def test_evaluator_equals_numpy(chunk):
+    shared = problem((20,)).shared
+    scores = metrics.evaluator(task, chunk=chunk)(shared, adapters(), weighted_test())
+    accuracy, loss = numpy_scores(shared, adapters(), weighted_test())
+    np.testing.assert_allclose(scores.accuracy, accuracy, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scores.loss, loss, rtol=1e-5)
+    assert len(np.unique(accuracy)) == CLIENTS
+
+
+def test_examples_without_weight_do_not_count():
+    shared, test = problem((20,)).shared, weighted_test()
+    weight = np.zeros((CLIENTS, TESTS), np.float32)
+    weight[:, 3] = 1
+    test = test._replace(weight=jnp.asarray(weight))
+    scores = metrics.evaluator(task)(shared, adapters(), test)
+    assert set(np.asarray(scores.accuracy).tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "worst"),
+    [
+        ([0.5, 0.1, 0.9], 0.1),
+        ([0.7], 0.7),
+        (np.arange(10, 0, -1), 1.0),
+        (np.arange(19), 0.0),
+        (np.arange(20)[::-1], 0.5),
+        (np.arange(35), 1.0),
+    ],
+)
+def test_worst_decile_by_hand(values, worst):
+    assert metrics.worst_decile(values) == worst
+
+
+@few_examples
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.randoms())
+def test_worst_decile_is_the_same_for_any_order_and_at_most_the_mean(values, random):
+    worst = metrics.worst_decile(values)
+    random.shuffle(values)
+    assert metrics.worst_decile(values) == worst
+    assert min(values) <= worst <= np.mean(values) + 1e-12
+
+
+def test_adapter_parameters_are_those_of_one_client():
+    stacked = {
+        "query": {"a": jnp.zeros((9, 5, 2)), "b": jnp.zeros((9, 2, 3))},
+        "head": {"kernel": jnp.zeros((9, 3, 4)), "bias": jnp.zeros((9, 4))},
+    }
+    assert metrics.adapter_parameters(stacked) == 10 + 6 + 12 + 4
+    assert metrics.adapter_parameters({}) == 0
+
+
+def test_segment_barrier_by_hand():
+    losses = jnp.array(
+        [
+            [1.0, 2.5, 3.0],  # 0.5 above the line from 1 to 3
+            [1.0, 1.5, 3.0],  # below the line
+            [2.0, 2.0, 0.0],  # 1 above the line from 2 to 0
+            [4.0, 4.0, 4.0],
+        ]
+    )
+    barrier = metrics.segment_barrier(losses, jnp.array([0.0, 0.5, 1.0]))
+    np.testing.assert_allclose(barrier, [0.5, 0, 1, 0])
+
+
+def test_segment_barrier_is_the_highest_over_points_that_need_not_be_even():
+    losses = jnp.array([[0.0, 1.0, 4.0, 4.0]])
+    points = jnp.array([0.0, 0.25, 0.5, 1.0])
+    np.testing.assert_allclose(metrics.segment_barrier(losses, points), [2.0])

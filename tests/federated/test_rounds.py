@@ -1,0 +1,292 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potara_jax.federated import rounds
+from potara_jax.federated.interface import Algorithm, Update
+from tests.helpers_federated import (
+    ALGORITHMS,
+    assert_close,
+    assert_equal,
+    differs,
+    few_examples,
+    make_round,
+    poisoned,
+    problem,
+    run,
+)
+
+CLIENTS, COUNTS = 4, (4, 2, 1, 4)
+FEDIT, LOCAL = ALGORITHMS["FedIT"], ALGORITHMS["local"]
+WHOLE_FEDIT = ALGORITHMS["FedIT, whole batches"]
+WHOLE_LOCAL = ALGORITHMS["local, whole batches"]
+both = pytest.mark.parametrize("algorithm", [FEDIT, LOCAL], ids=["FedIT", "local"])
+not_finite = pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+
+
+def keep(given, clients):
+    examples = jax.tree.map(lambda x: x[np.array(clients)], given.examples)
+    return given._replace(examples=examples)
+
+
+def counting(spoil=None) -> Algorithm:
+    """Clients send their number of examples and count their rounds.
+
+    spoil: the part of its update that the client with one example makes NaN.
+    """
+
+    def client(shared, received, state, examples, key):
+        bad = jnp.where(examples.count == 1, np.nan, 0.0)
+        break_ = lambda name, value: value + bad if spoil == name else value
+        count = examples.count + received["server"]
+        return Update(
+            break_("state", state + 1),
+            {"sum": break_("upload", count)},
+            break_("losses", jnp.zeros(2)),
+        )
+
+    return Algorithm(
+        name="counting",
+        init=lambda adapter: jnp.float32(0),
+        init_client=lambda adapter: jnp.float32(0),
+        broadcast=lambda server, state: {
+            "server": server,
+            "half": jnp.zeros(3, jnp.bfloat16),
+        },
+        client=client,
+        aggregate=lambda server, uploads, weights: weights @ uploads["sum"],
+        personalise=lambda received, state: {},
+    )
+
+
+# --- What a round computes ------------------------------------------------------------
+
+
+def test_two_rounds_by_hand():
+    progress, report = run(counting(), problem(COUNTS), number=2)
+    np.testing.assert_allclose(progress.server, 2 * (16 + 4 + 1 + 16) / 11, rtol=1e-6)
+    np.testing.assert_array_equal(progress.states, [2, 2, 2, 2])
+    np.testing.assert_array_equal(report.cohort, [0, 1, 2, 3])
+    np.testing.assert_array_equal(report.losses, np.zeros((4, 2)))
+    np.testing.assert_array_equal(report.finite, [True] * 4)
+    np.testing.assert_array_equal(report.bytes_down, [4 + 3 * 2] * 4)
+    np.testing.assert_array_equal(report.bytes_up, [4] * 4)
+
+
+@few_examples
+@given(st.permutations(range(CLIENTS)))
+def test_round_is_the_same_for_any_order_of_clients(order):
+    server = run(WHOLE_FEDIT, problem())[0].server
+    assert_close(run(WHOLE_FEDIT, keep(problem(), order))[0].server, server)
+    states = run(WHOLE_LOCAL, problem())[0].states
+    moved = jax.tree.map(lambda x: x[np.array(order)], states)
+    assert_close(run(WHOLE_LOCAL, keep(problem(), order))[0].states, moved)
+
+
+@both
+def test_round_is_a_function_of_the_key(algorithm):
+    once, again = (run(algorithm, problem(), number=2) for _ in range(2))
+    assert_equal(once, again)
+    assert differs(once, run(algorithm, problem(), number=2, seed=1))
+
+
+def test_rounds_draw_other_batches():
+    step, key = make_round(LOCAL), jax.random.key(0)
+    _, first = step(*start(LOCAL), problem().examples, key, 0)
+    _, second = step(*start(LOCAL), problem().examples, key, 1)
+    assert differs(first.losses, second.losses)
+
+
+def start(algorithm):
+    given = problem()
+    return given.shared, rounds.start(algorithm, given.adapter, clients=CLIENTS)
+
+
+# --- Cohorts --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("clients", "fraction", "size"),
+    [(8, 0.5, 4), (8, 0.51, 5), (8, 0.01, 1), (3, 0.5, 2), (5, 1.0, 5), (1, 0.5, 1)],
+)
+def test_cohort_has_its_size_and_no_client_twice(clients, fraction, size):
+    for number in range(5):
+        cohort = np.asarray(
+            rounds.draw_cohort(
+                jax.random.key(0), number, clients=clients, fraction=fraction
+            )
+        )
+        assert len(cohort) == size
+        assert sorted(set(cohort.tolist())) == cohort.tolist()
+        assert 0 <= cohort[0] <= cohort[-1] < clients
+
+
+def test_cohort_is_a_function_of_the_key_and_the_round():
+    def draw(seed, number):
+        key = jax.random.key(seed)
+        cohort = rounds.draw_cohort(key, number, clients=12, fraction=0.5)
+        return tuple(cohort.tolist())
+
+    assert draw(0, 3) == draw(0, 3)
+    assert len({draw(0, number) for number in range(6)}) > 3
+    assert len({draw(seed, 0) for seed in range(6)}) > 3
+
+
+def test_every_client_is_drawn_in_time():
+    draw = lambda number: rounds.draw_cohort(
+        jax.random.key(0), number, clients=6, fraction=1 / 3
+    )
+    drawn = np.concatenate([draw(number) for number in range(30)])
+    assert np.all(np.bincount(drawn, minlength=6) > 0)
+
+
+def test_clients_outside_the_cohort_keep_their_state():
+    progress, report = run(LOCAL, problem(), fraction=0.5)
+    assert report.cohort.shape == (2,)
+    assert report.losses.shape == (2, 3)
+    before = rounds.start(LOCAL, problem().adapter, clients=CLIENTS).states
+    inside = np.isin(np.arange(CLIENTS), report.cohort)
+    take = lambda tree, mask: jax.tree.map(lambda x: x[mask], tree)
+    assert_equal(take(progress.states, ~inside), take(before, ~inside))
+    moved = progress.states["dense"]["b"] != before["dense"]["b"]
+    np.testing.assert_array_equal(np.any(moved, (1, 2)), inside)
+
+
+def test_what_a_client_learns_does_not_depend_on_who_else_takes_part():
+    cohort_run, report = run(LOCAL, problem(), fraction=0.5)
+    full, _ = run(LOCAL, problem())
+    pick = lambda tree: jax.tree.map(lambda x: x[report.cohort], tree)
+    assert_close(pick(cohort_run.states), pick(full.states))
+
+
+def test_server_is_the_mean_over_the_cohort_alone():
+    progress, report = run(WHOLE_FEDIT, problem(), fraction=0.5)
+    alone, _ = run(WHOLE_FEDIT, keep(problem(), report.cohort))
+    assert_close(progress.server, alone.server)
+
+
+def test_cohorts_are_reproducible_over_rounds():
+    once, again = (run(FEDIT, problem(), number=3, fraction=0.5) for _ in range(2))
+    assert_equal(once, again)
+
+
+# --- Clients that diverge -------------------------------------------------------------
+
+
+@not_finite
+@pytest.mark.parametrize("client", [0, 2])
+def test_client_that_is_not_finite_is_left_out_of_the_server(value, client):
+    bad = poisoned(problem(), client, value)
+    others = [c for c in range(CLIENTS) if c != client]
+    progress, report = run(WHOLE_FEDIT, bad, number=2)
+    without, _ = run(WHOLE_FEDIT, keep(problem(), others), number=2)
+    np.testing.assert_array_equal(report.finite, np.arange(CLIENTS) != client)
+    assert_close(progress.server, without.server)
+
+
+@not_finite
+def test_client_that_is_not_finite_keeps_its_state_and_others_are_unaffected(value):
+    bad, _ = run(LOCAL, poisoned(problem(), 1, value), number=2)
+    good, _ = run(LOCAL, problem(), number=2)
+    before = rounds.start(LOCAL, problem().adapter, clients=CLIENTS)
+    for client in range(CLIENTS):
+        kept = before if client == 1 else good
+        pick = lambda tree, c=client: jax.tree.map(lambda x: x[c], tree)
+        assert_equal(pick(bad.states), pick(kept.states))
+
+
+@pytest.mark.parametrize("part", ["state", "upload", "losses"])
+def test_any_part_of_an_update_leaves_a_client_out(part):
+    progress, report = run(counting(part), problem(COUNTS))
+    np.testing.assert_array_equal(report.finite, [True, True, False, True])
+    np.testing.assert_array_equal(progress.states, [1, 1, 0, 1])
+    np.testing.assert_allclose(progress.server, (16 + 4 + 16) / 10, rtol=1e-6)
+
+
+@both
+def test_nothing_changes_where_no_client_is_finite(algorithm):
+    bad = problem()
+    for client in range(CLIENTS):
+        bad = poisoned(bad, client, np.nan)
+    progress, report = run(algorithm, bad, number=2)
+    assert not np.any(report.finite)
+    assert_equal(progress, rounds.start(algorithm, bad.adapter, clients=CLIENTS))
+
+
+def test_client_that_recovers_is_taken_in_again():
+    step, key = make_round(FEDIT), jax.random.key(0)
+    shared, progress = start(FEDIT)
+    examples = problem().examples
+    bad = poisoned(problem(), 1, np.nan).shared
+    progress, first = step(bad, progress, examples, key, 0)
+    _, second = step(shared, progress, examples, key, 1)
+    np.testing.assert_array_equal(first.finite, [True, False, True, True])
+    assert np.all(second.finite)
+
+
+# --- Chunks, padding, compilation, donation -------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 9])
+def test_chunk_changes_nothing(algorithm, chunk):
+    whole, chunked = (
+        run(algorithm, problem(), number=2, chunk=c) for c in (None, chunk)
+    )
+    assert_close(chunked, whole)
+
+
+def test_chunk_changes_nothing_for_a_cohort_and_a_client_that_diverges():
+    bad = poisoned(problem(), 2, np.nan)
+    options = {"number": 2, "fraction": 0.75}
+    assert_close(run(FEDIT, bad, chunk=2, **options), run(FEDIT, bad, **options))
+
+
+@both
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_padding_changes_nothing_to_the_bit(algorithm, chunk):
+    exact = run(algorithm, problem(), number=2, chunk=chunk)
+    padded = run(algorithm, problem(size=4 + 17), number=2, chunk=chunk)
+    assert_equal(padded, exact)
+
+
+@both
+@pytest.mark.parametrize("kind", [int, np.int32, jnp.int32])
+def test_rounds_are_compiled_once(algorithm, kind):
+    step = rounds.make_round(algorithm)
+    shared, progress = start(algorithm)
+    for number in range(4):
+        examples, key = problem().examples, jax.random.key(0)
+        progress, _ = step(shared, progress, examples, key, kind(number))
+    assert step._cache_size() == 1
+    assert_equal(progress, run(algorithm, problem(), number=4)[0])
+
+
+@both
+def test_progress_is_donated_and_what_is_shared_is_not(algorithm):
+    given = problem()
+    progress = rounds.start(algorithm, given.adapter, clients=CLIENTS)
+    key = jax.random.key(0)
+    make_round(algorithm)(given.shared, progress, given.examples, key, 0)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(progress))
+    kept = jax.tree.leaves((given.shared, given.examples, key))
+    assert not any(leaf.is_deleted() for leaf in kept)
+
+
+@both
+@pytest.mark.parametrize("clients", [1, 4])
+def test_start_copies_so_that_the_adapter_survives(algorithm, clients):
+    given = problem((4,) * clients)
+    before = jax.tree.map(np.array, given.adapter)
+    run(algorithm, given)
+    assert_equal(given.adapter, before)
+
+
+def test_stack_repeats_over_a_new_axis():
+    tree = {"x": jnp.arange(6).reshape(2, 3), "y": jnp.float32(2)}
+    stacked = rounds.stack(tree, clients=3)
+    np.testing.assert_array_equal(stacked["x"], [np.arange(6).reshape(2, 3)] * 3)
+    np.testing.assert_array_equal(stacked["y"], [2, 2, 2])

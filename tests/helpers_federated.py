@@ -1,0 +1,103 @@
+"""A linear model with factors, and small federations of it.
+
+Dimension letters: `B` batch, `D` inputs, `R` rank, `K` outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from hypothesis import settings
+
+from potara_jax.adapters.lora import Adapter
+from potara_jax.clients.task import classification
+from potara_jax.clients.training import local_training
+from potara_jax.data.federation import Batch, Ragged, pack
+from potara_jax.federated import rounds
+from potara_jax.federated.fedit import fedit
+from potara_jax.federated.interface import Shared
+from potara_jax.federated.local import local_only
+
+INPUTS, RANK, OUTPUTS, SCALE = 5, 2, 3, 0.5
+
+few_examples = settings(deadline=None, max_examples=25)
+
+
+def linear(base, adapter, inputs):
+    """The model `y = x W + s (x a) b`."""
+    entry = adapter["dense"]
+    return inputs @ base["w"] + SCALE * (inputs @ entry["a"]) @ entry["b"]
+
+
+task = classification(linear)
+
+# Batches of four are all of a client whose count divides four; batches of three are not.
+whole_batches = local_training(optax.sgd(0.1), steps=3, batch_size=4)
+small_batches = local_training(optax.adamw(0.05), steps=3, batch_size=3)
+ALGORITHMS = {
+    "FedIT": fedit(task, small_batches),
+    "local": local_only(task, small_batches),
+    "FedIT, whole batches": fedit(task, whole_batches),
+    "local, whole batches": local_only(task, whole_batches),
+}
+make_round = functools.cache(rounds.make_round)
+
+
+class Problem(NamedTuple):
+    """A federation of the linear model."""
+
+    shared: Shared
+    examples: Ragged
+    adapter: Adapter
+
+
+def problem(counts=(4, 2, 1, 4), *, seed=0, size=None) -> Problem:
+    """Clients with `counts` examples, and an adapter whose delta is not zero."""
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, OUTPUTS, sum(counts)), jnp.int32)
+    pool = Batch(normal(sum(counts), INPUTS), labels)
+    adapter = {"dense": {"a": normal(INPUTS, RANK), "b": normal(RANK, OUTPUTS)}}
+    groups = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+    shared = Shared({"w": normal(INPUTS, OUTPUTS)}, pool)
+    return Problem(shared, pack(groups, size=size), adapter)
+
+
+def poisoned(given: Problem, client: int, value: float) -> Problem:
+    """The problem with one client's inputs replaced by a value."""
+    own = given.examples.index[client, : given.examples.count[client]]
+    inputs = given.shared.pool.inputs.at[own].set(value)
+    pool = given.shared.pool._replace(inputs=inputs)
+    return given._replace(shared=given.shared._replace(pool=pool))
+
+
+def run(algorithm, given: Problem, *, number=1, seed=0, **options):
+    """Progress and the last report after a number of rounds."""
+    clients = len(given.examples.count)
+    progress = rounds.start(algorithm, given.adapter, clients=clients)
+    step, key = make_round(algorithm, **options), jax.random.key(seed)
+    for index in range(number):
+        progress, report = step(given.shared, progress, given.examples, key, index)
+    return progress, report
+
+
+def assert_equal(left, right):
+    """Two pytrees are the same to the bit."""
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def assert_close(left, right, *, rtol=1e-5, atol=1e-6):
+    """Two pytrees are the same but for rounding."""
+    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+    jax.tree.map(close, left, right)
+
+
+def differs(left, right) -> bool:
+    """Whether any number of two pytrees is not the same."""
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return any(bool(jnp.any(x != y)) for x, y in pairs)
