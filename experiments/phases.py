@@ -125,6 +125,8 @@ def _first(phase, progress, clients) -> Adapter:
 
 
 def _empty_marks(phase, progress, clients) -> Adapter:
+    if not phase.marks:
+        return {}
     shapes = jax.eval_shape(lambda p: _first(phase, p, clients), progress)
     return jax.tree.map(lambda x: jnp.zeros((len(phase.marks), *x.shape)), shapes)
 

@@ -66,7 +66,7 @@ class Settings:
     """Which examples the curvature is measured on."""
     damping: Literal["relative", "laplace", "quantile", "harmonic"] = "relative"
     """How Fisher information becomes a posterior variance."""
-    damping_value: float = 0.1
+    damping_value: float = 0.3
     """Relative or harmonic: share of the mean Fisher; laplace: the prior precision;
     quantile: the quantile."""
     per: Literal["client", "module"] = "client"

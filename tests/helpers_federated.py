@@ -36,7 +36,7 @@ def linear(base, adapter, inputs):
 
 task = classification(linear)
 
-# Batches of four are all of a client whose count divides four; batches of three are not.
+# Batches of four are all of a client's examples where their number divides four.
 whole_batches = local_training(optax.sgd(0.1), steps=3, batch_size=4)
 small_batches = local_training(optax.adamw(0.05), steps=3, batch_size=3)
 ALGORITHMS = {
@@ -76,10 +76,15 @@ def poisoned(given: Problem, client: int, value: float) -> Problem:
     return given._replace(shared=given.shared._replace(pool=pool))
 
 
+def start(algorithm, given: Problem) -> rounds.Progress:
+    """The state before the first round, every client from the problem's adapter."""
+    clients = len(given.examples.count)
+    return rounds.start(algorithm, rounds.stack(given.adapter, clients=clients))
+
+
 def run(algorithm, given: Problem, *, number=1, seed=0, **options):
     """Progress and the last report after a number of rounds."""
-    clients = len(given.examples.count)
-    progress = rounds.start(algorithm, given.adapter, clients=clients)
+    progress = start(algorithm, given)
     step, key = make_round(algorithm, **options), jax.random.key(seed)
     for index in range(number):
         progress, report = step(given.shared, progress, given.examples, key, index)

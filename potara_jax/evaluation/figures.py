@@ -355,7 +355,7 @@ def _marked(one: dict) -> list[tuple[str, list]]:
 def _on_curves(axes: Axes, points, losses, weights) -> np.ndarray:
     """Every client's loss at its weight, on the curve as it is drawn."""
     log = axes.get_yscale() == "log"
-    curves = np.log(losses) if log else losses
+    curves = np.log(np.maximum(losses, 1e-12)) if log else losses
     pairs = zip(weights, curves, strict=True)
     values = np.asarray([np.interp(weight, points, curve) for weight, curve in pairs])
     return np.exp(values) if log else values
@@ -439,7 +439,7 @@ def _line(look: Style, *, marker: bool = True) -> Line2D:
 
 # --- Communication -------------------------------------------------------------------
 
-Path = tuple[np.ndarray, np.ndarray]
+Curve = tuple[np.ndarray, np.ndarray]
 
 
 def communication(results: Results) -> Figure | None:
@@ -462,7 +462,7 @@ def communication(results: Results) -> Figure | None:
     return figure
 
 
-def _paths(seeds: list[list[dict]]) -> dict[str, Path]:
+def _paths(seeds: list[list[dict]]) -> dict[str, Curve]:
     """`{method: (bytes, accuracy)}` by round, means over seeds, of those that send."""
     rounds: dict[str, dict[int, list]] = {}
     for point in (point for seed in seeds for point in seed):
@@ -480,7 +480,7 @@ def _levels(results: Results, heterogeneity: str) -> dict[str, float]:
     sends = lambda record: record["bytes_up"] or record["bytes_down"]
     return {
         method: float(np.mean([record["mean"] for record in records]))
-        for method, records in by_heterogeneity(results)[heterogeneity].items()
+        for method, records in by_heterogeneity(results).get(heterogeneity, {}).items()
         if not (records[0]["oracle"] or any(map(sends, records)))
     }
 

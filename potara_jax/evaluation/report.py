@@ -95,13 +95,17 @@ def render(results: Results, figures: list[pathlib.Path]) -> str:
 
 
 def _paragraphs(texts: Iterable[str], *, kind: str) -> str:
-    bound = (escape(text).replace(" %", "&nbsp;%") for text in texts)
-    return "\n".join(f'<p class="{kind}">{text}</p>' for text in bound)
+    return "\n".join(f'<p class="{kind}">{_bound(text)}</p>' for text in texts)
+
+
+def _bound(text: str) -> str:
+    """Escaped text whose percent signs stay with their numbers."""
+    return escape(text).replace(" %", "&nbsp;%")
 
 
 def _table(heads: Iterable[str], lines: Iterable[str]) -> str:
     """A table that scrolls by itself where the page is narrow; `lines` are HTML."""
-    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    top = "".join(f'<th scope="col">{_bound(head)}</th>' for head in heads)
     body = "\n".join(lines)
     return (
         f'<div class="wide"><table>\n<thead><tr>{top}</tr></thead>\n'
@@ -164,10 +168,11 @@ def _margin(row: Row) -> str:
 
 def _rival(row: Row, group: list[Row]) -> str:
     """The best method that sees no test data, where the sentence has not named it."""
-    first, *_ = best(group)
-    if first.mean <= row.mean or first.method in PARENTS:
+    fresh = [other for other in best(group) if other.method not in PARENTS]
+    if not fresh or fresh[0].mean <= row.mean:
         return ""
-    return f"; the best without test data is {first.method}, {percent(first.mean)} %"
+    top = fresh[0]
+    return f"; the best without test data is {top.method}, {percent(top.mean)} %"
 
 
 # --- Tables and figures --------------------------------------------------------------

@@ -88,6 +88,7 @@ LAYERS = {
     "dense": (partial(nn.Dense, 5), (3, 4)),
     "heads out": (partial(nn.DenseGeneral, (2, 3)), (3, 4)),
     "heads in": (partial(nn.DenseGeneral, 5, axis=(-2, -1)), (3, 2, 4)),
+    "heads in, turned": (partial(nn.DenseGeneral, 5, axis=(-1, -2)), (3, 2, 4)),
     "heads in and out": (partial(nn.DenseGeneral, (2, 3), axis=(-2, -1)), (3, 2, 4)),
     "middle axis": (partial(nn.DenseGeneral, 5, axis=1), (3, 4, 2)),
     "axes apart": (partial(nn.DenseGeneral, 5, axis=(1, 3)), (3, 4, 2, 3)),

@@ -50,10 +50,12 @@ def train(optimizer, kind="softmax", *, padding=0, params=None, steps=STEPS):
 
 def loop(optimizer, params, state, *, kind="softmax", steps=STEPS):
     _, pool, objective = linear_problem(kind)
+    gradient = jax.jit(jax.value_and_grad(objective))
+    advance = jax.jit(optimizer.update)
     losses = []
     for row in batch_index(KEY, examples(), steps=steps, batch_size=BATCH):
-        loss, grads = jax.value_and_grad(objective)(params, take(pool, row))
-        updates, state = optimizer.update(grads, state, params)
+        loss, grads = gradient(params, take(pool, row))
+        updates, state = advance(grads, state, params)
         params = optax.apply_updates(params, updates)
         losses.append(loss)
     return (params, jnp.stack(losses)), state

@@ -17,7 +17,7 @@ def make(splits, heterogeneity="0.1", *, seed=0, size=None):
 
 @pytest.fixture(scope="module")
 def splits():
-    return digits.load(0)
+    return digits.deal(digits.load(0), 0)
 
 
 @pytest.fixture(scope="module", params=["0.1", "tasks"])
@@ -27,6 +27,10 @@ def federation(request, splits):
 
 def real(ragged, client):
     return np.asarray(ragged.index[client, : ragged.count[client]])
+
+
+def upstream(splits):
+    return splits.parts["upstream"]
 
 
 def class_shares(labels):
@@ -41,15 +45,28 @@ def test_images_are_one_colour_between_zero_and_one(splits):
 
 
 def test_parts_are_disjoint_and_complete(splits):
-    assert list(splits.parts) == ["upstream", "train", "heldout", "test"]
-    everything = np.concatenate(list(splits.parts.values()))
+    dealt = [splits.parts[name] for name in ("train", "heldout", "test")]
+    assert sorted(np.concatenate(dealt)) == list(splits.parts["clients"])
+    everything = np.concatenate([upstream(splits), *dealt])
     assert sorted(everything) == list(range(len(splits.labels)))
 
 
-def test_another_seed_splits_otherwise(splits):
-    assert_equal(digits.load(0), splits)
-    other = digits.load(1)
-    assert not np.array_equal(other.parts["upstream"], splits.parts["upstream"])
+def test_every_part_has_all_classes_alike(splits):
+    for index in splits.parts.values():
+        counts = np.bincount(splits.labels[index], minlength=digits.CLASSES)
+        wanted = np.bincount(splits.labels) * len(index) / len(splits.labels)
+        assert np.all(np.abs(counts - wanted) < 2)
+
+
+def test_splits_are_functions_of_the_seeds(splits):
+    assert_equal(digits.deal(digits.load(0), 0), splits)
+    assert not np.array_equal(upstream(digits.load(1)), upstream(splits))
+
+
+def test_dealing_the_clients_images_leaves_the_upstream_ones(splits):
+    other = digits.deal(digits.load(0), 1)
+    np.testing.assert_array_equal(upstream(other), upstream(splits))
+    assert not np.array_equal(other.parts["train"], splits.parts["train"])
 
 
 def test_clients_hold_no_upstream_image(splits, federation):
@@ -83,18 +100,17 @@ def test_heldout_and_test_are_disjoint_from_all_training_images(federation):
 
 
 def test_upstream_images_are_turned_and_never_upright(splits):
-    upstream = digits.upstream(splits)
-    index = splits.parts["upstream"]
-    assert len(upstream.labels) == 3 * len(index)
-    once, twice, thrice = np.split(np.asarray(upstream.inputs), 3)
+    batch, index = digits.upstream(splits), upstream(splits)
+    assert len(batch.labels) == 3 * len(index)
+    once, twice, thrice = np.split(np.asarray(batch.inputs), 3)
     for image, left, half, right in zip(index, once, twice, thrice, strict=True):
         upright = splits.images[image]
         np.testing.assert_array_equal(left, upright.swapaxes(0, 1)[::-1])
         np.testing.assert_array_equal(half, upright[::-1, ::-1])
         np.testing.assert_array_equal(right, upright.swapaxes(0, 1)[:, ::-1])
-    for labels in np.split(np.asarray(upstream.labels), 3):
+    for labels in np.split(np.asarray(batch.labels), 3):
         np.testing.assert_array_equal(labels, splits.labels[index])
-    seen = {image.tobytes() for image in np.asarray(upstream.inputs)}
+    seen = {image.tobytes() for image in np.asarray(batch.inputs)}
     assert not seen & {image.tobytes() for image in splits.images}
 
 
@@ -181,5 +197,6 @@ def test_size_that_a_client_does_not_fit_is_refused(splits):
 
 
 def test_more_clients_than_the_images_allow_is_refused_with_both_numbers(splits):
-    with pytest.raises(ValueError, match=r"400 clients.*3200.*there are 809"):
+    own = len(splits.parts["train"])
+    with pytest.raises(ValueError, match=rf"400 clients.*3200.*there are {own}"):
         digits.federation(splits, "1.0", clients=400, heldout=4, seed=0)

@@ -52,7 +52,8 @@ def test_bytes_of_a_fedit_round_equal_the_closed_formula():
     rank, width, classes, patch, clients = 2, 8, 3, 2, 3
     model = ViT(ViTConfig(patch, width, depth=1, heads=2, mlp_ratio=2, classes=classes))
     images = jnp.ones((6, 4, 4, 1))
-    base = model.init(jax.random.key(0), images)["params"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    base = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
     sites = lora.find_sites(model, images, targets=["query", "out", "up", "embed"])
     head = lora.trained_modules(base, ["head"])
     adapter = lora.init(jax.random.key(1), sites, rank=rank) | head
@@ -60,7 +61,7 @@ def test_bytes_of_a_fedit_round_equal_the_closed_formula():
     algorithm = fedit(task, local_training(optax.sgd(0.1), steps=1, batch_size=2))
     _, report = rounds.make_round(algorithm)(
         Shared(base, Batch(images, jnp.zeros(6, jnp.int32))),
-        rounds.start(algorithm, adapter, clients=clients),
+        rounds.start(algorithm, rounds.stack(adapter, clients=clients)),
         pack(np.arange(6).reshape(clients, 2)),
         jax.random.key(2),
         0,

@@ -1,5 +1,4 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,10 +8,11 @@ from tests.helpers_federated import (
     assert_close,
     assert_equal,
     differs,
-    linear,
     poisoned,
     problem,
     run,
+    start,
+    task,
 )
 
 CLIENTS = 4
@@ -31,20 +31,20 @@ def test_nothing_travels():
 
 
 def test_every_client_starts_from_the_same_adapter():
-    adapter = problem().adapter
-    progress = rounds.start(LOCAL, adapter, clients=CLIENTS)
+    progress = start(LOCAL, problem())
     for client in range(CLIENTS):
-        assert_equal(client_of(progress.states, client), adapter)
+        assert_equal(client_of(progress.states, client), problem().adapter)
 
 
 def test_the_first_loss_is_that_of_the_adapter_given():
-    given = problem()
-    _, report = run(ALGORITHMS["local, whole batches"], given)
-    base, (inputs, labels) = given.shared
-    chances = jax.nn.log_softmax(linear(base, given.adapter, inputs))
-    losses = -np.asarray(chances)[np.arange(len(labels)), labels]
-    wanted = [part.mean() for part in np.split(losses, [4, 6, 7])]
-    np.testing.assert_allclose(report.losses[:, 0], wanted, rtol=1e-5)
+    given, whole = problem(), ALGORITHMS["local, whole batches"]
+    federated, _ = run(FEDIT, given, number=2)
+    continued = given._replace(adapter=federated.server)
+    for start_from in (given, continued):
+        _, report = run(whole, start_from)
+        losses = task.loss(given.shared.base, start_from.adapter, given.shared.pool)
+        wanted = [np.mean(part) for part in np.split(losses, [4, 6, 7])]
+        np.testing.assert_allclose(report.losses[:, 0], wanted, rtol=1e-5)
 
 
 def test_clients_are_independent_of_each_other_to_the_bit():
@@ -83,14 +83,3 @@ def test_personalised_adapters_of_fedit_are_the_servers(clients):
     assert jax.tree.leaves(adapters)[0].shape[0] == clients
     for client in range(clients):
         assert_equal(client_of(adapters, client), progress.server)
-
-
-def test_local_training_continues_from_a_federated_adapter():
-    federated, _ = run(FEDIT, problem(), number=2)
-    server = jax.tree.map(jnp.copy, federated.server)
-    progress, _ = run(LOCAL, problem()._replace(adapter=server))
-    for client in range(CLIENTS):
-        alone, _ = run(LOCAL, problem()._replace(adapter=server), number=1)
-        assert_equal(
-            client_of(alone.states, client), client_of(progress.states, client)
-        )

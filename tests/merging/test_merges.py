@@ -1,0 +1,212 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from potara_jax.adapters.lora import is_factors
+from potara_jax.merging import merges, spaces
+from tests.helpers import assert_close, dense, factors, pick, stack
+
+PATHS = ("body", "neck")
+
+
+def network(seed, rank=2):
+    rng = np.random.default_rng(seed)
+    return {
+        "body": factors(seed, inputs=6, outputs=5, rank=rank),
+        "neck": factors(seed + 1, inputs=5, outputs=4, rank=rank),
+        "head": {
+            "kernel": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),
+            "bias": jnp.asarray(rng.normal(size=3), jnp.float32),
+        },
+    }
+
+
+FEDERATED, LOCAL = network(0), network(10)
+
+
+@partial(jax.jit, static_argnames=("space", "rank"))
+def merge(federated, local, weight, space="core", rank=None):
+    return merges.merge(federated, local, weight, space=space, rank=rank)
+
+
+def deltas(adapter):
+    """Dense deltas, and whole modules as they are."""
+    return {p: dense(e) if is_factors(e) else e for p, e in adapter.items()}
+
+
+def mix(weight, federated, local):
+    return jax.tree.map(
+        lambda f, own: weight * f + (1 - weight) * own, federated, local
+    )
+
+
+def truncated(matrix, rank):
+    u, sigma, v = np.linalg.svd(matrix)
+    return (u[:, :rank] * sigma[:rank]) @ v[:rank]
+
+
+exact_spaces = pytest.mark.parametrize("space", ["delta", "core"])
+all_spaces = pytest.mark.parametrize("space", merges.MERGES)
+
+
+# --- One weight ----------------------------------------------------------------------
+
+
+@exact_spaces
+def test_exact_merges_sum_the_deltas(space):
+    merged = merge(FEDERATED, LOCAL, 0.3, space=space)
+    assert_close(deltas(merged), mix(0.3, deltas(FEDERATED), deltas(LOCAL)))
+
+
+def test_the_factor_merge_averages_the_factors():
+    assert_close(
+        merge(FEDERATED, LOCAL, 0.3, space="factor"), mix(0.3, FEDERATED, LOCAL)
+    )
+
+
+def test_the_factor_merge_misses_the_product_of_differences():
+    w = 0.3
+    exact = deltas(merge(FEDERATED, LOCAL, w, space="delta"))
+    factor = deltas(merge(FEDERATED, LOCAL, w, space="factor"))
+    for path in PATHS:
+        apart = {n: FEDERATED[path][n] - LOCAL[path][n] for n in "ab"}
+        missed = w * (1 - w) * dense(apart)
+        assert np.abs(missed).max() > 0.1
+        assert_close(exact[path] - factor[path], missed)
+
+
+@all_spaces
+@pytest.mark.parametrize(("weight", "parent"), [(1.0, FEDERATED), (0.0, LOCAL)])
+def test_the_ends_are_the_parents(space, weight, parent):
+    merged = merge(FEDERATED, LOCAL, weight, space=space)
+    assert_close(deltas(merged), deltas(parent))
+
+
+@pytest.mark.parametrize(("space", "rank"), [("factor", 2), ("delta", 4), ("core", 4)])
+def test_a_merge_is_made_of_plain_factors_of_the_documented_rank(space, rank):
+    merged = merge(FEDERATED, LOCAL, 0.3, space=space)
+    for path in PATHS:
+        assert set(merged[path]) == {"a", "b"}
+        assert merged[path]["a"].shape[-1] == merged[path]["b"].shape[-2] == rank
+
+
+@all_spaces
+def test_whole_modules_are_merged_linearly(space):
+    merged = merge(FEDERATED, LOCAL, 0.3, space=space)
+    assert_close(merged["head"], mix(0.3, FEDERATED["head"], LOCAL["head"]))
+
+
+# --- Truncation ----------------------------------------------------------------------
+
+
+@all_spaces
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_truncated_merge_is_the_dense_svds(space, rank):
+    full = merge(FEDERATED, LOCAL, 0.3, space=space)
+    merged = merge(FEDERATED, LOCAL, 0.3, space=space, rank=rank)
+    for path in PATHS:
+        assert merged[path]["a"].shape[-1] == rank
+        expected = truncated(dense(full[path]), rank)
+        assert_close(dense(merged[path]), expected, atol=2e-5)
+    assert_close(merged["head"], full["head"])
+
+
+def test_truncating_keeps_whole_modules_and_no_others():
+    cut = merges.truncate(FEDERATED, rank=1)
+    assert set(cut) == set(FEDERATED)
+    assert cut["head"] is FEDERATED["head"]
+
+
+# --- Many weights --------------------------------------------------------------------
+
+
+@all_spaces
+def test_every_module_has_its_own_weight(space):
+    weight = {"body": 0.2, "neck": 0.9, "head": 0.6}
+    merged = merge(FEDERATED, LOCAL, weight, space=space)
+    for path, own in weight.items():
+        alone = merge({path: FEDERATED[path]}, {path: LOCAL[path]}, own, space=space)
+        assert_close(deltas(merged)[path], deltas(alone)[path])
+
+
+def weights_like(tree, seed=3):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.float32(rng.uniform(size=x.shape)), tree)
+
+
+def test_core_weighs_every_parameter_of_the_core():
+    federated, local, assemble = spaces.core(FEDERATED, LOCAL)
+    weight = weights_like(federated)
+    mixed = jax.tree.map(
+        lambda w, f, own: w * f + (1 - w) * own, weight, federated, local
+    )
+    merged = merges.merge(FEDERATED, LOCAL, weight, space="core")
+    assert_close(deltas(merged), deltas(assemble(mixed)))
+
+
+def test_factor_weighs_every_parameter_of_the_factors():
+    weight = weights_like(FEDERATED)
+    merged = merge(FEDERATED, LOCAL, weight, space="factor")
+    expected = jax.tree.map(
+        lambda w, f, own: w * f + (1 - w) * own, weight, FEDERATED, LOCAL
+    )
+    assert_close(merged, expected)
+
+
+def test_equal_weights_for_all_parameters_are_one_weight():
+    federated, _, _ = spaces.core(FEDERATED, LOCAL)
+    weight = jax.tree.map(lambda x: jnp.full(x.shape, 0.3), federated)
+    merged = merge(FEDERATED, LOCAL, weight, space="core")
+    assert_close(deltas(merged), mix(0.3, deltas(FEDERATED), deltas(LOCAL)))
+
+
+def test_per_module_repeats_one_weight_and_keeps_many():
+    assert merges.per_module(0.3, FEDERATED) == dict.fromkeys(FEDERATED, 0.3)
+    many = {"body": 0.1}
+    assert merges.per_module(many, FEDERATED) is many
+
+
+# --- Clients, scanned layers, errors -------------------------------------------------
+
+
+@all_spaces
+def test_clients_are_merged_each_with_its_weight(space):
+    federated, local = stack([FEDERATED, LOCAL]), stack([LOCAL, network(20)])
+    weight = jnp.array([0.2, 0.7])
+    merged = jax.vmap(partial(merge, space=space))(federated, local, weight)
+    for client in range(2):
+        alone = merge(
+            pick(federated, client), pick(local, client), weight[client], space=space
+        )
+        assert_close(deltas(pick(merged, client)), deltas(alone))
+
+
+@exact_spaces
+def test_scanned_layers_are_merged_layer_by_layer(space):
+    federated, local = ({"layers": factors(seed, lead=(3,))} for seed in (0, 1))
+    merged = merge(federated, local, 0.3, space=space, rank=2)["layers"]
+    expected = mix(0.3, dense(federated["layers"]), dense(local["layers"]))
+    for layer in range(3):
+        cut = truncated(expected[layer], 2)
+        assert_close(dense(merged)[layer], cut, atol=2e-5)
+
+
+@exact_spaces
+def test_parents_may_have_different_ranks(space):
+    local = network(10, rank=1)
+    merged = merge(FEDERATED, local, 0.3, space=space)
+    assert_close(deltas(merged), mix(0.3, deltas(FEDERATED), deltas(local)))
+
+
+def test_an_unknown_space_is_refused():
+    with pytest.raises(ValueError, match=r"'dense'.*'factor', 'delta', 'core'"):
+        merges.merge(FEDERATED, LOCAL, 0.3, space="dense")
+
+
+@pytest.mark.parametrize("space", ["factor", "delta"])
+def test_a_rank_above_the_merged_one_is_refused(space):
+    with pytest.raises(ValueError, match="to rank 5"):
+        merges.merge(FEDERATED, LOCAL, 0.3, space=space, rank=5)

@@ -1,0 +1,335 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from potara_jax.merging import weights
+from potara_jax.merging.curvature import Curvature
+from potara_jax.merging.weights import Traces
+from tests.helpers import assert_close
+
+FINE = np.linspace(0, 1, 2001)
+EXAMPLES = jnp.float32(10.0)
+
+few = settings(deadline=None, max_examples=25)
+traces = st.floats(1e-3, 1e3, width=32)
+unit = st.floats(0, 1, width=32)
+values = st.floats(-3, 3, width=32)
+closed_form = jax.jit(weights.closed_form)
+minimise_cubic = jax.jit(weights.minimise_cubic)
+
+
+def weight(a, b, c):
+    return float(closed_form(Traces(*map(jnp.float32, (a, b, c)))))
+
+
+# --- The closed form -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "c", "expected"),
+    [
+        (1, 3, 0, 0.75),
+        (2, 1, 0.5, 0.25),
+        (1, 1, 0, 0.5),
+        (4, 4, 3, 0.5),
+        (5, 2, 1, 0.2),
+        (1e-30, 3e-30, 0, 0.75),
+        (1e30, 3e30, 0, 0.75),
+    ],
+)
+def test_the_closed_form_by_hand(a, b, c, expected):
+    assert weight(a, b, c) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "c", "expected"),
+    [
+        (2, 2, 2, 0.5),
+        (0, 0, 0, 0.5),
+        (0, 3, 0, 1),
+        (3, 0, 0, 0),
+        (1, 3, 1, 1),
+        (3, 1, 1, 0),
+        (1, 4, 2, 1),
+        (4, 1, 2, 0),
+    ],
+    ids=[
+        "one model",
+        "no variance at all",
+        "federated is certain",
+        "local is certain",
+        "local adds nothing",
+        "federated adds nothing",
+        "cross above federated",
+        "cross above local",
+    ],
+)
+def test_the_closed_form_where_it_degenerates(a, b, c, expected):
+    assert weight(a, b, c) == pytest.approx(expected, abs=1e-5)
+
+
+@few
+@given(traces, traces, unit)
+def test_the_weight_minimises_the_merged_variance(a, b, fraction):
+    c = fraction * min(a, b)
+    merged = lambda w: w**2 * a + (1 - w) ** 2 * b + 2 * w * (1 - w) * c
+    chosen = weight(a, b, c)
+    assert 0 <= chosen <= 1
+    assert merged(chosen) <= merged(FINE).min() * (1 + 1e-5)
+
+
+@few
+@given(traces, traces, unit)
+def test_a_cross_trace_above_the_smaller_one_is_clamped(a, b, fraction):
+    above = min(a, b) + fraction * abs(a - b)
+    assert weight(a, b, above) == weight(a, b, min(a, b))
+
+
+@few
+@given(traces, traces, st.floats(0, 0.9), st.floats(1e-6, 1e6))
+def test_scaling_all_traces_changes_nothing(a, b, fraction, scale):
+    c = fraction * min(a, b)
+    scaled = weight(scale * a, scale * b, scale * c)
+    assert scaled == pytest.approx(weight(a, b, c), abs=1e-5)
+
+
+@few
+@given(traces, traces, st.floats(0, 0.9))
+def test_swapping_the_models_swaps_the_weight(a, b, fraction):
+    c = fraction * min(a, b)
+    assert weight(a, b, c) + weight(b, a, c) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_closed_form_is_elementwise():
+    batched = closed_form(Traces(jnp.array([1.0, 2.0]), jnp.array([3.0, 1.0]), 0.5))
+    assert_close(batched, np.array([2.5 / 3, 0.25]))
+
+
+# --- Damping -------------------------------------------------------------------------
+
+
+def positive(seed):
+    rng = np.random.default_rng(seed)
+    leaf = lambda *shape: np.float32(rng.exponential(size=shape) ** 2)
+    return {"first": {"m": leaf(3, 3)}, "second": {"m": leaf(2, 4)}}
+
+
+def with_zeros(tree):
+    return jax.tree.map(lambda x: np.where(x < 0.3, np.float32(0), x), tree)
+
+
+FEDERATED, LOCAL = with_zeros(positive(0)), with_zeros(positive(1))
+CORRELATION = jax.tree.map(lambda x: np.float32(x / x.max()), positive(2))
+CURVATURE = Curvature(FEDERATED, LOCAL, CORRELATION)
+ALL = np.concatenate([x.ravel() for x in jax.tree.leaves((FEDERATED, LOCAL))])
+
+
+def expected_variances(fn):
+    return tuple(jax.tree.map(fn, tree) for tree in (FEDERATED, LOCAL))
+
+
+def test_laplace_is_the_inverse_of_the_posterior_precision():
+    actual = weights.laplace(0.5)(FEDERATED, LOCAL, EXAMPLES)
+    assert_close(actual, expected_variances(lambda f: 1 / (10 * f + 0.5)))
+
+
+def test_relative_adds_a_part_of_both_models_mean():
+    floor = 0.1 * ALL.mean()
+    actual = weights.relative(0.1)(FEDERATED, LOCAL, EXAMPLES)
+    assert_close(actual, expected_variances(lambda f: 1 / (f + floor)))
+
+
+def test_quantile_lifts_to_the_quantile_of_positive_entries():
+    floor = np.quantile(ALL[ALL > 0], 0.4)
+    assert (ALL < floor).any()
+    actual = weights.quantile(0.4)(FEDERATED, LOCAL, EXAMPLES)
+    assert_close(actual, expected_variances(lambda f: 1 / np.maximum(f, floor)))
+
+
+def test_harmonic_is_the_inverse_of_a_modules_mean():
+    floor = 0.1 * ALL.mean()
+    actual = weights.harmonic(0.1)(FEDERATED, LOCAL, EXAMPLES)
+    expected = expected_variances(
+        lambda f: np.full_like(f, 1 / (f.mean(dtype=np.float64) + floor))
+    )
+    assert_close(actual, expected)
+
+
+def test_harmonic_is_below_relative():
+    traces_of = lambda damping: weights.variance_traces(
+        CURVATURE, damping, EXAMPLES, per="client"
+    )
+    harmonic, relative = map(traces_of, (weights.harmonic(0.1), weights.relative(0.1)))
+    assert float(harmonic.federated) < float(relative.federated)
+    assert float(harmonic.local) < float(relative.local)
+
+
+@pytest.mark.parametrize("name", ["relative", "quantile", "harmonic"])
+def test_only_laplace_sees_the_number_of_examples(name):
+    damping = weights.DAMPINGS[name](0.1)
+    few_of_them, many = (damping(FEDERATED, LOCAL, n) for n in (1.0, 100.0))
+    assert_close(few_of_them, many, atol=0)
+
+
+@pytest.mark.parametrize("name", weights.DAMPINGS)
+@pytest.mark.parametrize("per", ["client", "module"])
+def test_models_without_any_curvature_get_a_half_each(name, per):
+    zero = jax.tree.map(np.zeros_like, FEDERATED)
+    damping = weights.DAMPINGS[name](0.1)
+    found = weights.potara_weight(
+        Curvature(zero, zero, zero), damping, EXAMPLES, per=per
+    )
+    for own in jax.tree.leaves(found):
+        assert float(own) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", weights.DAMPINGS)
+def test_the_more_certain_model_gets_the_larger_weight(name):
+    sharper = jax.tree.map(lambda x: 4 * x + 1, LOCAL)
+    damping = weights.DAMPINGS[name](0.1)
+    independent = jax.tree.map(np.zeros_like, LOCAL)
+    found = weights.potara_weight(
+        Curvature(sharper, LOCAL, independent), damping, EXAMPLES
+    )
+    assert 0.5 < float(found) < 1
+
+
+# --- One weight a client, a module, a parameter --------------------------------------
+
+
+def damped_traces(per):
+    return weights.variance_traces(CURVATURE, weights.relative(0.1), EXAMPLES, per=per)
+
+
+def test_traces_of_a_parameter_are_its_variances():
+    found = damped_traces("parameter")["second"]["m"]
+    floor = 0.1 * ALL.mean()
+    s_f, s_l = (1 / (tree["second"]["m"] + floor) for tree in (FEDERATED, LOCAL))
+    rho = CORRELATION["second"]["m"]
+    assert_close(found, Traces(s_f, s_l, rho * np.sqrt(s_f * s_l)))
+
+
+def test_traces_of_a_module_sum_over_its_parameters():
+    by_parameter, by_module = damped_traces("parameter"), damped_traces("module")
+    summed = {
+        path: Traces(*(x.sum() for x in entry["m"]))
+        for path, entry in by_parameter.items()
+    }
+    assert_close(by_module, summed)
+
+
+def test_traces_of_a_client_sum_over_its_modules():
+    by_module = damped_traces("module").values()
+    summed = Traces(*(sum(x) for x in zip(*by_module, strict=True)))
+    assert_close(damped_traces("client"), summed)
+
+
+@pytest.mark.parametrize("per", ["client", "module", "parameter"])
+def test_potaras_weight_is_the_closed_form_of_the_traces(per):
+    found = weights.potara_weight(CURVATURE, weights.relative(0.1), EXAMPLES, per=per)
+    expected = jax.tree.map(
+        lambda t: (
+            (t.local - np.minimum(t.cross, t.local))
+            / (t.federated + t.local - 2 * t.cross)
+        ),
+        damped_traces(per),
+        is_leaf=lambda x: isinstance(x, Traces),
+    )
+    within = jax.tree.map(lambda w: np.clip(w, 0, 1), expected)
+    assert_close(found, within, atol=1e-3)
+
+
+# --- The cubic and the grid ----------------------------------------------------------
+
+
+def cubic(y0, d0, y1, d1, w):
+    """The Hermite basis, in float64."""
+    return (
+        y0 * (1 + 2 * w) * (1 - w) ** 2
+        + d0 * w * (1 - w) ** 2
+        + y1 * w**2 * (3 - 2 * w)
+        + d1 * w**2 * (w - 1)
+    )
+
+
+def cubic_minimiser(*ends):
+    return float(minimise_cubic(*map(jnp.float32, ends)))
+
+
+@few
+@given(values, values, values, values)
+def test_the_cubics_minimum_is_below_a_fine_grid(y0, d0, y1, d1):
+    chosen = cubic_minimiser(y0, d0, y1, d1)
+    assert 0 <= chosen <= 1
+    assert cubic(y0, d0, y1, d1, chosen) <= cubic(y0, d0, y1, d1, FINE).min() + 1e-5
+
+
+@few
+@given(values, values)
+def test_a_lines_minimum_is_its_lower_end(start, slope):
+    assume(abs(slope) > 1e-3)
+    found = cubic_minimiser(start, slope, np.float32(start) + np.float32(slope), slope)
+    line = lambda w: start + slope * w
+    assert line(found) == pytest.approx(min(line(0), line(1)), abs=1e-5)
+
+
+@few
+@given(unit, st.floats(0.1, 10))
+def test_a_parabolas_minimum_is_exact(centre, height):
+    value = lambda w: height * (w - centre) ** 2
+    slope = lambda w: 2 * height * (w - centre)
+    found = cubic_minimiser(value(0), slope(0), value(1), slope(1))
+    assert found == pytest.approx(centre, abs=2e-4)
+
+
+@few
+@given(unit, st.floats(0.1, 10))
+def test_a_concave_parabolas_minimum_is_its_lower_end(centre, height):
+    assume(abs(centre - 0.5) > 1e-3)
+    value = lambda w: -height * (w - centre) ** 2
+    slope = lambda w: -2 * height * (w - centre)
+    found = cubic_minimiser(value(0), slope(0), value(1), slope(1))
+    assert found == (0.0 if centre > 0.5 else 1.0)
+
+
+def test_a_flat_cubic_has_a_minimum_within():
+    assert 0 <= cubic_minimiser(1, 0, 1, 0) <= 1
+
+
+def test_hermite_minimises_a_cubic_loss():
+    loss = lambda w: (w - 0.2) ** 2 * (w + 1)
+    assert float(jax.jit(lambda: weights.hermite(loss))()) == pytest.approx(0.2, 1e-3)
+
+
+def test_hermite_evaluates_the_ends_alone():
+    seen = []
+    weights.hermite(lambda w: seen.append(float(jax.lax.stop_gradient(w))) or w**2)
+    assert seen == [0.0, 1.0]
+
+
+def test_the_grid_takes_the_least_loss():
+    losses, points = jnp.array([3.0, 1.0, 2.0]), jnp.array([0.0, 0.3, 1.0])
+    assert float(weights.grid(losses, points)) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([1, 1, 1, 1, 1], 0.5),
+        ([0, 1, 1, 0, 1], 0.75),
+        ([0, 0, 1, 1, 0], 0.25),
+        ([0, 2, 1, 1, 3], 0.0),
+    ],
+)
+def test_of_equal_losses_the_grid_takes_the_nearest_to_a_half(losses, expected):
+    points = jnp.linspace(0, 1, 5)
+    assert float(weights.grid(jnp.array(losses), points)) == expected
+
+
+def test_the_grid_keeps_leading_axes():
+    losses = jnp.array([[3.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
+    found = weights.grid(losses, jnp.array([0.0, 0.25, 1.0]))
+    np.testing.assert_array_equal(found, [0.25, 0.0])
