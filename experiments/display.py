@@ -57,6 +57,8 @@ class Display:
 
     def round(self, what: str, loss: float) -> None:
         """One round is done: of what, and its mean training loss."""
+        if not self._computed:  # what comes before, such as compiling, is no round
+            self._started = time.monotonic()
         self._done, self._computed = self._done + 1, self._computed + 1
         text = f"{what}, loss {loss:.3f}"
         if self._bar:
@@ -66,8 +68,10 @@ class Display:
             self.note(f"{self._done}/{self._total} {text}, {self._left()} left")
 
     def _left(self) -> str:
-        spent = time.monotonic() - self._started
-        seconds = spent / max(self._computed, 1) * (self._total - self._done)
+        if self._computed < 2:
+            return "unknown time"
+        a_round = (time.monotonic() - self._started) / (self._computed - 1)
+        seconds = a_round * (self._total - self._done)
         return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
 

@@ -29,6 +29,6 @@ class Problem(NamedTuple):
 def initial_adapter(
     sites: dict[str, lora.Site], *, rank: int, base: Params, trained: tuple[str, ...]
 ) -> Callable[[jax.Array], Adapter]:
-    """A function from a key to an adapter: fresh factors, whole modules as in the base."""
+    """A function from a key to an adapter: fresh factors, the base's whole modules."""
     whole = lora.trained_modules(base, trained)
     return lambda key: lora.init(key, sites, rank=rank) | whole

@@ -6,7 +6,8 @@ potara run digits --help
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import tyro
@@ -21,7 +22,7 @@ from experiments.settings import Settings, resolved
 from experiments.store import Cell, Store, open_store
 from potara_jax.evaluation import figures, report, table
 
-USER_ERROR = 2
+_USER_ERROR = 2
 _INTERRUPTED = 130
 
 
@@ -35,23 +36,37 @@ class Experiment(NamedTuple):
 EXPERIMENTS = {"digits": Experiment(digits.Digits, digits.problem)}
 
 
+class Refused(Exception):
+    """A user's mistake: one line that names it and how to mend it."""
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn what checks raise into `Refused`; a later `ValueError` is a defect."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise Refused(" ".join(str(error).split())) from None
+
+
 def run(name: str, settings: Settings, console: Console) -> None:
     """Run an experiment to its report; what its folder has already is not done again.
 
-    Raises `ValueError` for settings that cannot be, before anything is compiled.
+    Raises `Refused` for settings that cannot be, before anything is compiled.
     """
-    settings.check()
-    folder = settings.out
-    with files.locked(folder):
-        note = lambda text: console.print(text, highlight=False, markup=False)
-        config = {"experiment": name, **resolved(settings)}
-        store = open_store(folder, config, rerun=settings.rerun, warn=note)
-        if not (folder / "results.json").exists():
+    note = lambda text: console.print(text, highlight=False, markup=False)
+    with ExitStack() as held:
+        with _refusing():
+            settings.check()
+            held.enter_context(files.locked(settings.out))
+            config = {"experiment": name, **resolved(settings)}
+            store = open_store(settings.out, config, rerun=settings.rerun, warn=note)
+        if not (store.path / "results.json").exists():
             _finish(store, config, _all_cells(name, settings, store, console))
-        results = files.read_json(folder / "results.json")
+        results = files.read_json(store.path / "results.json")
         _report(store, results)
         console.print(table.terminal_table(table.summarise(results)))
-        note(f"report: {folder / 'report.html'}")
+        note(f"report: {store.path / 'report.html'}")
 
 
 def _all_cells(name, settings, store: Store, console) -> list[dict]:
@@ -59,7 +74,8 @@ def _all_cells(name, settings, store: Store, console) -> list[dict]:
     rounds = settings.federated_rounds + 2 * settings.local_rounds
     with Display(console, total=len(cells) * rounds) as display:
         store = store._replace(warn=display.note)
-        problem = EXPERIMENTS[name].problem(settings, display.note)
+        with _refusing():
+            problem = EXPERIMENTS[name].problem(settings, display.note)
         programs = make_programs(settings, problem.task)
         for cell in cells:
             if store.cell(cell) is not None:
@@ -115,13 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _guarded(name: str, settings: Settings) -> int:
     try:
         run(name, settings, Console())
-    except (ValueError, OSError) as error:
+    except (Refused, OSError) as error:
         print(f"potara: {error}", file=sys.stderr)
-        return USER_ERROR
+        return _USER_ERROR
     except KeyboardInterrupt:
-        print(
-            "potara: interrupted; the same command goes on from here", file=sys.stderr
-        )
+        print("potara: interrupted; the same command continues", file=sys.stderr)
         return _INTERRUPTED
     return 0
 
@@ -135,12 +149,12 @@ def _usage(words: list[str]) -> int:
     )
     if asked or not words:
         print(text)
-        return 0 if asked else USER_ERROR
+        return 0 if asked else _USER_ERROR
     known = ", ".join(EXPERIMENTS)
     print(
         f"potara: unknown experiment '{words[0]}'; there are: {known}", file=sys.stderr
     )
-    return USER_ERROR
+    return _USER_ERROR
 
 
 if __name__ == "__main__":

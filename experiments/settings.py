@@ -38,7 +38,7 @@ class Settings:
     targets: tuple[str, ...] = ("query", "value")
     """Modules to adapt: regular expressions for the end of a module's path."""
     train_head: bool = False
-    """Train the classification head too; it then travels and merges with the adapter."""
+    """Train the head too; it then travels and merges with the adapter."""
 
     federated_rounds: int = 40
     """Rounds of FedIT."""
@@ -80,7 +80,8 @@ class Settings:
     def check(self) -> None:
         """Raise `ValueError` with the setting, its value and what is allowed."""
         for name in _POSITIVE:
-            _require(getattr(self, name) > 0, self, name, "must be above 0")
+            value = getattr(self, name)
+            _require(value is None or value > 0, self, name, "must be above 0")
         _require(0 < self.fraction <= 1, self, "fraction", "must be in (0, 1]")
         _require(self.weight_decay >= 0, self, "weight_decay", "must be 0 or more")
         _require(self.damping_value >= 0, self, "damping_value", "must be 0 or more")
@@ -106,6 +107,7 @@ _POSITIVE = (
     "batch_size",
     "learning_rate",
     "samples",
+    "chunk",
 )
 _NOT_OF_THE_RESULT = ("out", "rerun", "cache")
 

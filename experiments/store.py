@@ -112,10 +112,10 @@ def open_store(
     Raises `ValueError` where it holds a run with another configuration, naming what is
     different, or files that are not of a run.
     """
-    if rerun:
-        _clear(path)
     known = path / "config.json"
-    if known.exists():
+    if known.exists() and rerun:
+        _clear(path)
+    elif known.exists():
         _check_same(path, files.read_json(known), config)
     elif any(not p.name.startswith(".") for p in path.iterdir()):
         raise ValueError(f"{path} is not empty and not a run folder; set another --out")
@@ -126,8 +126,6 @@ def open_store(
 
 def _clear(path: Path) -> None:
     """Remove a run's files, and nothing else."""
-    if not (path / "config.json").exists():
-        return
     for name in ("cells", "checkpoints", "figures"):
         shutil.rmtree(path / name, ignore_errors=True)
     for name in _FILES:

@@ -2,8 +2,8 @@
 
 Dimension letters: `D` inputs, `K` outputs, `R` rank, `...` any leading axes (clients,
 scanned layers). A *delta* is what factors `{"a": [..., D, R], "b": [..., R, K]}` stand
-for: `a b`. Factors are defined only up to `(a G, G^-1 b)`, their *gauge*; every function
-here depends on the delta alone.
+for: `a b`. Factors are defined only up to `(a G, G^-1 b)`, their *gauge*; every
+function here depends on the delta alone.
 All products are taken in float32 at full precision, also on a TPU.
 """
 
@@ -63,7 +63,7 @@ def plain(entry: Entry) -> Entry:
 
 
 def concatenate(first: Entry, second: Entry) -> Entry:
-    """Factors of rank `R1 + R2` whose delta is the sum of both deltas, without error."""
+    """Factors of rank `R1 + R2` whose delta is exactly the sum of both deltas."""
     return {
         "a": jnp.concatenate([first["a"], second["a"]], axis=-1),
         "b": jnp.concatenate([first["b"], second["b"]], axis=-2),
@@ -99,10 +99,10 @@ class Basis(NamedTuple):
 def joint_basis(first: Entry, second: Entry) -> Basis:
     """The principal bases of two deltas together, `R' = R1 + R2` at most.
 
-    `left` holds the left singular vectors of `[delta_1 delta_2]`, `right` the right ones
-    of the two stacked, so both depend on the deltas alone, up to signs: no choice of
-    factors changes them. Directions that neither delta uses are zero. Both deltas are
-    `left m right` without loss, `m` from `coordinates` (Panariello et al. 2025, Core
+    `left` holds the left singular vectors of `[delta_1 delta_2]`, `right` the right
+    ones of the two stacked, so both depend on the deltas alone, up to signs: no choice
+    of factors changes them. Directions that neither delta uses are zero. Both deltas
+    are `left m right` without loss, `m` from `coordinates` (Panariello et al. 2025, Core
     Space, arXiv 2509.17786, has the same space with bases of the factors).
     """
     left, r_left = _qr(jnp.concatenate([first["a"], second["a"]], -1))

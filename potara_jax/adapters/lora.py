@@ -9,9 +9,9 @@ that is adapted holds factors `{"a": [..., D, R], "b": [..., R, K]}` and compute
     y = x W + s (x a) b,    s = alpha / R
 
 (Hu et al. 2021, arXiv 2106.09685, eq. 3). A third array `m` `[..., R, R']` between the
-two, `s x a m b`, is a *core* (see `potara_jax.merging.spaces`). A module that is trained
-whole, such as a classification head, holds its parameters under their own names and
-replaces the base's. Both kinds travel, train and merge together.
+two, `s x a m b`, is a *core* (see `potara_jax.merging.spaces`). A module that is
+trained whole, such as a classification head, holds its parameters under their own names
+and replaces the base's. Both kinds travel, train and merge together.
 
 The base is never changed: `bind` intercepts the calls of the adapted layers, so the
 base product stays one matrix product for all clients under `jax.vmap`, and `W + s a b`

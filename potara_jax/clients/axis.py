@@ -1,4 +1,4 @@
-"""The simulated client axis: `over_clients` is to clients what `jax.vmap` is to examples."""
+"""The simulated client axis: to clients what `jax.vmap` is to examples."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def over_clients(
     """`fn`, written for one client, over a leading axis of clients.
 
     in_axes: as in `jax.vmap`, but 0 or None only: an argument (a whole pytree) either
-      has the client axis, or is one and the same for all clients, such as the base. What
-      is shared stays unbatched, so its products are one large product over the clients.
+      has the client axis, or is one and the same for all clients, such as the base.
+      What is shared stays unbatched: its products are one large one over the clients.
     chunk: how many clients are computed at once: memory grows with the chunk, not with
       the number of clients. Default: all of them.
     """

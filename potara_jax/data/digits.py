@@ -31,7 +31,7 @@ TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class Splits(NamedTuple):
-    """Images `[N, 8, 8, 1]`, labels `[N]` and the index arrays of the disjoint parts."""
+    """Images `[N, 8, 8, 1]`, labels `[N]`, and the indices of the disjoint parts."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -76,8 +76,8 @@ def federation(
 ) -> Federation:
     """Clients over the digits, whose `splits` have been dealt.
 
-    heterogeneity: a Dirichlet concentration as text (`0.1`), or `tasks`: equal groups of
-      clients, each with its own transformation of the images and all classes alike.
+    heterogeneity: a Dirichlet concentration as text (`0.1`), or `tasks`: equal groups
+      of clients, each with its own transformation of the images and all classes alike.
     heldout: samples of each client that training does not see, from the common held-out
       images in the client's class proportions; two clients may hold the same image.
     size: the length to which clients are padded; default the largest client.

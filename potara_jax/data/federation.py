@@ -4,8 +4,8 @@ Dimension letters: `P` pool, `C` clients, `N` examples of the largest client, `M
 examples.
 
 Clients hold indices into one resident pool, padded to the largest client. The number of
-real examples goes with them, and every consumer draws by that number, so padding changes
-no result, to the bit.
+real examples goes with them, and every consumer draws by that number, so padding
+changes no result, to the bit.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def example_weights(labels: np.ndarray, proportion: np.ndarray) -> np.ndarray:
 
 
 def split(rng: np.random.Generator, labels: np.ndarray, shares: dict[str, float]):
-    """Disjoint, class-balanced splits `{name: indices}` with given shares of the whole."""
+    """Disjoint, class-balanced splits `{name: indices}` in given shares."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in shares}
     for label in np.unique(labels):
         order = rng.permutation(np.flatnonzero(labels == label))

@@ -147,8 +147,8 @@ def styles(results: Results) -> dict[str, Style]:
     """A look for every name in the results.
 
     The names of the diagnostics are short: `FedIT` looks like `federated (FedIT)` and
-    the estimator `core` like `Potara core`. These come first, because the others are
-    never told apart by their looks alone.
+    the estimator `core` like `Potara core`. These come first, with the
+    clearest looks: they share panels, where the others mostly have a labelled row.
     """
     names = list(dict.fromkeys(record["method"] for record in results["methods"]))
     whole = {short: _whole(short, names) for short in _short_names(results)}

@@ -20,7 +20,7 @@ def weighted_mean(stacked: Any, weights: Array) -> Any:
 
 
 def all_finite(tree: Any) -> Array:
-    """Whether every floating-point number of a pytree is finite; true of an empty one."""
+    """Whether a pytree's floating-point numbers are all finite; true where none is."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     checks = [jnp.isfinite(leaf).all() for leaf in floats]
     return jnp.stack(checks).all() if checks else jnp.array(True)

@@ -24,7 +24,7 @@ Array = jax.Array
 
 
 class Progress(NamedTuple):
-    """Where a federation stands: the server's state and all clients' states `[C, ...]`."""
+    """Where a federation stands: the server's and all clients' states (`[C, ...]`)."""
 
     server: Any
     states: Any
@@ -33,8 +33,8 @@ class Progress(NamedTuple):
 class Report(NamedTuple):
     """What a round was: for each client of the cohort (`[c]`, or `[c, S]` for losses).
 
-    `finite` is false for a client whose update was left out; `bytes_down` and `bytes_up`
-    are what it received and sent.
+    `finite` is false for a client whose update was left out; `bytes_down` and
+    `bytes_up` are what it received and sent.
     """
 
     cohort: Array
@@ -71,10 +71,10 @@ def make_round(
     """`round(shared, progress, examples, key, number) -> (progress, report)`, jitted.
 
     A cohort of `ceil(fraction * C)` clients, drawn without replacement from the key and
-    the round's number alone, trains from what it receives. A client's randomness depends
-    on the key, its number and the round's. Uploads are weighted by the clients' numbers
-    of examples. A client whose update or new state is not finite is left out: its weight
-    is zero and it keeps its old state. `progress` is donated.
+    the round's number alone, trains from what it receives. A client's randomness
+    depends on the key, its number and the round's. Uploads are weighted by the clients'
+    numbers of examples. A client whose update or new state is not finite is left out:
+    its weight is zero and it keeps its old state. `progress` is donated.
     """
 
     def run_round(shared, progress, examples, key, number):

@@ -8,7 +8,7 @@ whose second moments are accumulated:
     empirical      the data's label                     Q = 1
     exact          every class, weighted by its probability under the model (Q = K):
                    the Fisher itself, no label is used
-    sampled        labels drawn from the model, with common random numbers for both models
+    sampled        labels drawn from the model, with one noise for both models
 
 Accumulated sample by sample in float32, so memory does not grow with the samples.
 Kunstner et al. 2019 (arXiv 1905.12558) on why the empirical Fisher is another thing.

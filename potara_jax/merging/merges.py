@@ -7,8 +7,8 @@
 
 `delta` and `core` build the same function from one weight; only `core` can also weigh
 every parameter on its own. Weights are scalars (one a client), dictionaries by module
-path, or pytrees like the coordinates. Everything is for one client; `jax.vmap` gives the
-client axis.
+path, or pytrees like the coordinates. Everything is for one client; `jax.vmap` gives
+the client axis.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def potara(
     """Potara's merge as one jitted program over all clients.
 
     The result is `program(base, federated, local, samples, trained_on, key) -> Merged`:
-    curvature of both models on each client's samples, the closed-form weight, the merge.
+    curvature of both models on a client's samples, the closed-form weight, the merge.
     `federated` and `local` are stacked adapters `[C, ...]`; `trained_on` `[C]` are the
     numbers of training examples, the `N` of the Laplace posterior; `key` is consumed.
 

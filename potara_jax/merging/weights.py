@@ -33,7 +33,7 @@ class Traces(NamedTuple):
 
 
 def laplace(tau: float) -> Damping:
-    """The Laplace posterior `1 / (N F + tau)`, `tau` the prior precision, `N` examples."""
+    """Laplace posterior variance `1 / (N F + tau)`: `tau` is the prior precision."""
 
     def variances(federated, local, examples):
         of = lambda tree: jax.tree.map(lambda f: 1 / (examples * f + tau), tree)
@@ -110,7 +110,7 @@ def variance_traces(
 ) -> Any:
     """`tr S_F`, `tr S_L`, `tr S_FL` of one client, `S_FL = rho sqrt(S_F S_L)`.
 
-    examples: the client's number of training examples, the `N` of the Laplace posterior.
+    examples: the client's number of training examples, the `N` of `laplace`.
     per: `client` (one `Traces`), `module` (one a module path) or `parameter` (one a
       coordinate).
     """

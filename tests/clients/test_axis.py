@@ -36,7 +36,8 @@ def arguments():
 def loop(arguments):
     base, *own = arguments
     pick = lambda index: jax.tree.map(lambda x: x[index], own)
-    results = [one_client(base, *pick(index)) for index in range(CLIENTS)]
+    single = jax.jit(one_client)
+    results = [single(base, *pick(index)) for index in range(CLIENTS)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from tests.helpers_federated import assert_close, assert_equal, differs, few_exa
 
 KEY = jax.random.key(3)
 COUNT, STEPS, BATCH = 11, 6, 4
+SGD, ADAMW = optax.sgd(0.2), optax.adamw(0.1, weight_decay=0.1)
 draw = jax.jit(batch_index, static_argnames=("steps", "batch_size"))
 
 
@@ -20,6 +23,7 @@ def examples(count=COUNT, *, padding=0, pad=-1):
     return Ragged(index, jnp.int32(count))
 
 
+@functools.cache
 def linear_problem(kind):
     """Parameters, a pool whose first 100 examples are NaN, and an objective."""
     rng = np.random.default_rng(0)
@@ -40,25 +44,34 @@ def linear_problem(kind):
     return params | {"c": jnp.zeros(3)}, pool, objective
 
 
+@functools.cache
+def jitted(optimizer, steps):
+    fit = local_training(optimizer, steps=steps, batch_size=BATCH)
+    return jax.jit(fit, static_argnums=0)
+
+
 def train(optimizer, kind="softmax", *, padding=0, params=None, steps=STEPS):
     start, pool, objective = linear_problem(kind)
-    fit = local_training(optimizer, steps=steps, batch_size=BATCH)
-    fit = jax.jit(fit, static_argnums=0)
     own = examples(padding=padding, pad=0)
-    return fit(objective, start if params is None else params, pool, own, KEY)
+    start = start if params is None else params
+    return jitted(optimizer, steps)(objective, start, pool, own, KEY)
 
 
-def loop(optimizer, params, state, *, kind="softmax", steps=STEPS):
-    _, pool, objective = linear_problem(kind)
-    gradient = jax.jit(jax.value_and_grad(objective))
-    advance = jax.jit(optimizer.update)
+def loop(optimizer, params, state):
+    """Step by step what training does, from any state of the optimizer."""
+    _, pool, objective = linear_problem("softmax")
+
+    @jax.jit
+    def step(params, state, row):
+        loss, grads = jax.value_and_grad(objective)(params, take(pool, row))
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
     losses = []
-    for row in batch_index(KEY, examples(), steps=steps, batch_size=BATCH):
-        loss, grads = gradient(params, take(pool, row))
-        updates, state = advance(grads, state, params)
-        params = optax.apply_updates(params, updates)
+    for row in np.asarray(draw(KEY, examples(), steps=STEPS, batch_size=BATCH)):
+        params, state, loss = step(params, state, row)
         losses.append(loss)
-    return (params, jnp.stack(losses)), state
+    return (params, np.array(losses)), state
 
 
 @few_examples
@@ -100,8 +113,8 @@ def test_padding_changes_no_batch(seed):
 
 @pytest.mark.parametrize("kind", ["softmax", "squares"])
 def test_padding_changes_nothing_in_training_to_the_bit(kind):
-    once = train(optax.adamw(0.1), kind)
-    padded = train(optax.adamw(0.1), kind, padding=17)
+    once = train(ADAMW, kind)
+    padded = train(ADAMW, kind, padding=17)
     assert_equal(once, padded)
     assert np.all(np.isfinite(once[1]))
 
@@ -122,30 +135,28 @@ def test_training_with_sgd_equals_numpy(kind):
             error = y - target
             losses.append(0.5 * (error**2).sum(1).mean())
         w, c = w - 0.2 * x.T @ error / BATCH, c - 0.2 * error.mean(0)
-    result = train(optax.sgd(0.2), kind)
+    result = train(SGD, kind)
     assert_close(result, ({"w": w, "c": c}, np.array(losses)))
 
 
 def test_training_with_adamw_equals_a_loop():
-    optimizer = optax.adamw(0.1, weight_decay=0.1)
     params, _, _ = linear_problem("softmax")
-    wanted, _ = loop(optimizer, params, optimizer.init(params))
-    assert_close(train(optimizer), wanted)
+    wanted, _ = loop(ADAMW, params, ADAMW.init(params))
+    assert_close(train(ADAMW), wanted)
 
 
 def test_optimizer_state_is_fresh_each_call():
-    optimizer = optax.adamw(0.1)
     params, _, _ = linear_problem("softmax")
-    (middle, _), state = loop(optimizer, params, optimizer.init(params))
-    fresh, _ = loop(optimizer, middle, optimizer.init(middle))
-    continued, _ = loop(optimizer, middle, state)
-    result = train(optimizer, params=train(optimizer)[0])
+    (middle, _), state = loop(ADAMW, params, ADAMW.init(params))
+    fresh, _ = loop(ADAMW, middle, ADAMW.init(middle))
+    continued, _ = loop(ADAMW, middle, state)
+    result = train(ADAMW, params=train(ADAMW)[0])
     assert_close(result, fresh)
     assert np.abs(result[0]["w"] - continued[0]["w"]).max() > 0.01
 
 
 def test_losses_are_those_of_each_steps_batch():
-    (_, losses), (_, first) = (train(optax.sgd(0.2), steps=n) for n in (STEPS, 1))
+    (_, losses), (_, first) = (train(SGD, steps=n) for n in (STEPS, 1))
     params, pool, objective = linear_problem("softmax")
     row = draw(KEY, examples(), steps=STEPS, batch_size=BATCH)[0]
     assert losses.shape == (STEPS,)

@@ -26,7 +26,7 @@ def federation(request, splits):
 
 
 def real(ragged, client):
-    return np.asarray(ragged.index[client, : ragged.count[client]])
+    return np.asarray(ragged.index)[client, : int(ragged.count[client])]
 
 
 def upstream(splits):

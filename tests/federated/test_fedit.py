@@ -25,7 +25,11 @@ def squares(base, adapter, batch):
     return 0.5 * (error**2).sum(-1)
 
 
-TASKS = {"softmax": task, "squares": Task(task.logits, squares, task.correct)}
+two_steps = local_training(optax.sgd(RATE), steps=2, batch_size=4)
+ALGORITHMS = {
+    "softmax": fedit(task, two_steps),
+    "squares": fedit(Task(task.logits, squares, task.correct), two_steps),
+}
 
 
 def numpy_errors(kind, y, target):
@@ -70,12 +74,11 @@ def only(given, client):
     return given._replace(examples=own)
 
 
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("kind", ALGORITHMS)
 @pytest.mark.parametrize("number", [1, 2])
 def test_two_clients_and_two_steps_equal_numpy(kind, number):
     given = problem((4, 1))
-    train = local_training(optax.sgd(RATE), steps=2, batch_size=4)
-    progress, report = run(fedit(TASKS[kind], train), given, number=number)
+    progress, report = run(ALGORITHMS[kind], given, number=number)
     server, losses = numpy_rounds(kind, given, steps=2, number=number)
     assert_close(progress.server, server)
     assert_close(report.losses, losses)
@@ -83,8 +86,7 @@ def test_two_clients_and_two_steps_equal_numpy(kind, number):
 
 def test_the_mean_is_weighted_by_examples():
     given = problem((4, 1))
-    train = local_training(optax.sgd(RATE), steps=2, batch_size=4)
-    progress, _ = run(fedit(task, train), given)
+    progress, _ = run(ALGORITHMS["softmax"], given)
     alone = [
         numpy_rounds("softmax", only(given, client), steps=2, number=1)[0]
         for client in range(2)
@@ -97,9 +99,9 @@ def test_the_mean_is_weighted_by_examples():
 def test_aggregate_is_the_mean_of_the_factors_and_not_of_their_products():
     rng = np.random.default_rng(0)
     factors = {"a": rng.normal(size=(2, 4, 2)), "b": rng.normal(size=(2, 2, 3))}
-    algorithm = fedit(task, local_training(optax.sgd(RATE), steps=1, batch_size=1))
-    weights = np.array([0.25, 0.75])
-    mean = algorithm.aggregate({}, {"dense": factors}, jnp.asarray(weights))["dense"]
+    weights, stacked = np.array([0.25, 0.75]), {"dense": factors}
+    aggregate = ALGORITHMS["softmax"].aggregate
+    mean = aggregate({}, stacked, jnp.asarray(weights))["dense"]
     products = np.einsum("c,cdr,crk->dk", weights, factors["a"], factors["b"])
     a, b = (np.einsum("c,cij->ij", weights, factors[name]) for name in "ab")
     spread = [(factors["a"] - a), (factors["b"] - b)]

@@ -1,0 +1,284 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from potara_jax.merging import curvature as fisher
+from tests.helpers import assert_close, factors, normal
+
+INPUTS, CLASSES, SAMPLES = 4, 3, 8
+KEY = jax.random.key(7)
+RNG = np.random.default_rng(0)
+EXAMPLES = (
+    normal(RNG, (SAMPLES, INPUTS)),
+    jnp.asarray(RNG.integers(CLASSES, size=SAMPLES), jnp.int32),
+)
+KINDS = {
+    "empirical": fisher.empirical,
+    "exact": fisher.exact,
+    "sampled": partial(fisher.sampled, draws=3),
+}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def theta(seed):
+    return {
+        "body": factors(seed, INPUTS, 5),
+        "head": {"kernel": factors(seed + 1, 5, CLASSES)["a"] @ jnp.ones((2, 3)) / 3},
+    }
+
+
+FEDERATED, LOCAL = theta(0), theta(10)
+
+
+def logits(base, adapter, example):
+    entry = adapter["body"]
+    hidden = jnp.tanh(base * (example[0] @ entry["a"]) @ entry["b"])
+    return hidden @ adapter["head"]["kernel"]
+
+
+BASE = jnp.float32(0.5)
+
+
+def measure(
+    kind, federated=FEDERATED, local=LOCAL, examples=EXAMPLES, count=SAMPLES, chunk=3
+):
+    likelihood = KINDS[kind](logits)
+    return fisher.curvature(
+        lambda t, example, key: likelihood(BASE, t, example, key),
+        federated,
+        local,
+        examples,
+        count,
+        KEY,
+        chunk=chunk,
+    )
+
+
+measured = jax.jit(measure, static_argnames=("kind", "chunk"))
+
+
+# --- Against a loop over samples -----------------------------------------------------
+
+
+def labels_and_weights(kind, log_p, label, key):
+    """Which labels a likelihood looks at, and the root of the weight of each."""
+    if kind == "empirical":
+        return [label], [1.0]
+    if kind == "exact":
+        return range(CLASSES), np.sqrt(np.exp(log_p))
+    noise = jax.random.gumbel(key, (3, CLASSES))
+    return np.argmax(log_p + noise, axis=-1), [3**-0.5] * 3
+
+
+@jax.jit
+def log_p_and_gradients(adapter, x):
+    log_p = lambda t: jax.nn.log_softmax(logits(BASE, t, (x, None)))
+    rows = [jax.grad(lambda t, q=q: log_p(t)[q])(adapter) for q in range(CLASSES)]
+    return log_p(adapter), rows
+
+
+def scores(kind, adapter, index):
+    """Scores of one sample as a matrix, a row a label, with the rows' weights."""
+    log_p, gradients = log_p_and_gradients(adapter, EXAMPLES[0][index])
+    flat = [np.concatenate([x.ravel() for x in jax.tree.leaves(g)]) for g in gradients]
+    key = jax.random.fold_in(KEY, index)
+    labels, roots = labels_and_weights(kind, log_p, EXAMPLES[1][index], key)
+    return np.stack([r * flat[q] for q, r in zip(labels, roots, strict=True)]), roots
+
+
+def naive(kind, count=SAMPLES):
+    """Mean squared scores of both models and Pearson's correlation, in float64."""
+    size = sum(x.size for x in jax.tree.leaves(FEDERATED))
+    square, mean, cross = np.zeros((2, size)), np.zeros((2, size)), np.zeros(size)
+    for index in range(count):
+        both = [scores(kind, adapter, index) for adapter in (FEDERATED, LOCAL)]
+        for model, (rows, roots) in enumerate(both):
+            square[model] += (rows**2).sum(0) / count
+            mean[model] += np.asarray(roots) @ rows / count
+        cross += (both[0][0] * both[1][0]).sum(0) / count
+    variance = square - mean**2
+    rho = (cross - mean[0] * mean[1]) / np.sqrt(variance[0] * variance[1])
+    return square[0], square[1], np.clip(rho, 0, 1)
+
+
+def flattened(curvature):
+    flat = lambda tree: np.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
+    return tuple(flat(tree) for tree in curvature)
+
+
+@each_kind
+def test_curvature_is_a_loop_over_samples(kind):
+    assert_close(flattened(measured(kind)), naive(kind), atol=1e-4)
+
+
+@each_kind
+def test_only_the_first_samples_count(kind):
+    assert_close(flattened(measured(kind, count=5)), naive(kind, count=5), atol=1e-4)
+
+
+def test_the_likelihoods_differ():
+    found = [flattened(measured(kind))[0] for kind in KINDS]
+    for first, second in [(0, 1), (0, 2), (1, 2)]:
+        assert np.abs(found[first] - found[second]).max() > 1e-2
+
+
+# --- Against the Fisher of a linear softmax model ------------------------------------
+
+
+def linear(base, adapter, example):
+    del base
+    return example[0] @ adapter["head"]["kernel"]
+
+
+def linear_curvature(likelihood):
+    adapter = {"head": {"kernel": factors(3, INPUTS, CLASSES, rank=1)["a"] * 0.5 + W}}
+    found = fisher.curvature(
+        lambda t, example, key: likelihood(None, t, example, key),
+        *(adapter, adapter),
+        *(EXAMPLES, SAMPLES, KEY),
+    )
+    x = np.asarray(EXAMPLES[0], np.float64)
+    p = np.asarray(jax.nn.softmax(x @ adapter["head"]["kernel"]), np.float64)
+    analytic = np.einsum("nd,nk->dk", x**2, p * (1 - p)) / SAMPLES
+    return found.federated["head"]["kernel"], analytic
+
+
+W = normal(np.random.default_rng(4), (INPUTS, CLASSES))
+
+
+def test_the_exact_fisher_is_the_analytic_one():
+    assert_close(*linear_curvature(fisher.exact(linear)))
+
+
+def test_many_draws_approach_the_exact_fisher():
+    assert_close(*linear_curvature(fisher.sampled(linear, draws=4000)), atol=0.05)
+
+
+def test_the_empirical_fisher_of_a_linear_model_sees_the_labels():
+    found, analytic = linear_curvature(fisher.empirical(linear))
+    assert np.abs(found - analytic).max() > 0.1 * analytic.max()
+
+
+# --- The correlation -----------------------------------------------------------------
+
+
+@each_kind
+def test_correlations_are_between_zero_and_one(kind):
+    rho = flattened(measured(kind))[2]
+    assert rho.min() >= 0
+    assert rho.max() <= 1
+    assert ((0 < rho) & (rho < 1)).any()
+
+
+@each_kind
+def test_identical_models_correlate_fully(kind):
+    found = measured(kind, local=FEDERATED)
+    assert_close(found.local, found.federated, atol=1e-6)
+    np.testing.assert_allclose(flattened(found)[2], 1, atol=1e-4)
+
+
+@each_kind
+def test_opposite_scores_do_not_correlate(kind):
+    likelihood = KINDS[kind](linear)
+    mirrored = lambda t, example, key: likelihood(
+        None, {"head": {"kernel": t["sign"] * t["kernel"]}}, example, key
+    )
+    kernel = {"kernel": W}
+    found = fisher.curvature(
+        mirrored,
+        kernel | {"sign": jnp.ones(())},
+        {"kernel": -W, "sign": -jnp.ones(())},
+        *(EXAMPLES, SAMPLES, KEY),
+    )
+    assert not np.any(found.correlation["kernel"])
+
+
+def test_parameters_without_a_score_do_not_correlate():
+    unused = {"unused": {"kernel": jnp.ones((2, 2))}}
+    found = measured("exact", FEDERATED | unused, LOCAL | unused)
+    for tree in found:
+        assert not np.any(tree["unused"]["kernel"])
+
+
+def scaled_curvature(scale):
+    """Curvature of a model whose scores are all multiplied by `scale`."""
+    likelihood = fisher.exact(linear)
+    return fisher.curvature(
+        lambda t, example, key: likelihood(
+            None, {"head": {"kernel": W + scale * t["kernel"]}}, example, key
+        ),
+        *({"kernel": factors(5, INPUTS, CLASSES, rank=CLASSES)["a"]},) * 2,
+        *(EXAMPLES, SAMPLES, KEY),
+    )
+
+
+def test_small_scores_of_identical_models_correlate_fully():
+    found = scaled_curvature(1e-10)
+    assert np.all(found.federated["kernel"] > 0)
+    np.testing.assert_allclose(found.correlation["kernel"], 1, atol=1e-4)
+
+
+def test_scores_without_a_variance_do_not_correlate():
+    repeated = jax.tree.map(lambda x: jnp.repeat(x[:1], SAMPLES, 0), EXAMPLES)
+    found = measured("empirical", examples=repeated, count=SAMPLES - 1)
+    assert not np.any(flattened(found)[2])
+
+
+# --- Chunks, padding, compilation ----------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize("chunk", [1, 8, 20])
+def test_the_chunk_changes_nothing(kind, chunk):
+    found, expected = measured(kind, chunk=chunk), measured(kind)
+    assert_close(found, expected, atol=1e-4)
+
+
+@each_kind
+@pytest.mark.parametrize("padding", [1, 4])
+def test_padding_changes_nothing_to_the_bit(kind, padding):
+    rng = np.random.default_rng(1)
+    noise = (normal(rng, (padding, INPUTS)), jnp.zeros(padding, jnp.int32))
+    padded = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), EXAMPLES, noise)
+    found = measured(kind, examples=padded, chunk=4)
+    for x, y in zip(flattened(found), flattened(measured(kind, chunk=4)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_an_empty_client_has_no_curvature():
+    for tree in flattened(measured("exact", count=0)):
+        assert not np.any(tree)
+
+
+def test_compiled_or_not_is_the_same():
+    assert_close(measure("sampled"), measured("sampled"), atol=1e-4)
+
+
+def test_one_compilation_serves_every_count():
+    traces = []
+
+    @jax.jit
+    def counted(count):
+        traces.append(count)
+        return measure("exact", count=count)
+
+    for count in (3, 8):
+        counted(count)
+    assert len(traces) == 1
+
+
+def test_clients_are_measured_each_on_its_samples():
+    mapped = jax.jit(jax.vmap(lambda count: measure("exact", count=count)))
+    found = mapped(jnp.array([3, 8]))
+    for client, count in enumerate((3, 8)):
+        own = jax.tree.map(lambda x, i=client: x[i], found)
+        assert_close(own, measured("exact", count=count), atol=1e-4)
+
+
+def test_gradients_are_accumulated_in_float32():
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), FEDERATED)
+    found = measured("exact", half, half)
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}

@@ -1,0 +1,319 @@
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from potara_jax.adapters import lora
+from potara_jax.clients.task import classification
+from potara_jax.data.federation import Batch
+from potara_jax.merging import merges, spaces, weights
+from potara_jax.merging.curvature import LIKELIHOODS, curvature
+from potara_jax.merging.potara import (
+    Samples,
+    hermite_merge,
+    loss_curves,
+    potara,
+    segment_loss,
+)
+from tests.helpers import assert_close, dense, gauge, normal, pick, regauged, stack
+
+CLIENTS, SAMPLES, INPUTS = 3, 5, 6
+DAMPING = weights.relative(0.1)
+KEY = jax.random.key(3)
+TRAINED_ON = jnp.array([10.0, 20.0, 30.0])
+
+
+class Model(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.tanh(nn.Dense(5, name="body")(x))
+        x = nn.tanh(nn.Dense(4, name="neck")(x))
+        return nn.Dense(3, name="head")(x)
+
+
+class Problem(NamedTuple):
+    base: dict
+    federated: dict
+    local: dict
+    samples: Samples
+
+
+def random_like(tree, rng):
+    return jax.tree.map(lambda x: 0.7 * normal(rng, x.shape), tree)
+
+
+def problem():
+    rng = np.random.default_rng(0)
+    x = jax.ShapeDtypeStruct((1, INPUTS), jnp.float32)
+    base = random_like(jax.eval_shape(Model().init, KEY, x)["params"], rng)
+    sites = lora.find_sites(Model(), x, targets=["body", "neck"])
+    adapter = jax.eval_shape(lambda: lora.init(KEY, sites, rank=2))
+    adapter |= jax.eval_shape(lambda: lora.trained_modules(base, ["head"]))
+    draw = lambda: stack([random_like(adapter, rng) for _ in range(CLIENTS)])
+    labels = jnp.asarray(rng.integers(3, size=(CLIENTS, SAMPLES)), jnp.int32)
+    examples = Batch(normal(rng, (CLIENTS, SAMPLES, INPUTS)), labels)
+    return Problem(base, draw(), draw(), Samples(examples, jnp.array([5, 3, 4])))
+
+
+PROBLEM = problem()
+task = classification(lora.bind(Model(), scale=0.5))
+
+
+def logits(base, adapter, example):
+    return lora.bind(Model(), scale=0.5)(base, adapter, example.inputs)
+
+
+EMPIRICAL = LIKELIHOODS["empirical"](logits)
+EXACT = LIKELIHOODS["exact"](logits)
+
+
+@partial(jax.jit, static_argnames=("likelihood", "settings"))
+def compiled(likelihood, settings, *args):
+    return potara(likelihood, DAMPING, **dict(settings))(*args)
+
+
+def merged(likelihood=EXACT, problem=PROBLEM, **settings):
+    """Potara's result; one compilation for the same settings."""
+    static = tuple(sorted(settings.items()))
+    return compiled(likelihood, static, *problem, TRAINED_ON, KEY)
+
+
+def deltas(adapter):
+    return {p: dense(e) if lora.is_factors(e) else e for p, e in adapter.items()}
+
+
+# --- The program ---------------------------------------------------------------------
+
+
+def one_client(client, space, per, rank):
+    """Curvature, weight and merge of one client, by hand."""
+    base, (federated, local, samples) = PROBLEM.base, pick(PROBLEM[1:], client)
+    coordinates = spaces.SPACES[space](federated, local)
+    measured = curvature(
+        lambda t, example, key: EXACT(base, coordinates.assemble(t), example, key),
+        coordinates.federated,
+        coordinates.local,
+        samples.examples,
+        samples.count,
+        jax.random.fold_in(KEY, client),
+    )
+    examples = TRAINED_ON[client]
+    weight = weights.potara_weight(measured, DAMPING, examples, per=per)
+    return weight, merges.merge(federated, local, weight, space=space, rank=rank)
+
+
+@pytest.mark.parametrize(
+    ("space", "per", "rank"),
+    [
+        ("core", "client", None),
+        ("core", "module", 2),
+        ("core", "parameter", None),
+        ("factor", "client", None),
+        ("factor", "parameter", 1),
+    ],
+)
+def test_the_program_does_every_client_on_its_own(space, per, rank):
+    found = merged(space=space, per=per, rank=rank)
+    by_hand = jax.jit(one_client, static_argnums=(1, 2, 3))
+    for client in range(CLIENTS):
+        weight, adapter = by_hand(client, space, per, rank)
+        assert_close(pick(found.weight, client), weight, atol=1e-3)
+        assert_close(deltas(pick(found.adapter, client)), deltas(adapter), atol=1e-3)
+
+
+def test_every_client_has_its_own_weight():
+    weight = merged().weight
+    assert weight.shape == (CLIENTS,)
+    assert np.all((weight > 0) & (weight < 1))
+    assert np.ptp(weight) > 1e-2
+
+
+def test_the_adapter_is_the_merge_at_the_weight():
+    found = merged()
+    for client in range(CLIENTS):
+        w = float(found.weight[client])
+        ends = (deltas(pick(t, client)) for t in (PROBLEM.federated, PROBLEM.local))
+        mixed = jax.tree.map(lambda f, own, w=w: w * f + (1 - w) * own, *ends)
+        assert_close(deltas(pick(found.adapter, client)), mixed)
+
+
+@pytest.mark.parametrize("space", ["core", "factor"])
+@pytest.mark.parametrize("likelihood", [EMPIRICAL, EXACT], ids=["empirical", "exact"])
+def test_identical_models_take_a_half_each(space, likelihood):
+    same = PROBLEM._replace(local=PROBLEM.federated)
+    found = merged(likelihood, same, space=space)
+    np.testing.assert_allclose(found.weight, 0.5, atol=1e-3)
+    assert_close(deltas(found.adapter), deltas(PROBLEM.federated), atol=1e-4)
+
+
+@pytest.mark.parametrize("per", ["client", "module"])
+def test_the_default_merges_in_the_core(per):
+    assert_close(merged(per=per), merged(per=per, space="core"), atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_clients_at_once_change_nothing(chunk):
+    found = merged(clients_at_once=chunk)
+    assert_close(found.weight, merged().weight, atol=1e-4)
+    assert_close(deltas(found.adapter), deltas(merged().adapter), atol=1e-4)
+
+
+def test_samples_at_once_change_nothing():
+    assert_close(merged(chunk=2).weight, merged().weight, atol=1e-4)
+
+
+def test_padding_changes_nothing():
+    examples = PROBLEM.samples.examples
+    padded = lambda x: x.at[1, 3:].set(x[0, :2]).at[2, 4:].set(x[0, 0])
+    samples = Samples(jax.tree.map(padded, examples), PROBLEM.samples.count)
+    found = merged(problem=PROBLEM._replace(samples=samples))
+    np.testing.assert_array_equal(found.weight, merged().weight)
+
+
+def test_laplace_sees_how_many_examples_a_client_trained_on():
+    program = potara(EXACT, weights.laplace(1.0))
+    base_weight, more = (
+        program(*PROBLEM, TRAINED_ON * n, KEY).weight for n in (1, 1000)
+    )
+    assert np.abs(base_weight - more).min() > 1e-3
+
+
+def test_repeated_calls_compile_once_and_move_nothing():
+    traces = []
+
+    def likelihood(*args):
+        traces.append(args)
+        return EXACT(*args)
+
+    program = potara(likelihood, DAMPING)
+    args = jax.device_put((*PROBLEM, TRAINED_ON))
+    first, second = jax.random.split(KEY)
+    with jax.transfer_guard("disallow"):
+        program(*args, first)
+        once = len(traces)
+        program(*args, second)
+    assert len(traces) == once > 0
+
+
+# --- The gauge -----------------------------------------------------------------------
+
+
+def local_in_another_gauge(matrix):
+    adapters = [pick(PROBLEM.local, client) for client in range(CLIENTS)]
+    return stack(
+        {p: regauged(e, matrix) if lora.is_factors(e) else e for p, e in a.items()}
+        for a in adapters
+    )
+
+
+GAUGES = {
+    "rescaled": 5 * np.eye(2),
+    "rotated": np.array([[0.6, -0.8], [0.8, 0.6]]),
+    "mixed": gauge(0),
+}
+each_gauge = pytest.mark.parametrize("matrix", GAUGES.values(), ids=GAUGES.keys())
+
+
+@each_gauge
+@pytest.mark.parametrize("per", ["client", "module"])
+def test_the_core_weight_does_not_see_the_gauge(matrix, per):
+    other = PROBLEM._replace(local=local_in_another_gauge(matrix))
+    assert_close(
+        merged(problem=other, per=per).weight, merged(per=per).weight, atol=1e-3
+    )
+
+
+@each_gauge
+def test_the_core_merge_does_not_see_the_gauge(matrix):
+    other = PROBLEM._replace(local=local_in_another_gauge(matrix))
+    found, expected = (deltas(m.adapter) for m in (merged(problem=other), merged()))
+    assert_close(found, expected, atol=2e-3)
+
+
+@each_gauge
+def test_the_factor_weight_sees_the_gauge(matrix):
+    other = PROBLEM._replace(local=local_in_another_gauge(matrix))
+    found, own = (merged(problem=p, space="factor").weight for p in (other, PROBLEM))
+    assert np.abs(found - own).max() > 1e-2
+
+
+# --- The loss along the segment ------------------------------------------------------
+
+
+def client_loss(client, adapter):
+    """The mean loss on a client's real samples, by hand."""
+    examples, count = pick(PROBLEM.samples, client)
+    real = jax.tree.map(lambda x: x[: int(count)], examples)
+    return float(task.loss(PROBLEM.base, adapter, real).mean())
+
+
+def client_segment(client):
+    return jax.jit(segment_loss(task.loss, PROBLEM.base, *pick(PROBLEM[1:], client)))
+
+
+@pytest.mark.parametrize("client", range(CLIENTS))
+def test_the_segments_ends_are_the_parents_losses(client):
+    at = client_segment(client)
+    for weight, parent in ((1.0, PROBLEM.federated), (0.0, PROBLEM.local)):
+        expected = client_loss(client, pick(parent, client))
+        assert float(at(weight)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_client_without_samples_has_no_loss():
+    federated, local, samples = pick(PROBLEM[1:], 0)
+    empty = samples._replace(count=jnp.int32(0))
+    at = segment_loss(task.loss, PROBLEM.base, federated, local, empty)
+    assert float(at(0.5)) == 0
+
+
+@pytest.fixture(scope="module")
+def hermite():
+    return hermite_merge(task.loss)(*PROBLEM)
+
+
+@pytest.mark.parametrize("client", range(CLIENTS))
+def test_the_hermite_weight_minimises_the_cubic(hermite, client):
+    at, w = client_segment(client), float(hermite.weight[client])
+    ends = [jax.jvp(at, (end,), (1.0,)) for end in (0.0, 1.0)]
+    (y0, d0), (y1, d1) = ((float(y), float(d)) for y, d in ends)
+    fit = np.polynomial.Polynomial(
+        [y0, d0, 3 * (y1 - y0) - 2 * d0 - d1, d0 + d1 - 2 * (y1 - y0)]
+    )
+    assert fit(1.0) == pytest.approx(y1, abs=1e-6)
+    assert fit(w) <= min(fit(0.0), fit(1.0)) + 1e-5
+    assert fit(w) <= fit(np.linspace(0, 1, 501)).min() + 1e-5
+
+
+def test_the_hermite_merge_is_the_exact_one(hermite):
+    expected = jax.vmap(partial(merges.merge, space="delta"))(
+        PROBLEM.federated, PROBLEM.local, hermite.weight
+    )
+    assert_close(hermite.adapter, expected, atol=1e-6)
+    assert hermite.curvature is None
+
+
+def test_the_hermite_merge_of_chunks_of_clients_is_the_same(hermite):
+    chunked = hermite_merge(task.loss, clients_at_once=2)(*PROBLEM)
+    assert_close(chunked.weight, hermite.weight, atol=1e-4)
+
+
+def test_loss_curves_pass_through_every_clients_losses():
+    points = jnp.array([0.0, 0.25, 1.0])
+    curves = loss_curves(task.loss)(*PROBLEM, points)
+    assert curves.shape == (CLIENTS, 3)
+    for client in range(CLIENTS):
+        ends = (pick(t, client) for t in (PROBLEM.local, PROBLEM.federated))
+        expected = [client_loss(client, adapter) for adapter in ends]
+        assert_close(curves[client, ::2], np.array(expected), atol=1e-4)
+        within = float(client_segment(client)(0.25))
+        assert float(curves[client, 1]) == pytest.approx(within, rel=1e-4)
+
+
+def test_loss_curves_of_chunks_of_clients_are_the_same():
+    points = jnp.array([0.0, 1.0])
+    curves = loss_curves(task.loss, clients_at_once=2)(*PROBLEM, points)
+    assert_close(curves, loss_curves(task.loss)(*PROBLEM, points))
