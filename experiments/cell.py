@@ -32,6 +32,7 @@ from potara_jax.merging.potara import Merged, Samples
 from potara_jax.merging.weights import grid
 
 _DAMPING_DECADES = (-4, 2)
+_MERGED_SHOWN = ("Potara core", "Hermite segment")
 
 
 class Cost(NamedTuple):
@@ -217,21 +218,21 @@ def _gathered(pool: Batch, ragged: Ragged) -> Samples:
 def _methods(at: _Cell, parents: _Parents, merges: _Merges) -> list[Method]:
     """Every row of the table, scored, oracles last."""
     federated, local, tuned = (_cost(at, outcome) for outcome in parents)
-    both = _together(federated, local)
+    tuned, both = _together(federated, tuned), _together(federated, local)
     pair = parents.federated.adapters, parents.local.adapters
-    rows = [
+    common = [
         Method("base", _untrained(at), Cost()),
-        Method("federated (FedIT)", parents.federated.adapters, federated),
-        Method("local", parents.local.adapters, local),
-        Method(
-            "federated + fine-tuning",
-            parents.fine_tuned.adapters,
-            _together(federated, tuned),
-        ),
+        Method("federated (FedIT)", pair[0], federated),
+    ]
+    own = [
+        Method("local", pair[1], local),
+        Method("federated + fine-tuning", parents.fine_tuned.adapters, tuned),
         *_merged_rows(at, pair, merges, both),
     ]
-    scored = [m._replace(scores=_score(at, m.adapters)) for m in rows]
-    return scored + _oracles(at, pair, merges.points, both)
+    scored = [m._replace(scores=_score_common(at, m.adapters)) for m in common]
+    scored += [m._replace(scores=_score(at, m.adapters)) for m in own]
+    ends = scored[2].scores, scored[1].scores
+    return scored + _oracles(at, pair, merges.points, ends, both)
 
 
 def _untrained(at: _Cell) -> Adapter:
@@ -258,26 +259,36 @@ def _merged_rows(at: _Cell, pair, merges: _Merges, cost: Cost) -> list[Method]:
     ]
 
 
-def _oracles(at: _Cell, pair, points, cost: Cost) -> list[Method]:
-    """The best constant weight, and the best of each client, on the test examples."""
+def _oracles(at: _Cell, pair, points, ends, cost: Cost) -> list[Method]:
+    """The best constant weight, and the best of each client, on the test examples.
+
+    ends: the scores at both ends of the points, which are the parents'.
+    """
     clients, delta = at.settings.clients, at.programs.merge["delta"]
-    merged = [delta(*pair, jnp.full(clients, point)) for point in points]
-    scores = jax.tree.map(lambda *x: jnp.stack(x), *[_score(at, m) for m in merged])
+    merged = [delta(*pair, jnp.full(clients, point)) for point in points[1:-1]]
+    inner = [_score(at, adapters) for adapters in merged]
+    scores = jax.tree.map(lambda *x: jnp.stack(x), ends[0], *inner, ends[1])
     constant = jnp.full(clients, jnp.argmax(scores.accuracy.mean(1)))
     choices = {
         "best constant weight": constant,
         "best weight per client": jnp.argmax(scores.accuracy, 0),
     }
-    everyone = jnp.arange(clients)
-    pick = lambda choice: Scores(*(s[choice, everyone] for s in scores))
+    pick = lambda choice: Scores(*(s[choice, jnp.arange(clients)] for s in scores))
+    example = delta(*pair, jnp.zeros(clients))
     return [
-        Method(name, merged[0], cost, points[choice], pick(choice), oracle=True)
+        Method(name, example, cost, points[choice], pick(choice), oracle=True)
         for name, choice in choices.items()
     ]
 
 
 def _score(at: _Cell, adapters: Adapter) -> Scores:
     return at.programs.evaluate(at.shared, adapters, at.federation.test)
+
+
+def _score_common(at: _Cell, adapters: Adapter) -> Scores:
+    """The scores of a model that all clients have: the first client's is looked at."""
+    first = jax.tree.map(lambda x: x[0], adapters)
+    return at.programs.evaluate_common(at.shared, first, at.federation.test)
 
 
 def _cost(at: _Cell, outcome: Outcome) -> Cost:
@@ -333,11 +344,10 @@ def _diagnostics(at: _Cell, parents, merges: _Merges, methods: list[Method]) -> 
 
 def _segment(at: _Cell, merges: _Merges, methods) -> dict:
     named = {m.name: m.weight for m in methods}
-    shown = [name for name in ("Potara core", "Hermite segment") if name in named]
     return {
         "points": _listed(merges.points),
         "losses": _listed(merges.losses),
-        "chosen": {name: _listed(_mean_weight(named[name])) for name in shown},
+        "chosen": {name: _listed(_mean_weight(named[name])) for name in _MERGED_SHOWN},
         "barrier": _listed(segment_barrier(merges.losses, merges.points)),
     }
 
@@ -370,40 +380,38 @@ def _left_out(parents: _Parents) -> list[dict]:
 
 
 def _communication(at: _Cell, parents: _Parents, methods: list[Method]) -> list[dict]:
-    """Accuracy and bytes at some rounds, of FedIT and of the merges from there."""
+    """Accuracy against bytes: of FedIT at some rounds, of the merges at two."""
+    last = at.settings.federated_rounds
     points = [
-        {
-            "method": m.name,
-            "round": 0,
-            "bytes": m.cost.bytes_up + m.cost.bytes_down,
-            "mean": float(m.scores.accuracy.mean()),
-        }
+        _point(m.name, last, m.cost.bytes_up + m.cost.bytes_down, m.scores)
         for m in methods
-        if m.name in ("local", "federated + fine-tuning")
+        if m.name in ("federated (FedIT)", "federated + fine-tuning", *_MERGED_SHOWN)
     ]
-    for place, mark in enumerate(at.programs.federated.marks):
-        points += _at_mark(at, parents, place, mark)
+    marks = at.programs.federated.marks[:-1]
+    for place, mark in enumerate(marks):
+        common = jax.tree.map(lambda x, i=place: x[i], parents.federated.kept)
+        federated = stack(common, clients=at.settings.clients)
+        models = {"federated (FedIT)": _score_common(at, federated)}
+        if place == len(marks) // 2:
+            models |= _merged_scores(at, (federated, parents.local.adapters))
+        spent = _spent(parents.federated, mark)
+        points += [_point(name, mark, spent, s) for name, s in models.items()]
     return points
 
 
-def _at_mark(at: _Cell, parents: _Parents, place: int, mark: int) -> list[dict]:
-    common = jax.tree.map(lambda x: x[place], parents.federated.kept)
-    federated = stack(common, clients=at.settings.clients)
-    pair, base = (federated, parents.local.adapters), at.problem.base
-    models = {
-        "federated (FedIT)": federated,
-        "Potara core": _potara(at, "core", pair, _samples(at)).adapter,
-        "Hermite segment": at.programs.hermite(base, *pair, _heldout(at)).adapter,
-    }
-    rounds = parents.federated.history[:mark]
-    spent = sum(r["bytes_up"] + r["bytes_down"] for r in rounds)
-    spent += parents.federated.final_bytes
-    return [
-        {
-            "method": name,
-            "round": mark,
-            "bytes": spent,
-            "mean": float(_score(at, adapters).accuracy.mean()),
-        }
-        for name, adapters in models.items()
-    ]
+def _point(name: str, mark: int, spent: int, scores: Scores) -> dict:
+    mean = float(scores.accuracy.mean())
+    return {"method": name, "round": mark, "bytes": spent, "mean": mean}
+
+
+def _merged_scores(at: _Cell, pair) -> dict[str, Scores]:
+    core = _potara(at, "core", pair, _samples(at))
+    segment = at.programs.hermite(at.problem.base, *pair, _heldout(at))
+    merged = zip(_MERGED_SHOWN, (core, segment), strict=True)
+    return {name: _score(at, m.adapter) for name, m in merged}
+
+
+def _spent(federated: Outcome, rounds: int) -> int:
+    """Bytes of all clients for a model after some rounds, which they then receive."""
+    done = federated.history[:rounds]
+    return sum(r["bytes_up"] + r["bytes_down"] for r in done) + federated.final_bytes

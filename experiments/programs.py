@@ -14,7 +14,7 @@ from experiments.settings import Settings
 from potara_jax.clients.axis import over_clients
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import local_training
-from potara_jax.evaluation.metrics import evaluator
+from potara_jax.evaluation.metrics import common_evaluator, evaluator
 from potara_jax.federated.fedit import fedit
 from potara_jax.federated.local import local_only
 from potara_jax.federated.rounds import make_round
@@ -42,6 +42,7 @@ class Programs(NamedTuple):
     hermite: Callable
     curves: Callable
     evaluate: Callable
+    evaluate_common: Callable
     weight_at: Callable
 
 
@@ -77,6 +78,7 @@ def make_programs(settings: Settings, task: Task) -> Programs:
         hermite=hermite_merge(task.loss, clients_at_once=together),
         curves=loss_curves(task.loss, clients_at_once=together),
         evaluate=evaluator(task, chunk=together),
+        evaluate_common=common_evaluator(task),
         weight_at=jax.jit(_weight_at(damping)),
     )
 

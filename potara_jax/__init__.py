@@ -1,0 +1,1 @@
+"""Federated personalisation of LoRA-adapted models in JAX."""

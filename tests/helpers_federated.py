@@ -70,9 +70,10 @@ def problem(counts=(4, 2, 1, 4), *, seed=0, size=None) -> Problem:
 
 def poisoned(given: Problem, client: int, value: float) -> Problem:
     """The problem with one client's inputs replaced by a value."""
-    own = given.examples.index[client, : given.examples.count[client]]
-    inputs = given.shared.pool.inputs.at[own].set(value)
-    pool = given.shared.pool._replace(inputs=inputs)
+    index, count = (np.asarray(part)[client] for part in given.examples)
+    inputs = np.array(given.shared.pool.inputs)
+    inputs[index[:count]] = value
+    pool = given.shared.pool._replace(inputs=jnp.asarray(inputs))
     return given._replace(shared=given.shared._replace(pool=pool))
 
 
@@ -105,4 +106,4 @@ def assert_close(left, right, *, rtol=1e-5, atol=1e-6):
 def differs(left, right) -> bool:
     """Whether any number of two pytrees is not the same."""
     pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
-    return any(bool(jnp.any(x != y)) for x, y in pairs)
+    return any(np.any(np.asarray(x) != np.asarray(y)) for x, y in pairs)

@@ -102,8 +102,8 @@ def joint_basis(first: Entry, second: Entry) -> Basis:
     `left` holds the left singular vectors of `[delta_1 delta_2]`, `right` the right
     ones of the two stacked, so both depend on the deltas alone, up to signs: no choice
     of factors changes them. Directions that neither delta uses are zero. Both deltas
-    are `left m right` without loss, `m` from `coordinates` (Panariello et al. 2025, Core
-    Space, arXiv 2509.17786, has the same space with bases of the factors).
+    are `left m right` without loss, `m` from `coordinates`. (Core Space, Panariello et
+    al. 2025, arXiv 2509.17786, is the same space with bases of the factors.)
     """
     left, r_left = _qr(jnp.concatenate([first["a"], second["a"]], -1))
     right, r_right = _qr(

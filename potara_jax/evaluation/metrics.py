@@ -43,6 +43,27 @@ def evaluator(task: Task, *, chunk: int | None = 1) -> Callable[..., Scores]:
     return jax.jit(over_clients(one, in_axes=(None, 0, 0), chunk=chunk))
 
 
+def common_evaluator(task: Task) -> Callable[..., Scores]:
+    """`evaluate(shared, adapter, test) -> Scores` of one model that all clients have.
+
+    The model sees every distinct test example once, and not once for every client.
+    """
+
+    @jax.jit
+    def one(shared, adapter: Adapter, index, place, weight) -> Scores:
+        batch = take(shared.pool, index)
+        correct = task.correct(shared.base, adapter, batch)
+        loss = task.loss(shared.base, adapter, batch)
+        return Scores(*((weight * x[place]).sum(1) for x in (correct, loss)))
+
+    def evaluate(shared, adapter, test: Weighted) -> Scores:
+        index, place = np.unique(np.asarray(test.index), return_inverse=True)
+        place = place.reshape(test.index.shape)
+        return one(shared, adapter, index, place, test.weight)
+
+    return evaluate
+
+
 def worst_decile(values: np.ndarray) -> float:
     """The mean of the worst tenth of the clients (one at least)."""
     ordered = np.sort(np.asarray(values, np.float64))
