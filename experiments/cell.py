@@ -245,12 +245,15 @@ def _merged_rows(at: _Cell, pair, merges: _Merges, cost: Cost) -> list[Method]:
     factor, best = merges.factor.weight, grid(merges.losses, merges.points)
     other = "train" if at.settings.curvature_on == "heldout" else "held-out"
     delta, truncated = merge["delta"], merge["truncated"]
+    counts = at.federation.train.count
+    module = at.programs.module_weights(merges.core.curvature, counts)
     return [
         Method("uniform", delta(*pair, half), cost, half),
         Method("Potara factor", merges.factor.adapter, cost, factor),
         Method("Potara delta", delta(*pair, factor), cost, factor),
         Method("Potara delta, rank r", truncated(*pair, factor), cost, factor),
         Method("Potara core", merges.core.adapter, cost, merges.core.weight),
+        Method("Potara core, per module", delta(*pair, module), cost, module),
         Method(
             f"Potara core, {other}", merges.other.adapter, cost, merges.other.weight
         ),

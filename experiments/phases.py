@@ -81,12 +81,18 @@ def run_phase(
         saved = Saved(number + 1, (progress, kept), history, seconds)
         store.end_round(cell, phase.name, saved)
         display.round(f"{cell.name} {phase.name}", record["loss"])
-        for client in record["left_out"]:
-            store.warn(
-                f"{cell.name} {phase.name}: client {client} left out of round "
-                f"{number + 1}, its update is not finite"
-            )
+        _name_left_out(saved.history, cell, store)
     return _outcome(phase, saved, clients)
+
+
+def _name_left_out(history: list[dict], cell: Cell, store: Store) -> None:
+    """A line for a client that is left out now and was not in the round before."""
+    before = set(history[-2]["left_out"]) if len(history) > 1 else set()
+    for client in sorted(set(history[-1]["left_out"]) - before):
+        store.warn(
+            f"{cell.name} {history[-1]['phase']}: client {client} is left out from "
+            f"round {history[-1]['round']} on, while its update is not finite"
+        )
 
 
 def _outcome(phase, saved, clients) -> Outcome:

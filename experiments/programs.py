@@ -31,7 +31,7 @@ class Programs(NamedTuple):
 
     `potara`: by the space of the curvature. `merge`: by name, of stacked adapters and
     weights. `weight_at(curvature, examples, values)`: Potara's weights `[D, C]` at
-    damping values `[D]`.
+    damping values `[D]`; `module_weights(curvature, examples)`: by module path.
     """
 
     federated: Phase
@@ -43,6 +43,7 @@ class Programs(NamedTuple):
     curves: Callable
     evaluate: Callable
     evaluate_common: Callable
+    module_weights: Callable
     weight_at: Callable
 
 
@@ -65,7 +66,6 @@ def make_programs(settings: Settings, task: Task) -> Programs:
                 LIKELIHOODS[settings.curvature](_one_example(task.logits)),
                 damping(settings.damping_value),
                 space=space,
-                per=settings.per,
                 clients_at_once=together,
             )
             for space in ("factor", "core")
@@ -79,6 +79,7 @@ def make_programs(settings: Settings, task: Task) -> Programs:
         curves=loss_curves(task.loss, clients_at_once=together),
         evaluate=evaluator(task, chunk=together),
         evaluate_common=common_evaluator(task),
+        module_weights=_module_weights(damping(settings.damping_value)),
         weight_at=jax.jit(_weight_at(damping)),
     )
 
@@ -104,6 +105,11 @@ def _one_example(logits):
 
 def _merge(**how):
     return jax.jit(over_clients(partial(merge, **how)))
+
+
+def _module_weights(damping):
+    one = lambda curvature, n: potara_weight(curvature, damping, n, per="module")
+    return jax.jit(over_clients(one))
 
 
 def _weight_at(damping):

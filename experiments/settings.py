@@ -69,8 +69,6 @@ class Settings:
     damping_value: float = 0.3
     """Relative or harmonic: share of the mean Fisher; laplace: the prior precision;
     quantile: the quantile."""
-    per: Literal["client", "module"] = "client"
-    """One Potara weight a client, or one a module."""
     grid_points: int = 11
     """Merge weights that grid search and the oracles try."""
 

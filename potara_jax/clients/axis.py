@@ -26,13 +26,21 @@ def over_clients(
     def mapped(*args):
         axes = in_axes if isinstance(in_axes, Sequence) else (in_axes,) * len(args)
         clients = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
-        size = jax.tree.leaves(clients)[0].shape[0]
+        size = _common_size(clients)
         if chunk is None or chunk >= size:
             return jax.vmap(fn, in_axes=tuple(axes))(*args)
         one = lambda batched: fn(*_interleave(args, axes, batched))
         return jax.lax.map(one, clients, batch_size=chunk)
 
     return mapped
+
+
+def _common_size(clients) -> int:
+    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(clients)}
+    if len(sizes) != 1:
+        found = ", ".join(map(str, sorted(sizes))) or "none"
+        raise ValueError(f"arguments must have one number of clients, not {found}")
+    return sizes.pop()
 
 
 def _interleave(args, axes, batched):

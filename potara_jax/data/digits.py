@@ -2,7 +2,7 @@
 
 Images are 8 x 8, one colour, scaled to [0, 1] (Alpaydin and Kaynak, UCI 1998).
 Upstream, client-training, held-out and test images are disjoint; upstream images are
-only ever seen turned by 90, 180 and 270 degrees, client images only upright.
+only ever seen turned by 90, 180 and 270 degrees, client images never.
 """
 
 from __future__ import annotations

@@ -91,9 +91,13 @@ def example_weights(labels: np.ndarray, proportion: np.ndarray) -> np.ndarray:
     """Weights of common test examples `[M]` that give them a client's proportions.
 
     Classes without a test example are left out, and the rest is scaled to sum to one.
+    Raises `ValueError` where that leaves none.
     """
     counts = np.bincount(labels, minlength=len(proportion))
     weight = (proportion / np.maximum(counts, 1))[labels]
+    if weight.sum() == 0:
+        held = np.flatnonzero(proportion).tolist()
+        raise ValueError(f"a client holds classes {held}, of which no test example is")
     return weight / weight.sum()
 
 

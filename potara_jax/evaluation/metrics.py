@@ -38,7 +38,7 @@ def evaluator(task: Task, *, chunk: int | None = 1) -> Callable[..., Scores]:
         batch = take(shared.pool, test.index)
         correct = task.correct(shared.base, adapter, batch)
         loss = task.loss(shared.base, adapter, batch)
-        return Scores((test.weight * correct).sum(), (test.weight * loss).sum())
+        return Scores(_mean(correct, test.weight), _mean(loss, test.weight))
 
     return jax.jit(over_clients(one, in_axes=(None, 0, 0), chunk=chunk))
 
@@ -54,7 +54,7 @@ def common_evaluator(task: Task) -> Callable[..., Scores]:
         batch = take(shared.pool, index)
         correct = task.correct(shared.base, adapter, batch)
         loss = task.loss(shared.base, adapter, batch)
-        return Scores(*((weight * x[place]).sum(1) for x in (correct, loss)))
+        return Scores(_mean(correct[place], weight), _mean(loss[place], weight))
 
     def evaluate(shared, adapter, test: Weighted) -> Scores:
         index, place = np.unique(np.asarray(test.index), return_inverse=True)
@@ -62,6 +62,11 @@ def common_evaluator(task: Task) -> Callable[..., Scores]:
         return one(shared, adapter, index, place, test.weight)
 
     return evaluate
+
+
+def _mean(values: Array, weight: Array) -> Array:
+    """The weighted mean over the last axis; what has no weight may be infinite."""
+    return jnp.where(weight > 0, weight * values, 0).sum(-1)
 
 
 def worst_decile(values: np.ndarray) -> float:

@@ -233,16 +233,25 @@ def _seconds(results: Results) -> str:
 
 def _left_out(results: Results) -> str:
     """Clients whose update was not finite, a line for each run and phase."""
-    found: dict[tuple[str, ...], list[str]] = {}
+    found: dict[tuple[str, ...], dict[int, list[int]]] = {}
     for entry in results["diagnostics"]:
         for one in entry["left_out"]:
             run = label(entry["heterogeneity"]), str(entry["seed"]), str(one["phase"])
-            text = f"{one['client']} (round {one['round']})"
-            found.setdefault(run, []).append(text)
+            rounds = found.setdefault(run, {}).setdefault(one["client"], [])
+            rounds.append(one["round"])
     if not found:
         return "<p>None: every update was finite.</p>"
-    lines = [_line([*run, ", ".join(texts)]) for run, texts in found.items()]
+    lines = [_line([*run, _of_rounds(clients)]) for run, clients in found.items()]
     return _table(["Heterogeneity", "Seed", "Phase", "Clients"], lines)
+
+
+def _of_rounds(clients: dict[int, list[int]]) -> str:
+    return ", ".join(
+        f"client {client} (round {rounds[0]})"
+        if len(rounds) == 1
+        else f"client {client} ({len(rounds)} rounds, from {rounds[0]} on)"
+        for client, rounds in clients.items()
+    )
 
 
 def _pairs(values: dict) -> str:

@@ -11,12 +11,17 @@ Array = jax.Array
 
 
 def weighted_mean(stacked: Any, weights: Array) -> Any:
-    """`sum_c weights[c] * leaf[c]` of every leaf `[C, ...]`, in float32.
+    """`sum_c weights[c] * leaf[c]` of every leaf `[C, ...]`.
 
-    `weights` `[C]` sum to one.
+    `weights` `[C]` sum to one. Summed in float32, given in the leaf's own dtype.
     """
-    dot = lambda leaf: jnp.tensordot(weights, leaf, 1, precision="highest")
-    return jax.tree.map(dot, stacked)
+
+    def mean(leaf):
+        leaf = jnp.asarray(leaf)
+        total = jnp.tensordot(weights, leaf.astype(jnp.float32), 1, precision="highest")
+        return total.astype(leaf.dtype)
+
+    return jax.tree.map(mean, stacked)
 
 
 def all_finite(tree: Any) -> Array:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -74,11 +75,20 @@ def make_round(
     the round's number alone, trains from what it receives. A client's randomness
     depends on the key, its number and the round's. Uploads are weighted by the clients'
     numbers of examples. A client whose update or new state is not finite is left out:
-    its weight is zero and it keeps its old state. `progress` is donated.
+    its weight is zero and it keeps its old state. `progress` is donated. Compiled once,
+    where `number` is always of one type.
+
+    Raises `ValueError` where the fraction is not in (0, 1].
     """
+
+    if not 0 < fraction <= 1:
+        raise ValueError(
+            f"the fraction of a cohort is {fraction}: it must be in (0, 1]"
+        )
 
     def run_round(shared, progress, examples, key, number):
         clients = examples.count.shape[0]
+        chex.assert_tree_shape_prefix(progress.states, (clients,))
         cohort = draw_cohort(key, number, clients=clients, fraction=fraction)
         pick = lambda tree: jax.tree.map(lambda x: x[cohort], tree)
         states = pick(progress.states)
@@ -102,7 +112,7 @@ def make_round(
 
 def draw_cohort(key: Array, number: Array | int, *, clients: int, fraction: float):
     """The clients `[c]` of a round, sorted; all of them where `fraction` is 1."""
-    size = max(1, math.ceil(fraction * clients))
+    size = max(1, math.ceil(fraction * clients - 1e-9))  # .07 of 100 are 7
     if size == clients:
         return jnp.arange(clients)
     key = jax.random.fold_in(jax.random.fold_in(key, clients), number)

@@ -169,7 +169,8 @@ def _finish(means: _Sums) -> Curvature:
 
 
 def _correlation(mean_f, mean_l, square_f, square_l, cross):
-    variance = (square_f - mean_f**2) * (square_l - mean_l**2)
-    defined = variance > 0
-    root = jnp.sqrt(jnp.where(defined, variance, 1.0))
+    variance_f, variance_l = square_f - mean_f**2, square_l - mean_l**2
+    defined = (variance_f > 0) & (variance_l > 0)
+    deviation = lambda v: jnp.sqrt(jnp.where(defined, v, 1.0))
+    root = deviation(variance_f) * deviation(variance_l)
     return jnp.where(defined, jnp.clip((cross - mean_f * mean_l) / root, 0, 1), 0.0)

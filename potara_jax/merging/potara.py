@@ -16,7 +16,7 @@ import jax
 from potara_jax.adapters.lora import Adapter, Array, Params
 from potara_jax.clients.axis import over_clients
 from potara_jax.merging.curvature import Curvature, Example, Likelihood, curvature
-from potara_jax.merging.merges import merge
+from potara_jax.merging.merges import blend, merge, per_module, truncate
 from potara_jax.merging.spaces import SPACES
 from potara_jax.merging.weights import Damping, hermite, potara_weight
 
@@ -79,7 +79,9 @@ def potara(
             chunk=chunk,
         )
         weight = potara_weight(measured, damping, trained_on, per=per)
-        adapter = merge(federated, local, weight, space=space, rank=rank)
+        adapter = blend(theta, per_module(weight, local))
+        if rank is not None:
+            adapter = truncate(adapter, rank=rank)
         return Merged(adapter, weight, measured)
 
     return _program(one, clients_at_once)

@@ -115,9 +115,8 @@ def variance_traces(
       coordinate).
     """
     s_f, s_l = damping(curvature.federated, curvature.local, examples)
-    s_fl = jax.tree.map(
-        lambda rho, f, own: rho * jnp.sqrt(f * own), curvature.correlation, s_f, s_l
-    )
+    across = lambda rho, f, own: rho * jnp.sqrt(f) * jnp.sqrt(own)  # no overflow
+    s_fl = jax.tree.map(across, curvature.correlation, s_f, s_l)
     if per == "parameter":
         return jax.tree.map(Traces, s_f, s_l, s_fl)
     if per == "module":
@@ -136,13 +135,13 @@ def closed_form(traces: Traces) -> Array:
         w*   = (b - c) / (a + b - 2c)
 
     `c` is clamped to the paper's assumption `c <= min(a, b)`, so `w*` is in [0, 1] with
-    no clipping; where the two models are one (`a = b = c`) it is 1/2. Scaling all three
-    by one constant changes nothing.
+    no clipping; where the two models are one (`a = b = c`), or a trace is not a number,
+    it is 1/2. Scaling all three by one constant changes nothing.
     """
     a, b, c = traces
     c = jnp.minimum(c, _CLAMP * jnp.minimum(a, b))
     log_odds = jnp.log(b - c) - jnp.log(a - c)
-    return jax.nn.sigmoid(jnp.where((a <= c) & (b <= c), 0.0, log_odds))
+    return jax.nn.sigmoid(jnp.where(jnp.isnan(log_odds), 0.0, log_odds))
 
 
 def potara_weight(
@@ -177,6 +176,7 @@ def minimise_cubic(y0: Array, d0: Array, y1: Array, d1: Array) -> Array:
     stable = -(c2 + jnp.where(c2 < 0, -root, root))
     roots = [_divide(stable, 3 * c3), _divide(d0, stable)]
     points = jnp.clip(jnp.stack([jnp.zeros(()), jnp.ones(()), *roots]), 0, 1)
+    points = jnp.nan_to_num(points, nan=0.5)
     return points[jnp.argmin(value(points))]
 
 

@@ -45,37 +45,37 @@ def linear_problem(kind):
 
 
 @functools.cache
-def jitted(optimizer, steps):
-    fit = local_training(optimizer, steps=steps, batch_size=BATCH)
+def jitted(optimizer):
+    fit = local_training(optimizer, steps=STEPS, batch_size=BATCH)
     return jax.jit(fit, static_argnums=0)
 
 
-def train(optimizer, kind="softmax", *, padding=0, params=None, steps=STEPS):
+def train(optimizer, kind="softmax", *, padding=0, params=None):
     start, pool, objective = linear_problem(kind)
     own = examples(padding=padding, pad=0)
     start = start if params is None else params
-    return jitted(optimizer, steps)(objective, start, pool, own, KEY)
+    return jitted(optimizer)(objective, start, pool, own, KEY)
 
 
-def loop(optimizer, params, state):
-    """Step by step what training does, from any state of the optimizer."""
+@jax.jit
+def adamw_step(params, state, row):
     _, pool, objective = linear_problem("softmax")
+    loss, grads = jax.value_and_grad(objective)(params, take(pool, row))
+    updates, state = ADAMW.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, loss
 
-    @jax.jit
-    def step(params, state, row):
-        loss, grads = jax.value_and_grad(objective)(params, take(pool, row))
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, loss
 
+def loop(params, state):
+    """Step by step what training does, from any state of the optimizer."""
     losses = []
     for row in np.asarray(draw(KEY, examples(), steps=STEPS, batch_size=BATCH)):
-        params, state, loss = step(params, state, row)
+        params, state, loss = adamw_step(params, state, row)
         losses.append(loss)
     return (params, np.array(losses)), state
 
 
 @few_examples
-@given(st.integers(1, 12), st.sampled_from([(1, 1), (5, 3), (4, 7)]), st.integers(0, 9))
+@given(st.integers(1, 12), st.sampled_from([(5, 3), (4, 7)]), st.integers(0, 9))
 def test_every_example_is_used_equally_often_and_padding_never(count, shape, seed):
     steps, batch_size = shape
     own = examples(count, padding=12 - count)
@@ -111,11 +111,9 @@ def test_padding_changes_no_batch(seed):
     np.testing.assert_array_equal(once, padded)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "squares"])
-def test_padding_changes_nothing_in_training_to_the_bit(kind):
-    once = train(ADAMW, kind)
-    padded = train(ADAMW, kind, padding=17)
-    assert_equal(once, padded)
+def test_padding_changes_nothing_in_training_to_the_bit():
+    once, padded = (train(ADAMW, padding=padding) for padding in (0, 17))
+    assert_equal(padded, once)
     assert np.all(np.isfinite(once[1]))
 
 
@@ -141,27 +139,26 @@ def test_training_with_sgd_equals_numpy(kind):
 
 def test_training_with_adamw_equals_a_loop():
     params, _, _ = linear_problem("softmax")
-    wanted, _ = loop(ADAMW, params, ADAMW.init(params))
+    wanted, _ = loop(params, ADAMW.init(params))
     assert_close(train(ADAMW), wanted)
 
 
 def test_optimizer_state_is_fresh_each_call():
     params, _, _ = linear_problem("softmax")
-    (middle, _), state = loop(ADAMW, params, ADAMW.init(params))
-    fresh, _ = loop(ADAMW, middle, ADAMW.init(middle))
-    continued, _ = loop(ADAMW, middle, state)
+    (middle, _), state = loop(params, ADAMW.init(params))
+    fresh, _ = loop(middle, ADAMW.init(middle))
+    continued, _ = loop(middle, state)
     result = train(ADAMW, params=train(ADAMW)[0])
     assert_close(result, fresh)
     assert np.abs(result[0]["w"] - continued[0]["w"]).max() > 0.01
 
 
 def test_losses_are_those_of_each_steps_batch():
-    (_, losses), (_, first) = (train(SGD, steps=n) for n in (STEPS, 1))
+    _, losses = train(SGD)
     params, pool, objective = linear_problem("softmax")
     row = draw(KEY, examples(), steps=STEPS, batch_size=BATCH)[0]
     assert losses.shape == (STEPS,)
     assert losses.dtype == jnp.float32
-    assert_close(losses[:1], first)
     assert_close(losses[0], objective(params, take(pool, row)))
 
 

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from potara_jax.data.federation import Weighted
 from potara_jax.evaluation import metrics
-from tests.helpers_federated import SCALE, few_examples, problem, task
+from tests.helpers_federated import (
+    SCALE,
+    assert_close,
+    few_examples,
+    problem,
+    task,
+)
 
 CLIENTS, TESTS = 5, 7
 
@@ -40,7 +46,7 @@ def numpy_scores(shared, stacked, test):
     return np.array(accuracy), np.array(loss)
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 2, 9])
+@pytest.mark.parametrize("chunk", [None, 1, 2])
 def test_evaluator_equals_numpy(chunk):
     shared = problem((20,)).shared
     scores = metrics.evaluator(task, chunk=chunk)(shared, adapters(), weighted_test())
@@ -48,6 +54,31 @@ def test_evaluator_equals_numpy(chunk):
     np.testing.assert_allclose(scores.accuracy, accuracy, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(scores.loss, loss, rtol=1e-5)
     assert len(np.unique(accuracy)) == CLIENTS
+
+
+def test_common_evaluator_equals_the_evaluator_of_one_adapter_for_all():
+    federation, test = problem((20,)), weighted_test()
+    repeat = lambda x: jnp.stack([x] * CLIENTS)
+    same = jax.tree.map(repeat, federation.adapter)
+    scores = metrics.evaluator(task)(federation.shared, same, test)
+    evaluate = metrics.common_evaluator(task)
+    common = evaluate(federation.shared, federation.adapter, test)
+    assert_close(common, scores)
+    assert len(np.unique(common.loss)) == CLIENTS
+
+
+def test_common_evaluator_computes_every_distinct_example_once():
+    seen = []
+
+    def loss(base, adapter, batch):
+        seen.append(batch.labels.shape[0])
+        return task.loss(base, adapter, batch)
+
+    federation, test = problem((20,)), weighted_test()
+    evaluate = metrics.common_evaluator(task._replace(loss=loss))
+    evaluate(federation.shared, federation.adapter, test)
+    assert seen == [len(np.unique(test.index))]
+    assert seen[0] < CLIENTS * TESTS
 
 
 def test_examples_without_weight_do_not_count():

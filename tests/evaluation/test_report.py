@@ -264,11 +264,11 @@ def test_the_page_marks_oracles_and_the_best():
 
 def test_the_page_says_who_was_left_out():
     results = small()
-    assert "7 (round 3)" in report.render(results, [])
+    assert "client 7 (round 3)" in report.render(results, [])
     for entry in results["diagnostics"]:
         entry["left_out"] = []
     page = report.render(results, [])
-    assert "7 (round 3)" not in page
+    assert "client 7" not in page
     assert "None: every update was finite." in page
 
 

@@ -177,19 +177,15 @@ def test_identical_models_correlate_fully(kind):
     np.testing.assert_allclose(flattened(found)[2], 1, atol=1e-4)
 
 
-@each_kind
-def test_opposite_scores_do_not_correlate(kind):
-    likelihood = KINDS[kind](linear)
+def test_opposite_scores_do_not_correlate():
+    likelihood = fisher.exact(linear)
     mirrored = lambda t, example, key: likelihood(
         None, {"head": {"kernel": t["sign"] * t["kernel"]}}, example, key
     )
-    kernel = {"kernel": W}
-    found = fisher.curvature(
-        mirrored,
-        kernel | {"sign": jnp.ones(())},
-        {"kernel": -W, "sign": -jnp.ones(())},
-        *(EXAMPLES, SAMPLES, KEY),
-    )
+    upright = {"kernel": W, "sign": jnp.ones(())}
+    mirror = {"kernel": -W, "sign": -jnp.ones(())}
+    found = fisher.curvature(mirrored, upright, mirror, EXAMPLES, SAMPLES, KEY)
+    assert_close(found.local["kernel"], found.federated["kernel"])
     assert not np.any(found.correlation["kernel"])
 
 
@@ -227,19 +223,15 @@ def test_scores_without_a_variance_do_not_correlate():
 # --- Chunks, padding, compilation ----------------------------------------------------
 
 
-@each_kind
-@pytest.mark.parametrize("chunk", [1, 8])
+@pytest.mark.parametrize(
+    ("kind", "chunk"), [("exact", 8), ("sampled", 1), ("exact", 20)]
+)
 def test_the_chunk_changes_nothing(kind, chunk):
     found, expected = measured(kind, chunk=chunk), measured(kind)
     assert_close(found, expected, atol=1e-4)
 
 
-def test_a_chunk_above_the_samples_is_all_of_them():
-    found, expected = measured("exact", chunk=20), measured("exact")
-    assert_close(found, expected, atol=1e-4)
-
-
-@each_kind
+@pytest.mark.parametrize("kind", ["exact", "sampled"])
 def test_padding_changes_nothing_to_the_bit(kind):
     rng = np.random.default_rng(1)
     noise = (normal(rng, (4, INPUTS)), jnp.zeros(4, jnp.int32))

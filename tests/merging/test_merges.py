@@ -103,13 +103,12 @@ def test_whole_modules_are_merged_linearly(space):
 
 
 @all_spaces
-@pytest.mark.parametrize("rank", [1, 2])
-def test_a_truncated_merge_is_the_dense_svds(space, rank):
+def test_a_truncated_merge_is_the_dense_svds(space):
     full = merge(FEDERATED, LOCAL, 0.3, space=space)
-    merged = merge(FEDERATED, LOCAL, 0.3, space=space, rank=rank)
+    merged = merge(FEDERATED, LOCAL, 0.3, space=space, rank=1)
     for path in PATHS:
-        assert merged[path]["a"].shape[-1] == rank
-        expected = truncated(dense(full[path]), rank)
+        assert merged[path]["a"].shape[-1] == 1
+        expected = truncated(dense(full[path]), 1)
         assert_close(dense(merged[path]), expected, atol=2e-5)
     assert_close(merged["head"], full["head"])
 
@@ -132,33 +131,45 @@ def test_every_module_has_its_own_weight(space):
         assert_close(deltas(merged)[path], deltas(alone)[path])
 
 
+@jax.jit
+def core(federated, local):
+    return spaces.core(federated, local)[:2]
+
+
+@jax.jit
+def assembled(theta):
+    return spaces.core(FEDERATED, LOCAL).assemble(theta)
+
+
+def mix_each(weight, federated, local):
+    return jax.tree.map(
+        lambda w, f, own: w * f + (1 - w) * own, weight, federated, local
+    )
+
+
 def weights_like(tree, seed=3):
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.float32(rng.uniform(size=x.shape)), tree)
 
 
 def test_core_weighs_every_parameter_of_the_core():
-    federated, local, assemble = spaces.core(FEDERATED, LOCAL)
-    weight = weights_like(federated)
-    mixed = jax.tree.map(
-        lambda w, f, own: w * f + (1 - w) * own, weight, federated, local
-    )
-    merged = merges.merge(FEDERATED, LOCAL, weight, space="core")
-    assert_close(deltas(merged), deltas(assemble(mixed)))
+    cores, others = core(FEDERATED, LOCAL)
+    weight = weights_like(cores)
+    merged = merge(FEDERATED, LOCAL, weight, space="core")
+    mixed = mix_each(weight, cores, others)
+    assert_close(deltas(merged), deltas(assembled(mixed)))
 
 
 def test_factor_weighs_every_parameter_of_the_factors():
     weight = weights_like(FEDERATED)
     merged = merge(FEDERATED, LOCAL, weight, space="factor")
-    expected = jax.tree.map(
-        lambda w, f, own: w * f + (1 - w) * own, weight, FEDERATED, LOCAL
-    )
+    expected = mix_each(weight, FEDERATED, LOCAL)
     assert_close(merged, expected)
 
 
 def test_equal_weights_for_all_parameters_are_one_weight():
-    federated, _, _ = spaces.core(FEDERATED, LOCAL)
-    weight = jax.tree.map(lambda x: jnp.full(x.shape, 0.3), federated)
+    cores, _ = core(FEDERATED, LOCAL)
+    weight = jax.tree.map(lambda x: jnp.full(x.shape, 0.3), cores)
     merged = merge(FEDERATED, LOCAL, weight, space="core")
     assert_close(deltas(merged), mix(0.3, deltas(FEDERATED), deltas(LOCAL)))
 

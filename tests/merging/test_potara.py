@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.extend.core import jaxprs_in_params
 
 from potara_jax.adapters import lora
 from potara_jax.clients.task import classification
@@ -66,8 +67,8 @@ def logits(base, adapter, example):
     return lora.bind(Model(), scale=0.5)(base, adapter, example.inputs)
 
 
-EMPIRICAL = LIKELIHOODS["empirical"](logits)
 EXACT = LIKELIHOODS["exact"](logits)
+SAMPLED = LIKELIHOODS["sampled"](logits)
 
 
 @partial(jax.jit, static_argnames=("likelihood", "settings"))
@@ -91,13 +92,15 @@ def deltas(adapter):
 # --- The program ---------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnames=("space", "per", "rank"))
-def by_hand(client, federated, local, samples, trained_on, space, per, rank):
+@partial(jax.jit, static_argnames=("likelihood", "space", "per", "rank"))
+def by_hand(
+    client, federated, local, samples, trained_on, likelihood, space, per, rank
+):
     """Curvature, weight and merge of one client."""
     base = PROBLEM.base
     coordinates = spaces.SPACES[space](federated, local)
     measured = curvature(
-        lambda t, example, key: EXACT(base, coordinates.assemble(t), example, key),
+        lambda t, example, key: likelihood(base, coordinates.assemble(t), example, key),
         coordinates.federated,
         coordinates.local,
         samples.examples,
@@ -109,18 +112,19 @@ def by_hand(client, federated, local, samples, trained_on, space, per, rank):
 
 
 @pytest.mark.parametrize(
-    ("space", "per", "rank"),
+    ("likelihood", "space", "per", "rank"),
     [
-        ("core", "client", None),
-        ("core", "parameter", 2),
-        ("factor", "module", None),
+        (EXACT, "core", "client", None),
+        (EXACT, "core", "parameter", 2),
+        (SAMPLED, "factor", "module", None),
     ],
+    ids=["exact-core-client", "exact-core-parameter", "sampled-factor-module"],
 )
-def test_the_program_does_every_client_on_its_own(space, per, rank):
-    found = merged(space=space, per=per, rank=rank)
+def test_the_program_does_every_client_on_its_own(likelihood, space, per, rank):
+    found = merged(likelihood, space=space, per=per, rank=rank)
     for client in range(CLIENTS):
         own = pick((*PROBLEM[1:], TRAINED_ON), client)
-        weight, adapter = by_hand(client, *own, space, per, rank)
+        weight, adapter = by_hand(client, *own, likelihood, space, per, rank)
         assert_close(pick(found.weight, client), weight, atol=1e-3)
         assert_close(deltas(pick(found.adapter, client)), deltas(adapter), atol=1e-3)
 
@@ -141,14 +145,10 @@ def test_the_adapter_is_the_merge_at_the_weight():
         assert_close(deltas(pick(found.adapter, client)), mixed)
 
 
-@pytest.mark.parametrize(
-    ("likelihood", "space"),
-    [(EXACT, "core"), (EXACT, "factor"), (EMPIRICAL, "core")],
-    ids=["exact-core", "exact-factor", "empirical-core"],
-)
-def test_identical_models_take_a_half_each(likelihood, space):
+@pytest.mark.parametrize("space", ["core", "factor"])
+def test_identical_models_take_a_half_each(space):
     same = PROBLEM._replace(local=PROBLEM.federated)
-    found = merged(likelihood, same, space=space)
+    found = merged(problem=same, space=space)
     np.testing.assert_allclose(found.weight, 0.5, atol=1e-3)
     assert_close(deltas(found.adapter), deltas(PROBLEM.federated), atol=1e-4)
 
@@ -157,6 +157,40 @@ def test_working_in_pieces_changes_nothing():
     found, expected = merged(clients_at_once=2, chunk=2), merged()
     assert_close(found.weight, expected.weight, atol=1e-4)
     assert_close(deltas(found.adapter), deltas(expected.adapter), atol=1e-4)
+
+
+def scans(jaxpr, depth=1):
+    """Every `lax.scan` of a program: how deep it lies in others, and its length."""
+    for equation in jaxpr.eqns:
+        is_scan = equation.primitive.name == "scan"
+        if is_scan:
+            yield depth, equation.params["length"]
+        for inner in jaxprs_in_params(equation.params):
+            yield from scans(inner, depth + is_scan)
+
+
+def scans_of(program, *args):
+    return list(scans(jax.make_jaxpr(program)(*PROBLEM, *args).jaxpr))
+
+
+@pytest.mark.parametrize(
+    ("make", "args"),
+    [
+        (partial(potara, EXACT, DAMPING, space="factor"), (TRAINED_ON, KEY)),
+        (partial(hermite_merge, task.loss), ()),
+        (partial(loss_curves, task.loss), (jnp.zeros(2),)),
+    ],
+    ids=["potara", "hermite_merge", "loss_curves"],
+)
+def test_clients_at_once_are_scanned_around_everything_else(make, args):
+    deepest = lambda program: max((d for d, _ in scans_of(program, *args)), default=0)
+    assert deepest(make(clients_at_once=2)) == deepest(make()) + 1
+
+
+@pytest.mark.parametrize(("chunk", "length"), [(1, 5), (2, 3), (8, 1)])
+def test_samples_are_scanned_a_chunk_at_a_time(chunk, length):
+    program = potara(EXACT, DAMPING, space="factor", chunk=chunk)
+    assert scans_of(program, TRAINED_ON, KEY) == [(1, length)]
 
 
 def test_padding_changes_nothing():
