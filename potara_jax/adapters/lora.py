@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -92,15 +93,12 @@ def _dense_project(module, x, a):
 def _general_axes(module, rank):
     contracted = len(_as_tuple(module.axis))
     if module.batch_dims:
-        raise ValueError(
-            f"'{_path(module)}' is a DenseGeneral with batch_dims, which LoRA cannot "
-            "adapt; leave it out of the targets"
-        )
+        raise ValueError("a DenseGeneral with batch_dims")
     return range(contracted), range(contracted, rank)
 
 
 def _general_project(module, x, a):
-    axes = _as_tuple(module.axis)
+    axes = sorted(axis % x.ndim for axis in _as_tuple(module.axis))  # as Flax has them
     x = jnp.moveaxis(x, axes, range(-len(axes), 0))
     return x.reshape(*x.shape[: -len(axes)], -1) @ a
 
@@ -140,10 +138,7 @@ def _einsum_labels(module) -> tuple[str, str, str]:
     x_labels, kernel = operands.split(",")
     shared = set(x_labels) & set(kernel) & set(output) - {"."}
     if shared or "." in kernel:
-        raise ValueError(
-            f"'{_path(module)}' is an Einsum '{module.einsum_str}' whose kernel has "
-            "batch axes, which LoRA cannot adapt; leave it out of the targets"
-        )
+        raise ValueError(f"an Einsum '{module.einsum_str}' with batch axes")
     return x_labels, kernel, output
 
 
@@ -160,10 +155,7 @@ def _free_label(used: str) -> str:
 
 def _conv_axes(module, rank):
     if module.feature_group_count != 1:
-        raise ValueError(
-            f"'{_path(module)}' is a grouped convolution, which LoRA cannot adapt; "
-            "leave it out of the targets"
-        )
+        raise ValueError("a grouped convolution")
     return range(rank - 1), (rank - 1,)
 
 
@@ -245,7 +237,13 @@ def _summary(paths) -> str:
 def _site(path, module, params) -> Site:
     kernel = params[f"{path}/kernel"].shape
     own = _kernel_rank(module)
-    inputs, outputs = _layer(module).axes(module, own)
+    try:
+        inputs, outputs = _layer(module).axes(module, own)
+    except ValueError as reason:
+        raise ValueError(
+            f"'{path}' is {reason}, which LoRA cannot adapt; leave it out of the "
+            "targets"
+        ) from None
     stack = len(kernel) - own
     shifted = lambda axes: tuple(stack + axis for axis in axes)
     return Site(path, kernel, shifted(inputs), shifted(outputs), stack)
@@ -377,4 +375,4 @@ def _kernel_delta(entry, site) -> Array:
     delta = jnp.matmul(inner, entry["b"], precision="highest")
     order = (*range(site.stack), *site.inputs, *site.outputs)
     shaped = delta.reshape(tuple(site.kernel[axis] for axis in order))
-    return jnp.transpose(shaped, jnp.argsort(jnp.array(order)).tolist())
+    return jnp.transpose(shaped, np.argsort(order).tolist())
