@@ -28,7 +28,7 @@ from potara_jax.evaluation.metrics import (
 )
 from potara_jax.federated.interface import Shared
 from potara_jax.federated.rounds import stack
-from potara_jax.merging.potara import Merged, Samples
+from potara_jax.merging.programs import Merged, Samples
 from potara_jax.merging.weights import grid
 
 _DAMPING_DECADES = (-4, 2)

@@ -20,7 +20,7 @@ from potara_jax.federated.local import local_only
 from potara_jax.federated.rounds import make_round
 from potara_jax.merging.curvature import LIKELIHOODS
 from potara_jax.merging.merges import merge
-from potara_jax.merging.potara import hermite_merge, loss_curves, potara
+from potara_jax.merging.programs import hermite_merge, loss_curves, potara
 from potara_jax.merging.weights import DAMPINGS, potara_weight
 
 MARKS = 4

@@ -82,7 +82,6 @@ class Settings:
             _require(value is None or value > 0, self, name, "must be above 0")
         _require(0 < self.fraction <= 1, self, "fraction", "must be in (0, 1]")
         _require(self.weight_decay >= 0, self, "weight_decay", "must be 0 or more")
-        _require(self.damping_value >= 0, self, "damping_value", "must be 0 or more")
         _require(self.grid_points > 1, self, "grid_points", "must be 2 or more")
         for name in ("seeds", "heterogeneity", "targets"):
             values = getattr(self, name)
@@ -105,6 +104,7 @@ _POSITIVE = (
     "batch_size",
     "learning_rate",
     "samples",
+    "damping_value",
     "chunk",
 )
 _NOT_OF_THE_RESULT = ("out", "rerun", "cache")

@@ -77,7 +77,7 @@ def truncate(entry: Entry, *, rank: int) -> Entry:
     values, whose square roots go to both sides. Cost `O((D + K) R^2 + R^3)`.
     Raises `ValueError` where the factors have a smaller rank than the one asked for.
     """
-    own = entry["a"].shape[-1]
+    own = min(*entry["a"].shape[-2:], entry["b"].shape[-1])
     if not 1 <= rank <= own:
         raise ValueError(f"cannot truncate factors of rank {own} to rank {rank}")
     left, core_left = _qr(entry["a"])

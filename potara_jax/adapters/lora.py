@@ -134,6 +134,8 @@ def _einsum_expand(module, hidden, b, shape):
 
 
 def _einsum_labels(module) -> tuple[str, str, str]:
+    if module.einsum_str is None:
+        raise ValueError("an Einsum whose equation comes with the call")
     operands, output = module.einsum_str.replace(" ", "").split("->")
     x_labels, kernel = operands.split(",")
     shared = set(x_labels) & set(kernel) & set(output) - {"."}
@@ -154,6 +156,8 @@ def _free_label(used: str) -> str:
 
 
 def _conv_axes(module, rank):
+    if module.mask is not None:
+        raise ValueError("a masked convolution")
     if module.feature_group_count != 1:
         raise ValueError("a grouped convolution")
     return range(rank - 1), (rank - 1,)

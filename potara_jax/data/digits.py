@@ -19,7 +19,7 @@ from potara_jax.data.federation import Batch, Federation, Weighted, pack
 
 CLASSES = 10
 UPSTREAM_SHARE = 0.2
-CLIENT_SHARES = {"train": 0.56, "heldout": 0.19, "test": 0.25}
+CLIENT_SHARES = {"train": 0.6, "heldout": 0.2, "test": 0.2}
 
 # What a group of clients does to its images when heterogeneity is of tasks.
 TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

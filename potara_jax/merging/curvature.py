@@ -29,6 +29,8 @@ Logits = Callable[[Params, Adapter, Example], Array]
 Likelihood = Callable[[Params, Adapter, Example, Array], tuple[Array, Array]]
 Tree = Any
 
+_NOISE = 1e-6  # of a float32 second moment: what rounding leaves of no variance
+
 
 class Curvature(NamedTuple):
     """Statistics of both models' scores, each a pytree like the coordinates, float32.
@@ -107,7 +109,7 @@ def curvature(
     count: Array,
     key: Array,
     *,
-    chunk: int = 8,
+    chunk: int = 10,
 ) -> Curvature:
     """The curvature of two models in shared coordinates on one client's samples.
 
@@ -125,10 +127,10 @@ def curvature(
 
     def add(sums, start):
         index = start + jnp.arange(chunk)
-        real = (index < count).astype(jnp.float32)
+        real = index < count
         batch = jax.tree.map(lambda x: x[jnp.minimum(index, size - 1)], examples)
         terms = one(batch, index, key)
-        total = lambda s, t: s + jnp.tensordot(real, t, 1)
+        total = lambda s, t: s + (jnp.where(_like(real, t), t, 0)).sum(0)
         return jax.tree.map(total, sums, terms), None
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), federated)
@@ -158,8 +160,13 @@ def _scores(likelihood, theta, example, key) -> tuple[Tree, Tree]:
 
     rows, weight = jax.jacrev(log_p, has_aux=True)(theta)
     root = jnp.sqrt(weight)
-    scaled = jax.tree.map(lambda g: g * root.reshape(-1, *[1] * (g.ndim - 1)), rows)
+    scaled = jax.tree.map(lambda g: g * _like(root, g), rows)
     return scaled, jax.tree.map(lambda g: jnp.tensordot(root, g, 1), scaled)
+
+
+def _like(vector: Array, x: Array) -> Array:
+    """A vector along the first axis of `x`."""
+    return vector.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _finish(means: _Sums) -> Curvature:
@@ -170,7 +177,7 @@ def _finish(means: _Sums) -> Curvature:
 
 def _correlation(mean_f, mean_l, square_f, square_l, cross):
     variance_f, variance_l = square_f - mean_f**2, square_l - mean_l**2
-    defined = (variance_f > 0) & (variance_l > 0)
+    defined = (variance_f > _NOISE * square_f) & (variance_l > _NOISE * square_l)
     deviation = lambda v: jnp.sqrt(jnp.where(defined, v, 1.0))
     root = deviation(variance_f) * deviation(variance_l)
     return jnp.where(defined, jnp.clip((cross - mean_f * mean_l) / root, 0, 1), 0.0)

@@ -50,7 +50,8 @@ def relative(epsilon: float) -> Damping:
 
     def variances(federated, local, examples):
         del examples
-        floor = epsilon * _mean([federated, local]) + _tiny()
+        mean = _mean([federated, local])
+        floor = jnp.where(mean > 0, epsilon * mean, 1.0)
         of = lambda tree: jax.tree.map(lambda f: 1 / (f + floor), tree)
         return of(federated), of(local)
 
@@ -78,8 +79,10 @@ def harmonic(epsilon: float) -> Damping:
     """
 
     def variances(federated, local, examples):
-        mean = lambda x: jnp.full_like(x, x.mean())
-        averaged = [jax.tree.map(mean, tree) for tree in (federated, local)]
+        averaged = [
+            {path: _flat(module) for path, module in tree.items()}
+            for tree in (federated, local)
+        ]
         return relative(epsilon)(*averaged, examples)
 
     return variances
@@ -98,8 +101,9 @@ def _mean(trees) -> Array:
     return sum(x.sum() for x in leaves) / sum(x.size for x in leaves)
 
 
-def _tiny() -> float:
-    return float(jnp.finfo(jnp.float32).tiny)
+def _flat(module) -> Tree:
+    mean = _mean(module)
+    return jax.tree.map(lambda x: jnp.full_like(x, mean), module)
 
 
 # --- The closed form -----------------------------------------------------------------
@@ -117,6 +121,8 @@ def variance_traces(
     s_f, s_l = damping(curvature.federated, curvature.local, examples)
     across = lambda rho, f, own: rho * jnp.sqrt(f) * jnp.sqrt(own)  # no overflow
     s_fl = jax.tree.map(across, curvature.correlation, s_f, s_l)
+    if per not in ("client", "module", "parameter"):
+        raise ValueError(f"one weight per '{per}': use client, module or parameter")
     if per == "parameter":
         return jax.tree.map(Traces, s_f, s_l, s_fl)
     if per == "module":

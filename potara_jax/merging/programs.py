@@ -50,7 +50,7 @@ def potara(
     space: str = "core",
     per: str = "client",
     rank: int | None = None,
-    chunk: int = 8,
+    chunk: int = 10,
     clients_at_once: int | None = None,
 ) -> Callable[..., Merged]:
     """Potara's merge as one jitted program over all clients.
@@ -66,7 +66,11 @@ def potara(
     per: `client`, `module` or `parameter`: how many weights a client has.
     rank: truncate the merged deltas; default: exact.
     chunk, clients_at_once: samples and clients computed together, to bound memory.
+
+    Raises `ValueError` for a space that is not one of these.
     """
+    if space not in SPACES:
+        raise ValueError(f"unknown space '{space}': choose from {list(SPACES)}")
 
     def one(base, federated, local, examples, count, trained_on, key):
         theta = SPACES[space](federated, local)

@@ -13,7 +13,7 @@ from potara_jax.clients.task import classification
 from potara_jax.data.federation import Batch
 from potara_jax.merging import merges, spaces, weights
 from potara_jax.merging.curvature import LIKELIHOODS, curvature
-from potara_jax.merging.potara import (
+from potara_jax.merging.programs import (
     Samples,
     hermite_merge,
     loss_curves,
