@@ -31,7 +31,7 @@ $(VENV)/.installed-$(JAX): requirements.txt pyproject.toml
 	touch $@
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: install  ## check style and imports
 	$(BIN)/ruff check .

@@ -1,0 +1,143 @@
+"""The rows of the table: every method's models, their scores, and what they cost."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.context import Context, Parents, score, score_common
+from experiments.merges import Merges
+from experiments.phases import Outcome
+from potara_jax.adapters.lora import Adapter
+from potara_jax.evaluation.metrics import Scores, adapter_parameters, worst_decile
+from potara_jax.federated.rounds import stack
+from potara_jax.merging import grid
+
+
+class Cost(NamedTuple):
+    """What a method spends: bytes of all clients, local steps a client, seconds."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    local_steps: int = 0
+    seconds: float = 0.0
+
+
+class Method(NamedTuple):
+    """A row of the table: a model for every client `[C, ...]`, and what it took."""
+
+    name: str
+    adapters: Adapter
+    cost: Cost
+    weight: Any = None
+    scores: Scores | None = None
+    oracle: bool = False
+
+
+def make_methods(at: Context, parents: Parents, merges: Merges) -> list[Method]:
+    """Every row of the table, scored, oracles last."""
+    federated, local, tuned = (_cost(at, outcome) for outcome in parents)
+    tuned, both = _together(federated, tuned), _together(federated, local)
+    pair = parents.federated.adapters, parents.local.adapters
+    common = [
+        Method("base", _untrained(at), Cost()),
+        Method("federated (FedIT)", pair[0], federated),
+    ]
+    own = [
+        Method("local", pair[1], local),
+        Method("federated + fine-tuning", parents.fine_tuned.adapters, tuned),
+        *_merged_rows(at, pair, merges, both),
+    ]
+    scored = [m._replace(scores=score_common(at, m.adapters)) for m in common]
+    scored += [m._replace(scores=score(at, m.adapters)) for m in own]
+    ends = scored[2].scores, scored[1].scores
+    return scored + _oracles(at, pair, merges.points, ends, both)
+
+
+def _untrained(at: Context) -> Adapter:
+    return stack(at.problem.adapter(at.fold(0)), clients=at.settings.clients)
+
+
+def _merged_rows(at: Context, pair, merges: Merges, cost: Cost) -> list[Method]:
+    merge = at.programs.merge
+    half = jnp.full(at.settings.clients, 0.5)
+    factor, best = merges.factor.weight, grid(merges.losses, merges.points)
+    other = "train" if at.settings.curvature_on == "heldout" else "held-out"
+    delta, truncated = merge["delta"], merge["truncated"]
+    counts = at.federation.train.count
+    module = at.programs.module_weights(merges.core.curvature, counts)
+    return [
+        Method("uniform", delta(*pair, half), cost, half),
+        Method("Potara factor", merges.factor.adapter, cost, factor),
+        Method("Potara delta", delta(*pair, factor), cost, factor),
+        Method("Potara delta, rank r", truncated(*pair, factor), cost, factor),
+        Method("Potara core", merges.core.adapter, cost, merges.core.weight),
+        Method("Potara core, per module", delta(*pair, module), cost, module),
+        Method(
+            f"Potara core, {other}", merges.other.adapter, cost, merges.other.weight
+        ),
+        Method("Hermite segment", merges.hermite.adapter, cost, merges.hermite.weight),
+        Method("grid on held-out", delta(*pair, best), cost, best),
+    ]
+
+
+def _oracles(at: Context, pair, points, ends, cost: Cost) -> list[Method]:
+    """The best constant weight, and the best of each client, on the test examples.
+
+    ends: the scores at both ends of the points, which are the parents'.
+    """
+    clients, delta = at.settings.clients, at.programs.merge["delta"]
+    merged = [delta(*pair, jnp.full(clients, point)) for point in points[1:-1]]
+    inner = [score(at, adapters) for adapters in merged]
+    scores = jax.tree.map(lambda *x: jnp.stack(x), ends[0], *inner, ends[1])
+    constant = jnp.full(clients, jnp.argmax(scores.accuracy.mean(1)))
+    choices = {
+        "best constant weight": constant,
+        "best weight per client": jnp.argmax(scores.accuracy, 0),
+    }
+    pick = lambda choice: Scores(*(s[choice, jnp.arange(clients)] for s in scores))
+    example = delta(*pair, jnp.zeros(clients))
+    return [
+        Method(name, example, cost, points[choice], pick(choice), oracle=True)
+        for name, choice in choices.items()
+    ]
+
+
+def _cost(at: Context, outcome: Outcome) -> Cost:
+    """What a phase spent; its final models count as received."""
+    total = lambda name: sum(record[name] for record in outcome.history)
+    down = total("bytes_down") + outcome.final_bytes
+    steps = round(total("steps") / at.settings.clients)
+    return Cost(total("bytes_up"), down, steps, outcome.seconds)
+
+
+def _together(first: Cost, second: Cost) -> Cost:
+    return Cost(*(a + b for a, b in zip(first, second, strict=True)))
+
+
+def row(at: Context, method: Method) -> dict:
+    """A method as `results.json` has it."""
+    accuracy = np.asarray(method.scores.accuracy, np.float64)
+    parameters = adapter_parameters(method.adapters)
+    return {
+        "method": method.name,
+        "oracle": method.oracle,
+        **at.cell._asdict(),
+        "mean": float(accuracy.mean()),
+        "worst_decile": worst_decile(accuracy),
+        "accuracy": accuracy.tolist(),
+        "loss": np.asarray(method.scores.loss, np.float64).tolist(),
+        "weights": listed(method.weight),
+        **method.cost._asdict(),
+        "inference_parameters": 0 if method.name == "base" else parameters,
+    }
+
+
+def listed(tree: Any) -> Any:
+    """Arrays as lists, for JSON."""
+    return (
+        None if tree is None else jax.tree.map(lambda x: np.asarray(x).tolist(), tree)
+    )
