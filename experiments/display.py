@@ -55,12 +55,12 @@ class Display:
         if self._bar:
             self._bar.update(self._task, completed=self._done)
 
-    def round(self, what: str, loss: float) -> None:
-        """One round is done: of what, and its mean training loss."""
+    def round(self, what: str, loss: float | None) -> None:
+        """One round is done: of what, and its mean training loss, if there is one."""
         if not self._computed:  # what comes before, such as compiling, is no round
             self._started = time.monotonic()
         self._done, self._computed = self._done + 1, self._computed + 1
-        text = f"{what}, loss {loss:.3f}"
+        text = f"{what}, " + ("no finite loss" if loss is None else f"loss {loss:.3f}")
         if self._bar:
             self._bar.update(self._task, completed=self._done, description=text)
         elif time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
