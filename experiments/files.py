@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,17 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not readable JSON ({error}); remove it") from None
+
+
+def read_whole_json(path: Path, warn: Callable[[str], None]) -> Any | None:
+    """The JSON value of a file; None where it is not there or, with a line, damaged."""
+    if not path.exists():
+        return None
+    try:
+        return read_json(path)
+    except ValueError:
+        warn(f"{path} is damaged; making it anew")
+        return None
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def _refusing() -> Iterator[None]:
     """Turn what checks raise into `Refused`; a later `ValueError` is a defect."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise Refused(" ".join(str(error).split())) from None
 
 
@@ -61,9 +61,9 @@ def run(name: str, settings: Settings, console: Console) -> None:
             held.enter_context(files.locked(settings.out))
             config = {"experiment": name, **resolved(settings)}
             store = open_store(settings.out, config, rerun=settings.rerun, warn=note)
-        if not (store.path / "results.json").exists():
+        if store.results() is None:
             _finish(store, config, _all_cells(name, settings, store, console))
-        results = files.read_json(store.path / "results.json")
+        results = store.results()
         _report(store, results)
         console.print(table.terminal_table(table.summarise(results)))
         note(f"report: {store.path / 'report.html'}")
@@ -131,8 +131,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _guarded(name: str, settings: Settings) -> int:
     try:
         run(name, settings, Console())
-    except (Refused, OSError) as error:
+    except Refused as error:
         print(f"potara: {error}", file=sys.stderr)
+        return _USER_ERROR
+    except OSError as error:
+        where = f"cannot use {error.filename or settings.out} ({error.strerror})"
+        print(f"potara: {where}; set another --out or --cache", file=sys.stderr)
         return _USER_ERROR
     except KeyboardInterrupt:
         print("potara: interrupted; the same command continues", file=sys.stderr)

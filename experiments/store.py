@@ -83,9 +83,13 @@ class Store(NamedTuple):
         return [value for value in map(_parsed, lines) if value is not None]
 
     def cell(self, cell: Cell) -> dict | None:
-        """A finished cell's record."""
+        """A finished cell's record, if it is there and whole."""
         path = self.path / "cells" / f"{cell.name}.json"
-        return files.read_json(path) if path.exists() else None
+        return files.read_whole_json(path, self.warn)
+
+    def results(self) -> dict | None:
+        """The finished run's results, if they are there and whole."""
+        return files.read_whole_json(self.path / "results.json", self.warn)
 
     def end_cell(self, cell: Cell, record: dict) -> None:
         """Keep a finished cell."""

@@ -202,8 +202,8 @@ def find_sites(model: nn.Module, *inputs, targets: Sequence[str]) -> dict[str, S
     `block_0/attention/query`. `inputs` (arrays or `jax.ShapeDtypeStruct`) are what the
     model is called with; nothing is computed.
 
-    Raises `ValueError` where a target matches no adaptable module, or matches a layer
-    whose kernel has batch axes or groups.
+    Raises `ValueError` where a target is no regular expression, matches no adaptable
+    module, or matches a layer whose kernel has batch axes or groups.
     """
     modules, params = _trace(model, *inputs)
     missing = [t for t in targets if not any(_matches(t, path) for path in modules)]
@@ -230,7 +230,12 @@ def _trace(model, *inputs) -> tuple[dict[str, nn.Module], dict[str, Any]]:
 
 
 def _matches(target: str, path: str) -> bool:
-    return re.search(rf"(^|/)({target})$", path) is not None
+    try:
+        return re.search(rf"(^|/)({target})$", path) is not None
+    except re.error as error:
+        raise ValueError(
+            f"target {target!r} is no regular expression: {error.msg}"
+        ) from None
 
 
 def _summary(paths) -> str:

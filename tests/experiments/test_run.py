@@ -165,6 +165,8 @@ def test_another_configuration_in_the_folder_is_refused(cache, undisturbed):
         (["--clients", "5000"], "5000 clients"),
         (["--fraction", "1.1"], "--fraction is 1.1"),
         (["--targets", "qurey"], "'qurey'"),
+        (["--targets", "("], "regular expression"),
+        (["--out", "/dev/null/run"], "--out"),
         (["--heterogeneity", "very"], "--heterogeneity is very"),
     ],
 )

@@ -93,6 +93,19 @@ def test_writing_replaces_whole_files(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["a.json"]
 
 
+@pytest.mark.parametrize("name", ["results.json", "cells/0.1-seed-0.json"])
+def test_damaged_results_are_reported_and_made_anew(tmp_path, name):
+    lines = []
+    store = opened(tmp_path / "run")._replace(warn=lines.append)
+    store.end_cell(CELL, {"methods": []})
+    files.write_json(store.path / "results.json", {})
+    assert store.cell(CELL) is not None and store.results() is not None
+    (store.path / name).write_text('{"methods": [')
+    found = store.results() if name == "results.json" else store.cell(CELL)
+    assert found is None
+    assert len(lines) == 1 and name in lines[0]
+
+
 def test_unreadable_json_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json"):
