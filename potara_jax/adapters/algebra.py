@@ -15,13 +15,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from potara_jax.adapters.lora import Adapter, Array, Entry, is_factors
 
 _TOLERANCE = 1e-6
 
 
-def _dot(left: Array, right: Array) -> Array:
+def product(left: Array, right: Array) -> Array:
+    """A matrix product in full float32 precision, also on a TPU."""
     return jnp.matmul(left, right, precision="highest")
 
 
@@ -29,7 +31,7 @@ def _transpose(x: Array) -> Array:
     return jnp.swapaxes(x, -1, -2)
 
 
-def _one_by_one(decompose: Callable[[Array], tuple[Array, ...]]):
+def _one_by_one(decompose: Callable[..., tuple[Array, ...]]):
     """A matrix decomposition over leading axes, one matrix at a time on a CPU.
 
     Batched LAPACK calls of jaxlib (0.10) hand their matrices to the very thread pool
@@ -37,36 +39,38 @@ def _one_by_one(decompose: Callable[[Array], tuple[Array, ...]]):
     """
     one = jax.custom_batching.sequential_vmap(decompose)
 
-    def batched(x):
+    def batched(*matrices):
         sequential = one
-        for _ in range(x.ndim - 2):
+        for _ in range(matrices[0].ndim - 2):
             sequential = jax.vmap(sequential)
-        return jax.lax.platform_dependent(x, cpu=sequential, default=decompose)
+        return jax.lax.platform_dependent(*matrices, cpu=sequential, default=decompose)
 
     return batched
 
 
-_qr = _one_by_one(lambda x: tuple(jnp.linalg.qr(x)))
-_svd = _one_by_one(lambda x: tuple(jnp.linalg.svd(x, full_matrices=False)))
+qr = _one_by_one(lambda x: tuple(jnp.linalg.qr(x)))
+_solve = _one_by_one(lambda matrix, target: (jnp.linalg.solve(matrix, target),))
+svd = _one_by_one(lambda x: tuple(jnp.linalg.svd(x, full_matrices=False)))
 
 
 def delta(entry: Entry) -> Array:
     """The dense delta `[..., D, K]`: for tests and small models only."""
-    return _dot(plain(entry)["a"], entry["b"])
+    return product(plain(entry)["a"], entry["b"])
 
 
 def plain(entry: Entry) -> Entry:
     """Factors without a core: `a m b` becomes `(a m) b`."""
     if "m" not in entry:
         return entry
-    return {"a": _dot(entry["a"], entry["m"]), "b": entry["b"]}
+    return {"a": product(entry["a"], entry["m"]), "b": entry["b"]}
 
 
-def concatenate(first: Entry, second: Entry) -> Entry:
-    """Factors of rank `R1 + R2` whose delta is exactly the sum of both deltas."""
+def concatenate(*entries: Entry) -> Entry:
+    """Factors of rank `R1 + R2 + ...` whose delta is exactly the sum of the deltas."""
+    entries = tuple(map(plain, entries))
     return {
-        "a": jnp.concatenate([first["a"], second["a"]], axis=-1),
-        "b": jnp.concatenate([first["b"], second["b"]], axis=-2),
+        "a": jnp.concatenate([entry["a"] for entry in entries], axis=-1),
+        "b": jnp.concatenate([entry["b"] for entry in entries], axis=-2),
     }
 
 
@@ -80,13 +84,13 @@ def truncate(entry: Entry, *, rank: int) -> Entry:
     own = min(*entry["a"].shape[-2:], entry["b"].shape[-1])
     if not 1 <= rank <= own:
         raise ValueError(f"cannot truncate factors of rank {own} to rank {rank}")
-    left, core_left = _qr(entry["a"])
-    right, core_right = _qr(_transpose(entry["b"]))
-    core = _dot(core_left, _transpose(core_right))
-    u, sigma, v = _svd(core)
+    left, core_left = qr(entry["a"])
+    right, core_right = qr(_transpose(entry["b"]))
+    core = product(core_left, _transpose(core_right))
+    u, sigma, v = svd(core)
     root = jnp.sqrt(sigma[..., :rank])
-    a = _dot(left, u[..., :rank]) * root[..., None, :]
-    return {"a": a, "b": root[..., None] * _dot(v[..., :rank, :], _transpose(right))}
+    a = product(left, u[..., :rank]) * root[..., None, :]
+    return {"a": a, "b": root[..., None] * product(v[..., :rank, :], _transpose(right))}
 
 
 class Basis(NamedTuple):
@@ -96,38 +100,154 @@ class Basis(NamedTuple):
     right: Array
 
 
-def joint_basis(first: Entry, second: Entry) -> Basis:
-    """The principal bases of two deltas together, `R' = R1 + R2` at most.
+def joint_basis(*entries: Entry) -> Basis:
+    """The principal bases of some deltas together, `R' = R1 + R2 + ...` at most.
 
-    `left` holds the left singular vectors of `[delta_1 delta_2]`, `right` the right
-    ones of the two stacked, so both depend on the deltas alone, up to signs: no choice
-    of factors changes them. Directions that neither delta uses are zero. Both deltas
-    are `left m right` without loss, `m` from `coordinates`. (Core Space, Panariello et
+    `left` holds the left singular vectors of `[delta_1 delta_2 ...]`, `right` the right
+    ones of the deltas stacked, so both depend on the deltas alone, up to signs: no
+    choice of factors changes them. Directions that no delta uses are zero. Every delta
+    is `left m right` without loss, `m` from `coordinates`. (Core Space, Panariello et
     al. 2025, arXiv 2509.17786, is the same space with bases of the factors.)
     """
-    left, r_left = _qr(jnp.concatenate([first["a"], second["a"]], -1))
-    right, r_right = _qr(
-        jnp.concatenate([_transpose(first["b"]), _transpose(second["b"])], -1)
-    )
-    split = first["a"].shape[-1]
-    core_1 = _dot(r_left[..., :split], _transpose(r_right[..., :split]))
-    core_2 = _dot(r_left[..., split:], _transpose(r_right[..., split:]))
-    u = _principal(jnp.concatenate([core_1, core_2], -1))
-    v = _principal(jnp.concatenate([_transpose(core_1), _transpose(core_2)], -1))
-    return Basis(_dot(left, u), _transpose(_dot(right, v)))
+    left, right, cores = _cores(entries)
+    u = _principal(jnp.concatenate(cores, -1))
+    v = _principal(jnp.concatenate([_transpose(core) for core in cores], -1))
+    return Basis(product(left, u), _transpose(product(right, v)))
+
+
+def _cores(entries) -> tuple[Array, Array, list[Array]]:
+    """Orthonormal bases of all factors, and every delta between them."""
+    entries = [plain(entry) for entry in entries]
+    left, r_left = qr(jnp.concatenate([e["a"] for e in entries], -1))
+    right, r_right = qr(jnp.concatenate([_transpose(e["b"]) for e in entries], -1))
+    ends = np.cumsum([e["a"].shape[-1] for e in entries])[:-1].tolist()
+    pairs = zip(jnp.split(r_left, ends, -1), jnp.split(r_right, ends, -1), strict=True)
+    return left, right, [product(a, _transpose(b)) for a, b in pairs]
 
 
 def _principal(matrix: Array) -> Array:
     """Left singular vectors; zero where the singular value is."""
-    u, sigma, _ = _svd(matrix)
-    used = sigma > _TOLERANCE * sigma[..., :1]
-    return u * used[..., None, :]
+    return thin_svd(matrix)[0]
+
+
+def rows(right: Array, entry: Entry) -> Array:
+    """What a delta is in a basis of its outputs: `a (b right^T)` `[..., D, R']`."""
+    entry = plain(entry)
+    return product(entry["a"], product(entry["b"], _transpose(right)))
 
 
 def coordinates(basis: Basis, entry: Entry) -> Array:
     """The core `m = left^T a b right^T` `[..., R', R']` of factors in a basis."""
-    inner = _dot(_transpose(basis.left), entry["a"])
-    return _dot(inner, _dot(entry["b"], _transpose(basis.right)))
+    entry = plain(entry)
+    inner = product(_transpose(basis.left), entry["a"])
+    return product(inner, product(entry["b"], _transpose(basis.right)))
+
+
+def inner(first: Entry, second: Entry) -> Array:
+    """The inner product `<delta_1, delta_2> = tr(delta_1^T delta_2)`, shape `[...]`."""
+    first, second = plain(first), plain(second)
+    left = product(_transpose(first["a"]), second["a"])
+    right = product(first["b"], _transpose(second["b"]))
+    return (left * right).sum((-2, -1))
+
+
+def norm(entry: Entry) -> Array:
+    """The Frobenius norm of the delta, `[...]`, through QR of both factors."""
+    _, _, (core,) = _cores([entry])
+    return jnp.sqrt((core * core).sum((-2, -1)))
+
+
+def distance(first: Entry, second: Entry) -> Array:
+    """The Frobenius norm of `delta_1 - delta_2`, `[...]`; exact where they are near.
+
+    (`|x|^2 + |y|^2 - 2 <x, y>` would cancel.)
+    """
+    second = plain(second)
+    return norm(concatenate(first, {"a": -second["a"], "b": second["b"]}))
+
+
+class Angles(NamedTuple):
+    """Principal angles between two deltas, in radians, ascending, `[..., R]`.
+
+    `inputs` between their column spaces in the inputs, `outputs` between their row
+    spaces in the outputs; `R` is the smaller rank.
+    """
+
+    inputs: Array
+    outputs: Array
+
+
+def principal_angles(first: Entry, second: Entry) -> Angles:
+    """The angles between the subspaces that two deltas read from and write to.
+
+    Cosines from the SVD of `Q_1^T Q_2`, small angles from the sines (Bjorck and Golub
+    1973). A direction that a delta does not use counts as perpendicular to all.
+    """
+    one, two = joint_basis(first), joint_basis(second)
+    return Angles(
+        _angles(one.left, two.left),
+        _angles(_transpose(one.right), _transpose(two.right)),
+    )
+
+
+def _angles(first, second) -> Array:
+    if first.shape[-1] < second.shape[-1]:
+        first, second = second, first
+    overlap = product(_transpose(first), second)
+    _, cosine, directions = svd(overlap)
+    aligned = product(second - product(first, overlap), _transpose(directions))
+    sine = jnp.sqrt((aligned * aligned).sum(-2))
+    return jnp.arctan2(jnp.where(cosine > _TOLERANCE, sine, 1.0), cosine)
+
+
+def balance(entry: Entry) -> Entry:
+    """The same delta with factors of equal singular values: `a^T a = b b^T`, diagonal.
+
+    What is left of the gauge is an orthogonal matrix.
+    """
+    entry = plain(entry)
+    return truncate(entry, rank=min(*entry["a"].shape[-2:], entry["b"].shape[-1]))
+
+
+def align(reference: Entry, entry: Entry) -> Entry:
+    """The same delta as `entry`, with factors turned to be near the reference's.
+
+    Orthogonal Procrustes over both factors: the rotation `Q` that minimises
+    `|a_ref - a Q|^2 + |b_ref - Q^T b|^2` is the polar factor of
+    `a^T a_ref + b b_ref^T`. Balance both first, so that rotation is all there is.
+    """
+    towards = product(_transpose(entry["a"]), reference["a"])
+    towards += product(entry["b"], _transpose(reference["b"]))
+    u, _, v = svd(towards)
+    turn = product(u, v)
+    return {"a": product(entry["a"], turn), "b": product(_transpose(turn), entry["b"])}
+
+
+def thin_svd(matrix: Array) -> tuple[Array, Array, Array]:
+    """`u`, `sigma`, `v` of `u diag(sigma) v`, with zeros where nothing is used."""
+    u, sigma, v = svd(matrix)
+    used = sigma > _TOLERANCE * sigma[..., :1]
+    sigma = jnp.where(used, sigma, 0)
+    return u * used[..., None, :], sigma, used[..., None] * v
+
+
+def polar(matrix: Array) -> Array:
+    """The polar factor `M (M^T M)^(-1/2)`, zero where `M` is (pseudo-inverse)."""
+    u, _, v = thin_svd(matrix)
+    return product(u, v)
+
+
+def least_squares(matrix: Array, target: Array) -> Array:
+    """The `x` of least norm that minimises `|matrix x - target|` (pseudo-inverse)."""
+    u, sigma, v = thin_svd(matrix)
+    inverse = jnp.where(sigma > 0, 1 / jnp.where(sigma > 0, sigma, 1), 0)
+    inner = inverse[..., None] * product(_transpose(u), target)
+    return product(_transpose(v), inner)
+
+
+def solve(matrix: Array, target: Array) -> Array:
+    """The solution of `matrix x = target`, for a matrix that is not singular."""
+    return _solve(matrix, target)[0]
 
 
 def map_factors(fn: Callable[..., Entry], *adapters: Adapter) -> Adapter:

@@ -339,6 +339,42 @@ def bind(model: nn.Module, *, scale: float) -> Apply:
     return apply
 
 
+def bind_inputs(model: nn.Module, *, scale: float) -> Callable[..., dict[str, Array]]:
+    """A pure function from `(base, adapter, *inputs)` to every adapted module's inputs.
+
+    `{path: [T, D]}`, `T` all positions of all examples, float32: the rows that meet the
+    factors `a`. Raises `ValueError` for a layer that the model scans over.
+    """
+    add = _adder(scale)
+
+    def apply(base: Params, adapter: Adapter, *inputs, **kwargs) -> dict[str, Array]:
+        seen: dict[str, Array] = {}
+        for path, entry in adapter.items():
+            if is_factors(entry) and entry["a"].ndim != 2:
+                raise ValueError(f"the model scans over '{path}': no inputs of its own")
+        params, factors = _overlay(base, adapter)
+        with nn.intercept_methods(_recorder(seen)), nn.intercept_methods(add):
+            variables = {"params": params, _COLLECTION: factors}
+            model.apply(variables, *inputs, **kwargs)
+        return seen
+
+    return apply
+
+
+def _recorder(seen: dict[str, Array]):
+    def record(next_fun, args, kwargs, context):
+        module = context.module
+        layer = _adapted_layer(context)
+        if layer is not None:
+            size = module.get_variable(_COLLECTION, "a").shape[0]
+            whole = jnp.eye(size, dtype=args[0].dtype)
+            rows = layer.project(module, args[0], whole).reshape(-1, size)
+            seen["/".join(module.path)] = rows.astype(jnp.float32)
+        return next_fun(*args, **kwargs)
+
+    return record
+
+
 def _overlay(base, adapter) -> tuple[Params, Params]:
     factors = {p: dict(e) for p, e in adapter.items() if is_factors(e)}
     whole = {p: e for p, e in adapter.items() if not is_factors(e)}
@@ -349,11 +385,18 @@ def _overlay(base, adapter) -> tuple[Params, Params]:
     return unflatten_dict(params, sep="/"), unflatten_dict(factors, sep="/")
 
 
+def _adapted_layer(context) -> _Layer | None:
+    """The kind of layer that is called, if it is one that has factors."""
+    if context.method_name != "__call__" or not (layer := _layer(context.module)):
+        return None
+    return layer if context.module.has_variable(_COLLECTION, "a") else None
+
+
 def _adder(scale: float):
     def add_delta(next_fun, args, kwargs, context):
         y, module = next_fun(*args, **kwargs), context.module
-        layer = _layer(module) if context.method_name == "__call__" else None
-        if layer is None or not module.has_variable(_COLLECTION, "a"):
+        layer = _adapted_layer(context)
+        if layer is None:
             return y
         read = lambda name: module.get_variable(_COLLECTION, name).astype(y.dtype)
         hidden = layer.project(module, args[0].astype(y.dtype), read("a"))

@@ -16,18 +16,32 @@ class Task(NamedTuple):
     """Pure functions of `(base, adapter, batch)`, each with one value an example.
 
     `logits`: `[B, K]`. `loss`: `[B]`, float32. `correct`: `[B]`, float32 in [0, 1].
+    `inputs`: what every adapted module reads, `{path: [T, D]}`, or None.
     """
 
     logits: Callable[[Params, Adapter, Batch], Array]
     loss: Callable[[Params, Adapter, Batch], Array]
     correct: Callable[[Params, Adapter, Batch], Array]
+    inputs: Callable[[Params, Adapter, Batch], dict[str, Array]] | None = None
 
 
-def classification(apply: Apply) -> Task:
-    """Cross-entropy and accuracy of `apply(base, adapter, inputs) -> logits`."""
+def classification(apply: Apply, read: Apply | None = None) -> Task:
+    """Cross-entropy and accuracy of `apply(base, adapter, inputs) -> logits`.
+
+    read: `(base, adapter, inputs) -> {path: [T, D]}`, as `lora.bind_inputs` gives it.
+    """
 
     def logits(base, adapter, batch):
         return apply(base, adapter, batch.inputs).astype(jnp.float32)
+
+    def inputs(base, adapter, batch):
+        return read(base, adapter, batch.inputs)
+
+    return of_logits(logits)._replace(inputs=inputs if read else None)
+
+
+def of_logits(logits: Callable[[Params, Adapter, Batch], Array]) -> Task:
+    """Cross-entropy and accuracy of `logits(base, adapter, batch) -> [B, K]`."""
 
     def loss(base, adapter, batch):
         return optax.softmax_cross_entropy_with_integer_labels(

@@ -1,17 +1,9 @@
 """Diagonal Fisher information of two models on the same few samples, in one pass.
 
-Per-sample gradients always: the square of a mean gradient is not a Fisher. A
-*likelihood* gives, for one example, `Q` log-probabilities and their weights; the
-gradients of the log-probabilities, each times the root of its weight, are the *scores*
-whose second moments are accumulated:
-
-    empirical      the data's label                     Q = 1
-    exact          every class, weighted by its probability under the model (Q = K):
-                   the Fisher itself, no label is used
-    sampled        labels drawn from the model, with one noise for both models
-
-Accumulated sample by sample in float32, so memory does not grow with the samples.
-Kunstner et al. 2019 (arXiv 1905.12558) on why the empirical Fisher is another thing.
+Per-sample gradients always: the square of a mean gradient is not a Fisher. The
+gradients of a likelihood's log-probabilities (see `likelihoods`), each times the root
+of its weight, are the *scores* whose second moments are accumulated, in float32 and in
+chunks of samples, so memory does not grow with the samples.
 """
 
 from __future__ import annotations
@@ -22,12 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from potara_jax.adapters.lora import Adapter, Array, Params
+from potara_jax.adapters.lora import Array
+from potara_jax.merging.likelihoods import Example
 
-Example = Any
-Logits = Callable[[Params, Adapter, Example], Array]
-Likelihood = Callable[[Params, Adapter, Example, Array], tuple[Array, Array]]
 Tree = Any
+Scored = Callable[[Tree, Example, Array], tuple[Array, Array]]
 
 _NOISE = 1e-6  # of a float32 second moment: what rounding leaves of no variance
 
@@ -36,124 +27,77 @@ class Curvature(NamedTuple):
     """Statistics of both models' scores, each a pytree like the coordinates, float32.
 
     `federated`, `local`: mean squared score a sample, the diagonal Fisher.
-    `correlation`: Pearson's correlation of the two models' scores, clipped to [0, 1].
+    `correlation`: of the two models' scores, clipped to [0, 1].
+    `mean`: of all entries of both Fishers, a scalar.
+    `square`: the squared norm of both models' coordinates together, a scalar.
+    `distance`: the squared distance between them, a scalar.
     """
 
     federated: Tree
     local: Tree
     correlation: Tree
-
-
-# --- Likelihoods: `(base, adapter, example, key) -> (log_p [Q], weight [Q])` ---------
-
-
-def empirical(logits: Logits) -> Likelihood:
-    """The log-likelihood of the data's label. Examples are `(inputs, label)`."""
-
-    def likelihood(base, adapter, example, key):
-        del key
-        log_p = _log_softmax(logits(base, adapter, example))
-        return log_p[example[1]][None], jnp.ones(1)
-
-    return likelihood
-
-
-def exact(logits: Logits) -> Likelihood:
-    """All classes, weighted by the model's own probabilities."""
-
-    def likelihood(base, adapter, example, key):
-        del key
-        log_p = _log_softmax(logits(base, adapter, example))
-        return log_p, jnp.exp(log_p)
-
-    return likelihood
-
-
-def sampled(logits: Logits, *, draws: int = 1) -> Likelihood:
-    """Labels drawn from the model; one key for both models couples their draws."""
-
-    def likelihood(base, adapter, example, key):
-        log_p = _log_softmax(logits(base, adapter, example))
-        noise = jax.random.gumbel(key, (draws, log_p.shape[-1]))
-        labels = jnp.argmax(jax.lax.stop_gradient(log_p) + noise, axis=-1)
-        return log_p[labels], jnp.full(draws, 1 / draws)
-
-    return likelihood
-
-
-def _log_softmax(logits) -> Array:
-    return jax.nn.log_softmax(logits.astype(jnp.float32))
-
-
-LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
-    "empirical": empirical,
-    "exact": exact,
-    "sampled": sampled,
-}
+    mean: Array
+    square: Array
+    distance: Array
 
 
 # --- Accumulation --------------------------------------------------------------------
 
 
-class _Sums(NamedTuple):
-    mean: tuple[Tree, Tree]
-    square: tuple[Tree, Tree]
-    cross: Tree
+class Scores(NamedTuple):
+    """One example's scores `rows` `[Q, ...]`, and their weighted `mean` `[...]`."""
+
+    rows: Tree
+    mean: Tree
 
 
-def curvature(
-    likelihood: Callable[[Tree, Example, Array], tuple[Array, Array]],
-    federated: Tree,
-    local: Tree,
+def accumulate(
+    statistic: Callable[[Scores, Scores], Tree],
+    likelihood: Scored,
+    thetas: tuple[Tree, Tree],
     examples: Example,
-    count: Array,
+    weight: Array,
     key: Array,
     *,
-    chunk: int = 10,
-) -> Curvature:
-    """The curvature of two models in shared coordinates on one client's samples.
+    chunk: int,
+) -> Tree:
+    """The weighted mean over samples of a statistic of both models' scores.
 
-    likelihood: `(theta, example, key) -> (log_p [Q], weight [Q])`.
-    federated, local: coordinates `theta` of the two models.
-    examples: a pytree with a leading axis of `N` samples, of which the first `count`
-      are real; padded ones change nothing.
-    key: consumed; sample `i` uses `fold_in(key, i)` for both models.
-    chunk: samples whose scores are held at once: memory is `chunk * Q` gradients.
+    weight: `[N]`, zero for a padded sample, which then changes nothing. Gradients do
+      not depend on it: under `jax.vmap` over weights alone they are computed once.
     """
     size = jax.tree.leaves(examples)[0].shape[0]
     chunk = min(chunk, size)
-    starts = jnp.arange(0, size, chunk)
-    one = jax.vmap(_sample_sums(likelihood, federated, local), in_axes=(0, 0, None))
+    one = jax.vmap(_statistic(statistic, likelihood, thetas), in_axes=(0, 0, None))
 
     def add(sums, start):
         index = start + jnp.arange(chunk)
-        real = index < count
-        batch = jax.tree.map(lambda x: x[jnp.minimum(index, size - 1)], examples)
-        terms = one(batch, index, key)
-        total = lambda s, t: s + (jnp.where(_like(real, t), t, 0)).sum(0)
-        return jax.tree.map(total, sums, terms), None
+        place = jnp.minimum(index, size - 1)
+        share = jnp.where(index < size, weight[place], 0)
+        terms = one(jax.tree.map(lambda x: x[place], examples), index, key)
+        return jax.tree.map(lambda s, t: s + _weighted(share, t), sums, terms), None
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), federated)
-    initial = _Sums((zeros, zeros), (zeros, zeros), zeros)
-    sums, _ = jax.lax.scan(add, initial, starts)
-    return _finish(jax.tree.map(lambda s: s / jnp.maximum(count, 1), sums))
+    first = jax.tree.map(lambda x: x[0], examples)
+    shapes = jax.eval_shape(_statistic(statistic, likelihood, thetas), first, 0, key)
+    initial = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    sums, _ = jax.lax.scan(add, initial, jnp.arange(0, size, chunk))
+    return jax.tree.map(lambda s: s / jnp.maximum(weight.sum(), 1e-30), sums)
 
 
-def _sample_sums(likelihood, federated, local):
-    def sums(example, index, key) -> _Sums:
+def _weighted(share, terms) -> Array:
+    kept = jnp.where(_like(share > 0, terms), terms, 0)
+    return jnp.einsum("n,n...->...", share, kept, precision="highest")
+
+
+def _statistic(statistic, likelihood, thetas):
+    def of(example, index, key):
         key = jax.random.fold_in(key, index)
-        scores = [_scores(likelihood, t, example, key) for t in (federated, local)]
-        (g_f, m_f), (g_l, m_l) = scores
-        square = lambda g: jax.tree.map(lambda x: (x * x).sum(0), g)
-        cross = jax.tree.map(lambda f, own: (f * own).sum(0), g_f, g_l)
-        return _Sums((m_f, m_l), (square(g_f), square(g_l)), cross)
+        return statistic(*(_scores(likelihood, t, example, key) for t in thetas))
 
-    return sums
+    return of
 
 
-def _scores(likelihood, theta, example, key) -> tuple[Tree, Tree]:
-    """Root-weighted scores `[Q, ...]` and their weighted mean, of one example."""
-
+def _scores(likelihood, theta, example, key) -> Scores:
     def log_p(theta):
         values, weight = likelihood(theta, example, key)
         return values, jax.lax.stop_gradient(weight)
@@ -161,7 +105,7 @@ def _scores(likelihood, theta, example, key) -> tuple[Tree, Tree]:
     rows, weight = jax.jacrev(log_p, has_aux=True)(theta)
     root = jnp.sqrt(weight)
     scaled = jax.tree.map(lambda g: g * _like(root, g), rows)
-    return scaled, jax.tree.map(lambda g: jnp.tensordot(root, g, 1), scaled)
+    return Scores(scaled, jax.tree.map(lambda g: jnp.tensordot(root, g, 1), scaled))
 
 
 def _like(vector: Array, x: Array) -> Array:
@@ -169,10 +113,64 @@ def _like(vector: Array, x: Array) -> Array:
     return vector.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _finish(means: _Sums) -> Curvature:
-    (mean_f, mean_l), (square_f, square_l) = means.mean, means.square
-    rho = jax.tree.map(_correlation, mean_f, mean_l, square_f, square_l, means.cross)
-    return Curvature(square_f, square_l, rho)
+def real(examples: Example, count: Array) -> Array:
+    """Weights of samples `[N]`: one for the first `count`, zero for the padded."""
+    size = jax.tree.leaves(examples)[0].shape[0]
+    return (jnp.arange(size) < count).astype(jnp.float32)
+
+
+def mean_of(tree: Tree) -> Array:
+    """The mean of all entries."""
+    leaves = jax.tree.leaves(tree)
+    return sum(x.sum() for x in leaves) / sum(x.size for x in leaves)
+
+
+def geometry(federated: Tree, local: Tree) -> tuple[Array, Array]:
+    """The squared norm of two models' coordinates together, and their distance's."""
+    both = jax.tree.map(lambda x: x.astype(jnp.float32), (federated, local))
+    square = lambda tree: sum((x * x).sum() for x in jax.tree.leaves(tree))
+    return square(both), square(jax.tree.map(jnp.subtract, *both))
+
+
+# --- The diagonal --------------------------------------------------------------------
+
+
+class _Moments(NamedTuple):
+    mean: tuple[Tree, Tree]
+    square: tuple[Tree, Tree]
+    cross: Tree
+
+
+def curvature(
+    likelihood: Scored,
+    federated: Tree,
+    local: Tree,
+    examples: Example,
+    weight: Array,
+    key: Array,
+    *,
+    chunk: int = 10,
+) -> Curvature:
+    """The diagonal Fisher of two models in shared coordinates on a client's samples.
+
+    likelihood: `(theta, example, key) -> (log_p [Q], weight [Q])`.
+    federated, local: coordinates `theta` of the two models.
+    examples: a pytree with a leading axis of `N` samples.
+    weight: `[N]`, of every sample: see `real` for padded ones; a bootstrap draws it.
+    key: consumed; sample `i` uses `fold_in(key, i)` for both models.
+    chunk: samples whose scores are held at once: memory is `2 chunk Q` gradients.
+    """
+    thetas = federated, local
+    m = accumulate(_moments, likelihood, thetas, examples, weight, key, chunk=chunk)
+    rho = jax.tree.map(_correlation, *m.mean, *m.square, m.cross)
+    return Curvature(*m.square, rho, mean_of(m.square), *geometry(*thetas))
+
+
+def _moments(federated: Scores, local: Scores) -> _Moments:
+    square = lambda g: jax.tree.map(lambda x: (x * x).sum(0), g)
+    cross = jax.tree.map(lambda f, own: (f * own).sum(0), federated.rows, local.rows)
+    squares = square(federated.rows), square(local.rows)
+    return _Moments((federated.mean, local.mean), squares, cross)
 
 
 def _correlation(mean_f, mean_l, square_f, square_l, cross):

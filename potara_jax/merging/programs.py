@@ -1,8 +1,6 @@
-"""Potara: from stacked federated and local adapters to stacked merged ones.
+"""From stacked federated and local adapters to stacked merged ones, in one program.
 
-Zou, Shisher, Brinton, Tripathi 2026, *Communication-Efficient Personalized Adaptation
-via Federated-Local Model Merging* (arXiv 2602.18658). Dimension letters: `C` clients,
-`N` samples.
+Dimension letters: `C` clients, `N` samples, `T` merge weights.
 """
 
 from __future__ import annotations
@@ -12,13 +10,20 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from potara_jax.adapters.lora import Adapter, Array, Params
+from potara_jax.adapters.lora import Adapter, Array
 from potara_jax.clients.axis import over_clients
-from potara_jax.merging.curvature import Curvature, Example, Likelihood, curvature
-from potara_jax.merging.merges import blend, merge, per_module, truncate
-from potara_jax.merging.spaces import SPACES
-from potara_jax.merging.weights import Damping, hermite, potara_weight
+from potara_jax.merging.curvature import Curvature, real
+from potara_jax.merging.estimators import (
+    Client,
+    Estimator,
+    Loss,
+    Measured,
+    segment_loss,
+)
+from potara_jax.merging.likelihoods import Example
+from potara_jax.merging.merges import Merge, linear, merge, pair
 
 
 class Samples(NamedTuple):
@@ -43,111 +48,102 @@ class Merged(NamedTuple):
     curvature: Curvature | None = None
 
 
-def potara(
-    likelihood: Likelihood,
-    damping: Damping,
+def personalise(
+    estimator: Estimator,
+    method: Merge | Callable[[Client], Merge] | None = None,
     *,
-    space: str = "core",
-    per: str = "client",
+    space: str | None = None,
     rank: int | None = None,
-    chunk: int = 10,
     clients_at_once: int | None = None,
 ) -> Callable[..., Merged]:
-    """Potara's merge as one jitted program over all clients.
+    """Weights from samples, and the merge, as one jitted program over all clients.
 
-    The result is `program(base, federated, local, samples, trained_on, key) -> Merged`:
-    curvature of both models on a client's samples, the closed-form weight, the merge.
+    The result is `program(base, federated, local, samples, trained_on, key) -> Merged`.
     `federated` and `local` are stacked adapters `[C, ...]`; `trained_on` `[C]` are the
-    numbers of training examples, the `N` of the Laplace posterior; `key` is consumed.
+    numbers of training examples, the `N` of a Laplace posterior; `key` is consumed.
 
-    likelihood: which Fisher (`exact`, `empirical`, `sampled`).
-    damping: from Fisher to posterior variance (`relative`, `laplace`, ...).
-    space: `factor` or `core`: where curvature is measured and the merge is linear.
-    per: `client`, `module` or `parameter`: how many weights a client has.
-    rank: truncate the merged deltas; default: exact.
-    chunk, clients_at_once: samples and clients computed together, to bound memory.
-
-    Raises `ValueError` for a space that is not one of these.
+    estimator: how to weigh (`estimators.potara`, `estimators.hermite`, ...).
+    method: how to merge; or a function from a client to that, for methods which look at
+      its samples. Default: `linear()`.
+    space, rank: as in `merges.merge`.
+    clients_at_once: clients computed together, to bound memory.
     """
-    if space not in SPACES:
-        raise ValueError(f"unknown space '{space}': choose from {list(SPACES)}")
+    weigh_all = weigh(estimator, clients_at_once=clients_at_once)
+    merge_all = combine(method, space=space, rank=rank, clients_at_once=clients_at_once)
 
-    def one(base, federated, local, examples, count, trained_on, key):
-        theta = SPACES[space](federated, local)
-        measured = curvature(
-            lambda t, example, k: likelihood(base, theta.assemble(t), example, k),
-            *theta[:2],
-            examples,
-            count,
-            key,
-            chunk=chunk,
-        )
-        weight = potara_weight(measured, damping, trained_on, per=per)
-        adapter = blend(theta, per_module(weight, local))
-        if rank is not None:
-            adapter = truncate(adapter, rank=rank)
-        return Merged(adapter, weight, measured)
+    @jax.jit
+    def program(base, federated, local, samples, trained_on, key) -> Merged:
+        clients = base, federated, local, samples, trained_on, key
+        measured = weigh_all(*clients)
+        adapter = merge_all(*clients, measured.weight)
+        return Merged(adapter, measured.weight, measured.curvature)
 
-    return _program(one, clients_at_once)
+    return program
 
 
-def _program(one, clients_at_once) -> Callable[..., Merged]:
-    axes = (None, 0, 0, 0, 0, 0, 0)
-    mapped = over_clients(one, in_axes=axes, chunk=clients_at_once)
+def weigh(
+    estimator: Estimator, *, clients_at_once: int | None = None
+) -> Callable[..., Measured]:
+    """The first half of `personalise`: `program(...) -> Measured`, jitted."""
+    measure = over_each(estimator.measure, clients_at_once=clients_at_once)
 
-    def program(base, federated, local, samples, trained_on, key):
-        keys = jax.vmap(partial(jax.random.fold_in, key))(
-            jax.numpy.arange(samples.count.shape[0])
-        )
-        return mapped(base, federated, local, *samples, trained_on, keys)
+    @jax.jit
+    def program(base, federated, local, samples, trained_on, key) -> Measured:
+        measured = measure(base, federated, local, samples, trained_on, key)
+        decide = estimator.decide
+        return decide(measured, samples.count) if decide else measured
 
-    return jax.jit(program)
-
-
-def segment_loss(
-    loss: Callable[[Params, Adapter, Example], Array],
-    base: Params,
-    federated: Adapter,
-    local: Adapter,
-    samples: Samples,
-) -> Callable[[Array], Array]:
-    """One client's mean loss on its samples, as a function of the merge weight.
-
-    loss: `(base, adapter, examples) -> [N]`. The merge is the exact one.
-    """
-
-    def at(weight):
-        merged = merge(federated, local, weight, space="delta")
-        losses = loss(base, merged, samples.examples)
-        real = jax.numpy.arange(losses.shape[0]) < samples.count
-        total = jax.numpy.where(real, losses, 0).sum()
-        return total / jax.numpy.maximum(samples.count, 1)
-
-    return at
+    return program
 
 
-def hermite_merge(
-    loss: Callable[[Params, Adapter, Example], Array],
+def combine(
+    method: Merge | Callable[[Client], Merge] | None = None,
     *,
+    space: str | None = None,
+    rank: int | None = None,
     clients_at_once: int | None = None,
-) -> Callable[..., Merged]:
-    """The exact merge at the minimum of the cubic through the segment's ends.
+) -> Callable[..., Adapter]:
+    """The second half: `program(..., weight) -> adapters`, jitted.
 
-    The result is `program(base, federated, local, samples) -> Merged`, jitted; two
-    forward passes with a Jacobian-vector product each, on every client's samples.
+    weight: of the federated adapters, stacked `[C, ...]`, as `Measured` has it.
+    """
+    method = method or linear()
+
+    def one(client: Client, weight) -> Adapter:
+        how = method if isinstance(method, Merge) else method(client)
+        weights = weight if isinstance(weight, tuple) else pair(weight)
+        both = client.federated, client.local
+        key = jax.random.fold_in(client.key, 1)
+        return merge(both, weights, method=how, space=space, rank=rank, key=key)
+
+    return over_each(one, clients_at_once=clients_at_once)
+
+
+def over_each(
+    fn: Callable[..., Any], *, clients_at_once: int | None = None
+) -> Callable[..., Any]:
+    """`fn(client, *more)` over all clients: `program(base, ..., key, *more)`, jitted.
+
+    For what `weigh` and `combine` do not do: a `bootstrap` interval, for one. Every
+    leaf of `more` has the client axis. Client `k`'s key is `fold_in(key, k)`.
     """
 
-    def one(base, federated, local, samples):
-        weight = hermite(segment_loss(loss, base, federated, local, samples))
-        return Merged(merge(federated, local, weight, space="delta"), weight)
+    @jax.jit
+    def program(base, federated, local, samples, trained_on, key, *more):
+        number = jnp.arange(samples.count.shape[0])
+        keys = jax.vmap(partial(jax.random.fold_in, key))(number)
+        weight = jax.vmap(real)(samples.examples, samples.count)
+        rest = federated, local, samples.examples, weight, trained_on, keys
+        one = lambda *args: fn(Client(*args[:7]), *args[7:])
+        axes = (None, *[0] * (len(rest) + len(more)))
+        mapped = over_clients(one, in_axes=axes, chunk=clients_at_once)
+        return mapped(base, *rest, *more)
 
-    return jax.jit(over_clients(one, in_axes=(None, 0, 0, 0), chunk=clients_at_once))
+    return program
 
 
 def loss_curves(
-    loss: Callable[[Params, Adapter, Example], Array],
-    *,
-    clients_at_once: int | None = None,
+    loss: Loss, *, clients_at_once: int | None = None
 ) -> Callable[..., Array]:
     """`program(base, federated, local, samples, points) -> losses [C, T]`, jitted.
 
@@ -156,8 +152,9 @@ def loss_curves(
     """
 
     def one(base, federated, local, samples, points):
-        at = segment_loss(loss, base, federated, local, samples)
-        return jax.lax.map(at, points)
+        weight = real(*samples)
+        client = Client(base, federated, local, samples.examples, weight, None, None)
+        return jax.lax.map(segment_loss(loss, client), points)
 
     return jax.jit(
         over_clients(one, in_axes=(None, 0, 0, 0, None), chunk=clients_at_once)

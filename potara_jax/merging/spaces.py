@@ -1,74 +1,153 @@
-"""Spaces in which two adapters are compared and merged.
+"""Spaces in which adapters are compared and merged.
 
-A space gives both adapters coordinates, and builds an adapter from coordinates:
+A space gives every adapter coordinates, and builds an adapter from coordinates:
 
-`factor`  the factors themselves: what the paper's appendix measures and merges. The
-          composed delta is quadratic in them, and they depend on their gauge.
-`core`    the matrix between the two deltas' joint bases: `delta = left m right`. The
-          delta is linear in `m`, without loss, and `m` does not see the gauge.
+`factor`   the factors themselves: what Potara's appendix measures and merges. The
+           composed delta is quadratic in them, and they depend on their gauge.
+`aligned`  the factors in a common gauge: balanced, and turned to the first adapter's.
+`delta`    one number for every column of the concatenated factors: sums of deltas are
+           exact, and nothing is computed. Only sums make sense here.
+`core`     the matrix between the deltas' joint bases: `delta = left m right`. The
+           delta is linear in `m`, without loss, and `m` does not see the gauge.
+`knots`    the rows that the deltas have in one joint basis of their outputs:
+           `delta = c right`, linear and without loss; the inputs stay themselves.
 
-Modules that are trained whole are their own coordinates in either space.
+Modules that are trained whole are their own coordinates in every space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from potara_jax.adapters import algebra
-from potara_jax.adapters.lora import Adapter, is_factors
+from potara_jax.adapters.lora import Adapter, Entry, is_factors
 
 
 class Coordinates(NamedTuple):
-    """Two adapters in one space.
+    """Adapters in one space.
 
-    `federated`, `local`: coordinates, as pytrees keyed by module path.
+    `thetas`: coordinates of every adapter, all of one structure, by module path.
     `assemble`: coordinates to the adapter that they stand for.
     """
 
-    federated: Adapter
-    local: Adapter
+    thetas: tuple[Adapter, ...]
     assemble: Callable[[Adapter], Adapter]
 
 
-def factor(federated: Adapter, local: Adapter) -> Coordinates:
-    """The factors as they are."""
-    return Coordinates(federated, local, lambda theta: theta)
+class Space(NamedTuple):
+    """A space, what it is good for, and where it comes from.
+
+    `coordinates`: adapters of one client to `Coordinates`.
+    """
+
+    coordinates: Callable[[Sequence[Adapter]], Coordinates]
+    summary: str
+    reference: str
 
 
-def core(federated: Adapter, local: Adapter) -> Coordinates:
-    """The cores `m` in the joint principal bases of the two deltas."""
-    basis = algebra.map_factors(_basis, federated, local)
-
-    def project(adapter: Adapter) -> Adapter:
-        return {
-            path: {"m": algebra.coordinates(algebra.Basis(**basis[path]), entry)}
-            if path in basis
-            else entry
-            for path, entry in adapter.items()
-        }
-
-    def assemble(theta: Adapter) -> Adapter:
-        return {
-            path: _around(basis[path], entry) if path in basis else entry
-            for path, entry in theta.items()
-        }
-
-    return Coordinates(project(federated), project(local), assemble)
+def factor(adapters: Sequence[Adapter]) -> Coordinates:
+    """The factors as they are. Raises `ValueError` where ranks differ."""
+    adapters = [plain(adapter) for adapter in adapters]
+    _check_equal_ranks(adapters, "factor")
+    return Coordinates(tuple(adapters), lambda theta: theta)
 
 
-def _basis(federated, local):
-    return algebra.joint_basis(federated, local)._asdict()
+def aligned(adapters: Sequence[Adapter]) -> Coordinates:
+    """Balanced factors, turned to the first's. Raises where `factor` does."""
+    _check_equal_ranks(adapters, "aligned")
+    first = _replace(adapters[0], algebra.map_factors(algebra.balance, adapters[0]))
+    near = lambda ref, own: algebra.align(ref, algebra.balance(own))
+    others = [_replace(x, algebra.map_factors(near, first, x)) for x in adapters[1:]]
+    return Coordinates((first, *others), lambda theta: theta)
 
 
-def _around(basis, entry):
-    return {"a": basis["left"], "m": entry["m"], "b": basis["right"]}
+def delta(adapters: Sequence[Adapter]) -> Coordinates:
+    """Which of the concatenated columns are an adapter's own: ones and zeros."""
+    paths = [path for path, entry in adapters[0].items() if is_factors(entry)]
+    joined = {p: algebra.concatenate(*(x[p] for x in adapters)) for p in paths}
+    ranks = {p: [plain_rank(x[p]) for x in adapters] for p in paths}
+    own = [
+        _replace(adapter, {p: {"v": _indicator(ranks[p], i)} for p in paths})
+        for i, adapter in enumerate(adapters)
+    ]
+
+    def weigh(path, theta):
+        return {"a": joined[path]["a"] * theta["v"], "b": joined[path]["b"]}
+
+    return Coordinates(tuple(own), _assembler(paths, weigh))
 
 
-SPACES: dict[str, Callable[[Adapter, Adapter], Coordinates]] = {
-    "factor": factor,
-    "core": core,
-}
+def _indicator(ranks: list[int], own: int) -> jnp.ndarray:
+    return jnp.concatenate([jnp.full(r, float(i == own)) for i, r in enumerate(ranks)])
+
+
+def core(adapters: Sequence[Adapter]) -> Coordinates:
+    """The cores `m` in the joint principal bases of the deltas."""
+    basis = algebra.map_factors(_joint, *adapters)
+
+    def around(path, theta):
+        return {"a": basis[path]["left"], "m": theta["m"], "b": basis[path]["right"]}
+
+    project = lambda path, entry: {
+        "m": algebra.coordinates(algebra.Basis(**basis[path]), entry)
+    }
+    return _projected(adapters, basis, project, around)
+
+
+def _joint(*entries: Entry) -> Entry:
+    return algebra.joint_basis(*entries)._asdict()
+
+
+def knots(adapters: Sequence[Adapter]) -> Coordinates:
+    """What the deltas are in the joint principal basis of their outputs."""
+    basis = algebra.map_factors(
+        lambda *entries: {"right": algebra.joint_basis(*entries).right}, *adapters
+    )
+
+    def project(path, entry):
+        return {"c": algebra.rows(basis[path]["right"], entry)}
+
+    def beside(path, theta):
+        return {"a": theta["c"], "b": basis[path]["right"]}
+
+    return _projected(adapters, basis, project, beside)
+
+
+def _projected(adapters, basis, project, build) -> Coordinates:
+    """Coordinates by a projection of every adapted module, and back by `build`."""
+    thetas = [
+        _replace(adapter, {path: project(path, adapter[path]) for path in basis})
+        for adapter in adapters
+    ]
+    return Coordinates(tuple(thetas), _assembler(basis, build))
+
+
+def _assembler(paths, build) -> Callable[[Adapter], Adapter]:
+    return lambda theta: _replace(theta, {p: build(p, theta[p]) for p in paths})
+
+
+def _replace(adapter: Adapter, entries: Adapter) -> Adapter:
+    """The adapter with some entries replaced, in its own order."""
+    return {path: entries.get(path, entry) for path, entry in adapter.items()}
+
+
+def _check_equal_ranks(adapters, space) -> None:
+    for path, entry in adapters[0].items():
+        ranks = {plain_rank(x[path]) for x in adapters} if is_factors(entry) else ()
+        if len(ranks) > 1:
+            found = ", ".join(map(str, sorted(ranks)))
+            raise ValueError(
+                f"'{path}' has ranks {found}, which '{space}' space cannot merge; "
+                "use delta, core or knots"
+            )
+
+
+def plain_rank(entry: Entry) -> int:
+    """The rank of a module's factors, a core multiplied in."""
+    return entry["b"].shape[-2]
 
 
 def plain(adapter: Adapter) -> Adapter:
@@ -77,3 +156,16 @@ def plain(adapter: Adapter) -> Adapter:
         path: algebra.plain(entry) if is_factors(entry) else entry
         for path, entry in adapter.items()
     }
+
+
+SPACES: dict[str, Space] = {
+    "delta": Space(delta, "exact sums of deltas, by concatenation", "this project"),
+    "core": Space(
+        core, "between joint bases; exact, gauge-invariant", "arXiv 2509.17786"
+    ),
+    "knots": Space(knots, "rows in a joint output basis; exact", "arXiv 2410.19735"),
+    "factor": Space(factor, "the factors a and b, each by itself", "arXiv 2602.18658"),
+    "aligned": Space(
+        aligned, "balanced factors, turned to the first's", "Procrustes rotation"
+    ),
+}

@@ -1,8 +1,8 @@
-"""Merge weights: how much of the federated model each client takes.
+"""Potara's closed form: how much of the federated model each client takes.
 
-Potara's closed form (Zou et al. 2026, arXiv 2602.18658), from the posterior variances
-of the two models, and two competitors that see the loss on the same samples: a cubic
-model of it along the segment, and a grid. A weight multiplies the federated adapter.
+From Fisher information to posterior variances, to their traces, to the weight that
+minimises the merged model's variance (Zou et al. 2026, arXiv 2602.18658). A weight
+multiplies the federated adapter.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from potara_jax.adapters.lora import Array
-from potara_jax.merging.curvature import Curvature
+from potara_jax.merging.curvature import Curvature, mean_of
 
 Tree = Any
-Damping = Callable[[Tree, Tree, Array], tuple[Tree, Tree]]
+Damping = Callable[[Curvature, Array], tuple[Tree, Tree]]
 _CLAMP = 1 - 1e-6
 
 
@@ -35,11 +35,47 @@ class Traces(NamedTuple):
 def laplace(tau: float) -> Damping:
     """Laplace posterior variance `1 / (N F + tau)`: `tau` is the prior precision."""
 
-    def variances(federated, local, examples):
-        of = lambda tree: jax.tree.map(lambda f: 1 / (examples * f + tau), tree)
-        return of(federated), of(local)
+    def variances(curvature, examples):
+        return _inverted(curvature, lambda f: examples * f + tau)
 
     return variances
+
+
+def evidence(scale: float = 1.0) -> Damping:
+    """`laplace` with `scale` times the prior precision of most marginal likelihood.
+
+    One `tau` for both models, with `theta` their coordinates and `d` their number:
+
+        log p(D) ~ d/2 log tau - 1/2 sum log(N F + tau) - tau/2 |theta|^2 + const
+
+    It is the root of `sum N F / (N F + tau) = tau |theta|^2` (MacKay 1992), whose left
+    falls and whose right rises with `tau`: found by bisection.
+    """
+
+    def variances(curvature, examples):
+        tau = scale * evidence_precision(curvature, examples)
+        return _inverted(curvature, lambda f: examples * f + tau)
+
+    return variances
+
+
+def evidence_precision(curvature: Curvature, examples: Array) -> Array:
+    """The prior precision `tau` of most marginal likelihood; see `evidence`."""
+    fishers = jax.tree.leaves([curvature.federated, curvature.local])
+
+    def too_small(log_tau):
+        tau = jnp.exp(log_tau)
+        known = sum((examples * f / (examples * f + tau)).sum() for f in fishers)
+        return known > tau * curvature.square
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        small = too_small(middle)
+        return jnp.where(small, middle, low), jnp.where(small, high, middle)
+
+    low, high = jax.lax.fori_loop(0, 50, halve, (jnp.float32(-40), jnp.float32(40)))
+    return jnp.exp((low + high) / 2)
 
 
 def relative(epsilon: float) -> Damping:
@@ -48,12 +84,10 @@ def relative(epsilon: float) -> Damping:
     A damping of each model's own would leave the traces as far apart as the means are.
     """
 
-    def variances(federated, local, examples):
+    def variances(curvature, examples):
         del examples
-        mean = _mean([federated, local])
-        floor = jnp.where(mean > 0, epsilon * mean, 1.0)
-        of = lambda tree: jax.tree.map(lambda f: 1 / (f + floor), tree)
-        return of(federated), of(local)
+        floor = jnp.where(curvature.mean > 0, epsilon * curvature.mean, 1.0)
+        return _inverted(curvature, lambda f: f + floor)
 
     return variances
 
@@ -61,13 +95,13 @@ def relative(epsilon: float) -> Damping:
 def quantile(q: float) -> Damping:
     """`1 / max(F, d)` with `d` the `q`-quantile of both models' positive entries."""
 
-    def variances(federated, local, examples):
+    def variances(curvature, examples):
         del examples
-        both = jnp.concatenate([x.ravel() for x in jax.tree.leaves([federated, local])])
+        leaves = jax.tree.leaves([curvature.federated, curvature.local])
+        both = jnp.concatenate([x.ravel() for x in leaves])
         floor = jnp.nanquantile(jnp.where(both > 0, both, jnp.nan), q)
         floor = jnp.where(jnp.isnan(floor), 1.0, floor)
-        of = lambda tree: jax.tree.map(lambda f: 1 / jnp.maximum(f, floor), tree)
-        return of(federated), of(local)
+        return _inverted(curvature, lambda f: jnp.maximum(f, floor))
 
     return variances
 
@@ -78,31 +112,33 @@ def harmonic(epsilon: float) -> Damping:
     By Jensen it is below `sum 1/F`, and finite unless the module's whole `F` is zero.
     """
 
-    def variances(federated, local, examples):
+    def variances(curvature, examples):
         averaged = [
             {path: _flat(module) for path, module in tree.items()}
-            for tree in (federated, local)
+            for tree in (curvature.federated, curvature.local)
         ]
-        return relative(epsilon)(*averaged, examples)
+        flat = curvature._replace(federated=averaged[0], local=averaged[1])
+        return relative(epsilon)(flat, examples)
 
     return variances
 
 
 DAMPINGS: dict[str, Callable[[float], Damping]] = {
     "laplace": laplace,
+    "evidence": evidence,
     "relative": relative,
     "quantile": quantile,
     "harmonic": harmonic,
 }
 
 
-def _mean(trees) -> Array:
-    leaves = jax.tree.leaves(trees)
-    return sum(x.sum() for x in leaves) / sum(x.size for x in leaves)
+def _inverted(curvature, precision) -> tuple[Tree, Tree]:
+    of = lambda tree: jax.tree.map(lambda f: 1 / precision(f), tree)
+    return of(curvature.federated), of(curvature.local)
 
 
 def _flat(module) -> Tree:
-    mean = _mean(module)
+    mean = mean_of(module)
     return jax.tree.map(lambda x: jnp.full_like(x, mean), module)
 
 
@@ -118,20 +154,43 @@ def variance_traces(
     per: `client` (one `Traces`), `module` (one a module path) or `parameter` (one a
       coordinate).
     """
-    s_f, s_l = damping(curvature.federated, curvature.local, examples)
-    across = lambda rho, f, own: rho * jnp.sqrt(f) * jnp.sqrt(own)  # no overflow
-    s_fl = jax.tree.map(across, curvature.correlation, s_f, s_l)
     if per not in ("client", "module", "parameter"):
         raise ValueError(f"one weight per '{per}': use client, module or parameter")
+    variances = damping(curvature, examples)
+    d_f, d_l = jax.tree.map(lambda s: _kept(jnp.sqrt(s)), variances)
     if per == "parameter":
-        return jax.tree.map(Traces, s_f, s_l, s_fl)
+        return jax.tree.map(_traces, d_f, d_l, curvature.correlation)
+    total = lambda *trees: _sum(_leaves(jax.tree.map(_summed, *trees)))
     if per == "module":
-        return {m: Traces(_sum(s_f[m]), _sum(s_l[m]), _sum(s_fl[m])) for m in s_f}
-    return Traces(_sum(s_f), _sum(s_l), _sum(s_fl))
+        return {m: total(d_f[m], d_l[m], curvature.correlation[m]) for m in d_f}
+    return total(d_f, d_l, curvature.correlation)
 
 
-def _sum(tree) -> Array:
-    return sum(x.sum() for x in jax.tree.leaves(tree))
+def _traces(d_f, d_l, rho) -> Traces:
+    """From posterior standard deviations, whose products do not overflow."""
+    return Traces(d_f * d_f, d_l * d_l, rho * d_f * d_l)
+
+
+def _summed(d_f, d_l, rho) -> Traces:
+    return Traces(*(x.sum() for x in _traces(d_f, d_l, rho)))
+
+
+def _leaves(tree) -> list[Traces]:
+    return jax.tree.leaves(tree, is_leaf=_is_traces)
+
+
+def _is_traces(x) -> bool:
+    return isinstance(x, Traces)
+
+
+def _sum(traces: list[Traces]) -> Traces:
+    return Traces(*map(sum, zip(*traces, strict=True)))
+
+
+def _kept(x) -> Array:
+    """`x`, computed once: on a CPU every reduction would compute it anew."""
+    keep, same = jax.lax.optimization_barrier, lambda x: x
+    return jax.lax.platform_dependent(x, cpu=keep, default=same)
 
 
 def closed_form(traces: Traces) -> Array:
@@ -150,52 +209,44 @@ def closed_form(traces: Traces) -> Array:
     return jax.nn.sigmoid(jnp.where(jnp.isnan(log_odds), 0.0, log_odds))
 
 
+def bias_aware_weight(curvature: Curvature, damping: Damping, examples: Array) -> Array:
+    """Potara's weight of one client, with the models' distance for what it is.
+
+    The closed form takes both models to be centred on one optimum, so that they lie
+    `E|F - L|^2 = a + b - 2c` apart. What they lie apart beyond that is the federated
+    model's bias for this client, `beta^2 = max(0, |F - L|^2 - (a + b - 2c))`; with
+    `a + beta^2` for `a` the weight of least mean squared error is
+
+        w = (b - c) / max(a + b - 2c, |F - L|^2)
+
+    as in James and Stein (1961). It needs variances in the units of the coordinates:
+    `laplace` or `evidence`, not a relative damping.
+    """
+    traces = variance_traces(curvature, damping, examples)
+    spread = traces.federated + traces.local - 2 * traces.cross
+    bias = jnp.maximum(0.0, curvature.distance - spread)
+    return closed_form(traces._replace(federated=traces.federated + bias))
+
+
 def potara_weight(
     curvature: Curvature, damping: Damping, examples: Array, *, per: str = "client"
 ) -> Any:
     """Potara's weight of one client: a scalar, `{path: w}`, or one a coordinate."""
     traces = variance_traces(curvature, damping, examples, per=per)
-    is_traces = lambda x: isinstance(x, Traces)
-    return jax.tree.map(closed_form, traces, is_leaf=is_traces)
+    return jax.tree.map(closed_form, traces, is_leaf=_is_traces)
 
 
-# --- Weights that see the loss on the samples ----------------------------------------
+def sensitivity(
+    curvature: Curvature,
+    damping: Callable[[float], Damping],
+    value: float,
+    examples: Array,
+) -> Array:
+    """How far one client's weight moves within one decade of the damping, either way.
 
-
-def hermite(loss: Callable[[Array], Array]) -> Array:
-    """The minimiser on [0, 1] of the cubic through the ends of a segment.
-
-    loss: the samples' mean loss at weight `w` (1: federated, 0: local). Two values and
-    two slopes, each a forward pass with a Jacobian-vector product, fix the cubic; its
-    minimum is among both ends and the roots of its derivative.
+    A client for which this is above 0.1 has no identified weight: it is a choice of the
+    damping, not an estimate.
     """
-    end = lambda w: jax.jvp(loss, (w,), (jnp.ones(()),))
-    (y0, d0), (y1, d1) = end(jnp.zeros(())), end(jnp.ones(()))
-    return minimise_cubic(y0, d0, y1, d1)
-
-
-def minimise_cubic(y0: Array, d0: Array, y1: Array, d1: Array) -> Array:
-    """Where in [0, 1] the cubic with values `y` and slopes `d` at 0 and 1 is least."""
-    c2, c3 = 3 * (y1 - y0) - 2 * d0 - d1, d0 + d1 - 2 * (y1 - y0)
-    value = lambda w: y0 + w * (d0 + w * (c2 + w * c3))
-    root = jnp.sqrt(jnp.maximum(c2**2 - 3 * c3 * d0, 0))
-    stable = -(c2 + jnp.where(c2 < 0, -root, root))
-    roots = [_divide(stable, 3 * c3), _divide(d0, stable)]
-    points = jnp.clip(jnp.stack([jnp.zeros(()), jnp.ones(()), *roots]), 0, 1)
-    points = jnp.nan_to_num(points, nan=0.5)
-    return points[jnp.argmin(value(points))]
-
-
-def _divide(numerator, denominator):
-    safe = denominator != 0
-    return jnp.where(safe, numerator / jnp.where(safe, denominator, 1), 0.0)
-
-
-def grid(losses: Array, points: Array) -> Array:
-    """The grid point of least loss; of equal ones, the nearest to 1/2.
-
-    losses: `[..., T]` at `points` `[T]`.
-    """
-    best = losses == losses.min(-1, keepdims=True)
-    distance = jnp.where(best, jnp.abs(points - 0.5), jnp.inf)
-    return points[jnp.argmin(distance, -1)]
+    at = lambda v: potara_weight(curvature, damping(v), examples)
+    middle, ends = at(value), jnp.stack([at(value / 10), at(value * 10)])
+    return jnp.abs(ends - middle).max(0)

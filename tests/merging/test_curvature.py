@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from potara_jax.merging import curvature as fisher
+from potara_jax.merging import likelihoods
+from potara_jax.merging.curvature import Curvature, curvature, real
 from tests.helpers import assert_close, factors, normal
 
 INPUTS, CLASSES, SAMPLES = 4, 3, 8
@@ -16,9 +17,9 @@ EXAMPLES = (
     jnp.asarray(RNG.integers(CLASSES, size=SAMPLES), jnp.int32),
 )
 KINDS = {
-    "empirical": fisher.empirical,
-    "exact": fisher.exact,
-    "sampled": partial(fisher.sampled, draws=3),
+    "empirical": likelihoods.empirical,
+    "exact": likelihoods.exact,
+    "sampled": partial(likelihoods.sampled, draws=3),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -34,9 +35,9 @@ def logits(base, adapter, example):
 
 def measure(kind, federated, local, examples, count, chunk):
     likelihood = KINDS[kind](logits)
-    return fisher.curvature(
+    return curvature(
         lambda t, example, key: likelihood(BASE, t, example, key),
-        *(federated, local, examples, count, KEY),
+        *(federated, local, examples, real(examples, count), KEY),
         chunk=chunk,
     )
 
@@ -101,9 +102,10 @@ def naive(kind, count=SAMPLES):
     return square[0], square[1], np.clip(rho, 0, 1)
 
 
-def flattened(curvature):
+def flattened(found: Curvature):
+    """Both Fishers and the correlation, each as a vector."""
     flat = lambda tree: np.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
-    return tuple(flat(tree) for tree in curvature)
+    return tuple(flat(tree) for tree in found[:3])
 
 
 @each_kind
@@ -135,10 +137,10 @@ def linear(base, adapter, example):
 
 def linear_curvature(likelihood):
     adapter = {"head": {"kernel": W}}
-    found = fisher.curvature(
+    found = curvature(
         lambda t, example, key: likelihood(None, t, example, key),
         *(adapter, adapter),
-        *(EXAMPLES, SAMPLES, KEY),
+        *(EXAMPLES, jnp.ones(SAMPLES), KEY),
     )
     x = np.asarray(EXAMPLES[0], np.float64)
     p = np.asarray(jax.nn.softmax(x @ adapter["head"]["kernel"]), np.float64)
@@ -147,15 +149,15 @@ def linear_curvature(likelihood):
 
 
 def test_the_exact_fisher_is_the_analytic_one():
-    assert_close(*linear_curvature(fisher.exact(linear)))
+    assert_close(*linear_curvature(likelihoods.exact(linear)))
 
 
 def test_many_draws_approach_the_exact_fisher():
-    assert_close(*linear_curvature(fisher.sampled(linear, draws=4000)), atol=0.05)
+    assert_close(*linear_curvature(likelihoods.sampled(linear, draws=4000)), atol=0.05)
 
 
 def test_the_empirical_fisher_of_a_linear_model_sees_the_labels():
-    found, analytic = linear_curvature(fisher.empirical(linear))
+    found, analytic = linear_curvature(likelihoods.empirical(linear))
     assert np.abs(found - analytic).max() > 0.1 * analytic.max()
 
 
@@ -178,13 +180,13 @@ def test_identical_models_correlate_fully(kind):
 
 
 def test_opposite_scores_do_not_correlate():
-    likelihood = fisher.exact(linear)
+    likelihood = likelihoods.exact(linear)
     mirrored = lambda t, example, key: likelihood(
         None, {"head": {"kernel": t["sign"] * t["kernel"]}}, example, key
     )
     upright = {"kernel": W, "sign": jnp.ones(())}
     mirror = {"kernel": -W, "sign": -jnp.ones(())}
-    found = fisher.curvature(mirrored, upright, mirror, EXAMPLES, SAMPLES, KEY)
+    found = curvature(mirrored, upright, mirror, EXAMPLES, jnp.ones(SAMPLES), KEY)
     assert_close(found.local["kernel"], found.federated["kernel"])
     assert not np.any(found.correlation["kernel"])
 
@@ -192,19 +194,19 @@ def test_opposite_scores_do_not_correlate():
 def test_parameters_without_a_score_do_not_correlate():
     unused = {"unused": {"kernel": jnp.ones((2, 2))}}
     found = measured("empirical", FEDERATED | unused, LOCAL | unused)
-    for tree in found:
+    for tree in found[:3]:
         assert not np.any(tree["unused"]["kernel"])
 
 
 def scaled_curvature(scale):
     """Curvature of a model whose scores are all multiplied by `scale`."""
-    likelihood = fisher.exact(linear)
-    return fisher.curvature(
+    likelihood = likelihoods.exact(linear)
+    return curvature(
         lambda t, example, key: likelihood(
             None, {"head": {"kernel": W + scale * t["kernel"]}}, example, key
         ),
         *({"kernel": jnp.ones((INPUTS, CLASSES))},) * 2,
-        *(EXAMPLES, SAMPLES, KEY),
+        *(EXAMPLES, jnp.ones(SAMPLES), KEY),
     )
 
 
@@ -264,3 +266,40 @@ def test_gradients_are_accumulated_in_float32():
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), FEDERATED)
     found = measured("exact", half, half)
     assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
+
+
+# --- Scalars, and weights of samples -------------------------------------------------
+
+
+def test_the_scalars_are_those_of_both_models():
+    found = measured("exact")
+    federated, local, _ = flattened(found)
+    assert_close(found.mean, np.mean([federated, local]))
+    theta = [
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)])
+        for t in (FEDERATED, LOCAL)
+    ]
+    assert_close(found.square, np.sum(np.square(theta)))
+    assert_close(found.distance, np.sum((theta[0] - theta[1]) ** 2))
+
+
+def weighed(weight, examples=EXAMPLES):
+    likelihood = likelihoods.exact(logits)
+    at = lambda t, example, key: likelihood(BASE, t, example, key)
+    return curvature(at, FEDERATED, LOCAL, examples, weight, KEY, chunk=3)
+
+
+def test_a_sample_that_weighs_two_counts_twice():
+    twice = jnp.ones(SAMPLES).at[0].set(2.0)
+    repeated = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), EXAMPLES)
+    expected = weighed(jnp.ones(SAMPLES + 1), repeated)
+    assert_close(weighed(twice), expected, atol=1e-4)
+
+
+def test_gradients_are_taken_once_for_many_weights():
+    one, many = (
+        str(jax.make_jaxpr(jax.vmap(weighed))(jnp.ones((n, SAMPLES)))) for n in (1, 64)
+    )
+    tanh = [line for line in many.splitlines() if " tanh " in line]
+    assert tanh and not any("[64," in line for line in tanh)
+    assert len(tanh) == sum(" tanh " in line for line in one.splitlines())

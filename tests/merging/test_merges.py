@@ -29,7 +29,8 @@ FEDERATED, LOCAL = network(0), network(10)
 
 @partial(jax.jit, static_argnames=("space", "rank"))
 def merge(federated, local, weight, space="core", rank=None):
-    return merges.merge(federated, local, weight, space=space, rank=rank)
+    both = federated, local
+    return merges.merge(both, merges.pair(weight), space=space, rank=rank)
 
 
 def deltas(adapter):
@@ -48,8 +49,8 @@ def truncated(matrix, rank):
     return (u[:, :rank] * sigma[:rank]) @ v[:rank]
 
 
-exact_spaces = pytest.mark.parametrize("space", ["delta", "core"])
-all_spaces = pytest.mark.parametrize("space", merges.MERGES)
+exact_spaces = pytest.mark.parametrize("space", ["delta", "core", "knots"])
+all_spaces = pytest.mark.parametrize("space", ["delta", "core", "knots", "factor"])
 
 
 # --- One weight ----------------------------------------------------------------------
@@ -133,12 +134,12 @@ def test_every_module_has_its_own_weight(space):
 
 @jax.jit
 def core(federated, local):
-    return spaces.core(federated, local)[:2]
+    return spaces.core((federated, local)).thetas
 
 
 @jax.jit
 def assembled(theta):
-    return spaces.core(FEDERATED, LOCAL).assemble(theta)
+    return spaces.core((FEDERATED, LOCAL)).assemble(theta)
 
 
 def mix_each(weight, federated, local):
@@ -213,11 +214,11 @@ def test_parents_may_have_different_ranks(space):
 
 
 def test_an_unknown_space_is_refused():
-    with pytest.raises(ValueError, match=r"'dense'.*'factor', 'delta', 'core'"):
-        merges.merge(FEDERATED, LOCAL, 0.3, space="dense")
+    with pytest.raises(ValueError, match=r"'linear'.*'dense'.*delta, core, knots"):
+        merges.merge((FEDERATED, LOCAL), space="dense")
 
 
 @pytest.mark.parametrize("space", ["factor", "delta"])
 def test_a_rank_above_the_merged_one_is_refused(space):
     with pytest.raises(ValueError, match="to rank 5"):
-        merges.merge(FEDERATED, LOCAL, 0.3, space=space, rank=5)
+        merges.merge((FEDERATED, LOCAL), space=space, rank=5)

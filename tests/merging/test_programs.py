@@ -11,15 +11,11 @@ from jax.extend.core import jaxprs_in_params
 from potara_jax.adapters import lora
 from potara_jax.clients.task import classification
 from potara_jax.data.federation import Batch
-from potara_jax.merging import merges, spaces, weights
-from potara_jax.merging.curvature import LIKELIHOODS, curvature
-from potara_jax.merging.programs import (
-    Samples,
-    hermite_merge,
-    loss_curves,
-    potara,
-    segment_loss,
-)
+from potara_jax.merging import estimators, merges, spaces, weights
+from potara_jax.merging.curvature import curvature, real
+from potara_jax.merging.estimators import Client, segment_loss
+from potara_jax.merging.likelihoods import LIKELIHOODS
+from potara_jax.merging.programs import Samples, loss_curves, personalise
 from tests.helpers import assert_close, dense, gauge, normal, pick, regauged, stack
 
 CLIENTS, SAMPLES, INPUTS = 3, 5, 6
@@ -71,9 +67,22 @@ EXACT = LIKELIHOODS["exact"](logits)
 SAMPLED = LIKELIHOODS["sampled"](logits)
 
 
+def potara(likelihood=EXACT, *, rank=None, clients_at_once=None, **how):
+    """Curvature and merge in one space."""
+    estimator = estimators.potara(likelihood, DAMPING, **how)
+    space = how.get("space", "core")
+    return personalise(
+        estimator, space=space, rank=rank, clients_at_once=clients_at_once
+    )
+
+
+def hermite_program(**how):
+    return personalise(estimators.hermite(task.loss), space="delta", **how)
+
+
 @partial(jax.jit, static_argnames=("likelihood", "settings"))
 def compiled(likelihood, settings, *args):
-    return potara(likelihood, DAMPING, **dict(settings))(*args)
+    return potara(likelihood, **dict(settings))(*args)
 
 
 DEFAULTS = {"space": "core", "per": "client", "rank": None}
@@ -98,17 +107,17 @@ def by_hand(
 ):
     """Curvature, weight and merge of one client."""
     base = PROBLEM.base
-    coordinates = spaces.SPACES[space](federated, local)
+    coordinates = spaces.SPACES[space].coordinates((federated, local))
     measured = curvature(
         lambda t, example, key: likelihood(base, coordinates.assemble(t), example, key),
-        coordinates.federated,
-        coordinates.local,
+        *coordinates.thetas,
         samples.examples,
-        samples.count,
+        real(*samples),
         jax.random.fold_in(KEY, client),
     )
     weight = weights.potara_weight(measured, DAMPING, trained_on, per=per)
-    return weight, merges.merge(federated, local, weight, space=space, rank=rank)
+    both, pair = (federated, local), merges.pair(weight)
+    return weight, merges.merge(both, pair, space=space, rank=rank)
 
 
 @pytest.mark.parametrize(
@@ -176,11 +185,11 @@ def scans_of(program, *args):
 @pytest.mark.parametrize(
     ("make", "args"),
     [
-        (partial(potara, EXACT, DAMPING, space="factor"), (TRAINED_ON, KEY)),
-        (partial(hermite_merge, task.loss), ()),
+        (partial(potara, space="factor"), (TRAINED_ON, KEY)),
+        (hermite_program, (TRAINED_ON, KEY)),
         (partial(loss_curves, task.loss), (jnp.zeros(2),)),
     ],
-    ids=["potara", "hermite_merge", "loss_curves"],
+    ids=["potara", "hermite", "loss_curves"],
 )
 def test_clients_at_once_are_scanned_around_everything_else(make, args):
     deepest = lambda program: max((d for d, _ in scans_of(program, *args)), default=0)
@@ -189,7 +198,7 @@ def test_clients_at_once_are_scanned_around_everything_else(make, args):
 
 @pytest.mark.parametrize(("chunk", "length"), [(1, 5), (2, 3), (8, 1)])
 def test_samples_are_scanned_a_chunk_at_a_time(chunk, length):
-    program = potara(EXACT, DAMPING, space="factor", chunk=chunk)
+    program = potara(space="factor", chunk=chunk)
     assert scans_of(program, TRAINED_ON, KEY) == [(1, length)]
 
 
@@ -213,7 +222,7 @@ def test_repeated_calls_compile_once_and_move_nothing():
         traces.append(args)
         return EXACT(*args)
 
-    program = potara(likelihood, DAMPING)
+    program = potara(likelihood)
     args = jax.device_put((*PROBLEM, TRAINED_ON))
     first, second = jax.random.split(KEY)
     with jax.transfer_guard("disallow"):
@@ -278,7 +287,11 @@ def client_loss(client, adapter):
 
 @jax.jit
 def loss_at(federated, local, samples, weight):
-    return segment_loss(task.loss, PROBLEM.base, federated, local, samples)(weight)
+    real_ones = real(*samples)
+    client = Client(
+        PROBLEM.base, federated, local, samples.examples, real_ones, None, None
+    )
+    return segment_loss(task.loss, client)(weight)
 
 
 def client_segment(client):
@@ -301,7 +314,7 @@ def test_a_client_without_samples_has_no_loss():
 
 @pytest.fixture(scope="module")
 def hermite():
-    return hermite_merge(task.loss)(*PROBLEM)
+    return hermite_program()(*PROBLEM, TRAINED_ON, KEY)
 
 
 @pytest.mark.parametrize("client", range(CLIENTS))
@@ -318,15 +331,14 @@ def test_the_hermite_weight_minimises_the_cubic(hermite, client):
 
 
 def test_the_hermite_merge_is_the_exact_one(hermite):
-    expected = jax.vmap(partial(merges.merge, space="delta"))(
-        PROBLEM.federated, PROBLEM.local, hermite.weight
-    )
+    merge = lambda f, own, w: merges.merge((f, own), merges.pair(w), space="delta")
+    expected = jax.vmap(merge)(PROBLEM.federated, PROBLEM.local, hermite.weight)
     assert_close(hermite.adapter, expected, atol=1e-6)
     assert hermite.curvature is None
 
 
 def test_the_hermite_merge_of_chunks_of_clients_is_the_same(hermite):
-    chunked = hermite_merge(task.loss, clients_at_once=2)(*PROBLEM)
+    chunked = hermite_program(clients_at_once=2)(*PROBLEM, TRAINED_ON, KEY)
     assert_close(chunked.weight, hermite.weight, atol=1e-4)
 
 

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potara_jax.merging import weights
@@ -16,9 +16,7 @@ EXAMPLES = jnp.float32(10.0)
 few = settings(deadline=None, max_examples=25)
 traces = st.floats(1e-3, 1e3)
 unit = st.floats(0, 1)
-values = st.floats(-3, 3)
 closed_form = jax.jit(weights.closed_form)
-minimise_cubic = jax.jit(weights.minimise_cubic)
 
 
 def weight(a, b, c):
@@ -123,8 +121,20 @@ def with_zeros(tree):
 
 FEDERATED, LOCAL = with_zeros(positive(0)), with_zeros(positive(1))
 CORRELATION = jax.tree.map(lambda x: np.float32(x / x.max()), positive(2))
-CURVATURE = Curvature(FEDERATED, LOCAL, CORRELATION)
 ALL = np.concatenate([x.ravel() for x in jax.tree.leaves((FEDERATED, LOCAL))])
+
+
+def curvature(federated=FEDERATED, local=LOCAL, rho=CORRELATION, square=2.0, apart=1.0):
+    mean = np.mean([x for t in (federated, local) for x in flat(t)], dtype=np.float64)
+    scalars = (jnp.float32(x) for x in (mean, square, apart))
+    return Curvature(federated, local, rho, *scalars)
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+CURVATURE = curvature()
 
 
 def expected_variances(fn):
@@ -132,26 +142,26 @@ def expected_variances(fn):
 
 
 def test_laplace_is_the_inverse_of_the_posterior_precision():
-    actual = weights.laplace(0.5)(FEDERATED, LOCAL, EXAMPLES)
+    actual = weights.laplace(0.5)(CURVATURE, EXAMPLES)
     assert_close(actual, expected_variances(lambda f: 1 / (10 * f + 0.5)))
 
 
 def test_relative_adds_a_part_of_both_models_mean():
     floor = 0.1 * ALL.mean()
-    actual = weights.relative(0.1)(FEDERATED, LOCAL, EXAMPLES)
+    actual = weights.relative(0.1)(CURVATURE, EXAMPLES)
     assert_close(actual, expected_variances(lambda f: 1 / (f + floor)))
 
 
 def test_quantile_lifts_to_the_quantile_of_positive_entries():
     floor = np.quantile(ALL[ALL > 0], 0.4)
     assert (ALL == 0).any()
-    actual = weights.quantile(0.4)(FEDERATED, LOCAL, EXAMPLES)
+    actual = weights.quantile(0.4)(CURVATURE, EXAMPLES)
     assert_close(actual, expected_variances(lambda f: 1 / np.maximum(f, floor)))
 
 
 def test_harmonic_is_the_inverse_of_a_modules_mean():
     floor = 0.1 * ALL.mean()
-    actual = weights.harmonic(0.1)(FEDERATED, LOCAL, EXAMPLES)
+    actual = weights.harmonic(0.1)(CURVATURE, EXAMPLES)
     expected = expected_variances(
         lambda f: np.full_like(f, 1 / (f.mean(dtype=np.float64) + floor))
     )
@@ -170,7 +180,7 @@ def test_harmonic_is_below_relative():
 @pytest.mark.parametrize("name", ["relative", "quantile", "harmonic"])
 def test_only_laplace_sees_the_number_of_examples(name):
     damping = weights.DAMPINGS[name](0.1)
-    few_of_them, many = (damping(FEDERATED, LOCAL, n) for n in (1.0, 100.0))
+    few_of_them, many = (damping(CURVATURE, n) for n in (1.0, 100.0))
     assert_close(few_of_them, many, atol=0)
 
 
@@ -180,7 +190,7 @@ def test_models_without_any_curvature_get_a_half_each(name, per):
     zero = jax.tree.map(np.zeros_like, FEDERATED)
     damping = weights.DAMPINGS[name](0.1)
     found = weights.potara_weight(
-        Curvature(zero, zero, zero), damping, EXAMPLES, per=per
+        curvature(zero, zero, zero), damping, EXAMPLES, per=per
     )
     for own in jax.tree.leaves(found):
         assert float(own) == pytest.approx(0.5)
@@ -192,7 +202,7 @@ def test_the_more_certain_model_gets_the_larger_weight(name):
     damping = weights.DAMPINGS[name](0.1)
     independent = jax.tree.map(np.zeros_like, LOCAL)
     found = weights.potara_weight(
-        Curvature(sharper, LOCAL, independent), damping, EXAMPLES
+        curvature(sharper, LOCAL, independent), damping, EXAMPLES
     )
     assert 0.5 < float(found) < 1
 
@@ -205,7 +215,7 @@ def test_the_curvatures_unit_changes_nothing(name):
     damping = weights.DAMPINGS[name](0.1)
     smaller = [jax.tree.map(lambda x: x * np.float32(1e-21), t) for t in CURVATURE[:2]]
     found, expected = (
-        weights.potara_weight(Curvature(*trees, CORRELATION), damping, EXAMPLES)
+        weights.potara_weight(curvature(*trees), damping, EXAMPLES)
         for trees in (smaller, CURVATURE[:2])
     )
     assert float(found) == pytest.approx(float(expected), abs=1e-4)
@@ -253,103 +263,55 @@ def test_potaras_weight_is_the_closed_form_of_the_traces(per):
     assert_close(found, within, atol=1e-3)
 
 
-# --- The cubic and the grid ----------------------------------------------------------
+# --- The prior's precision -----------------------------------------------------------
 
 
-def cubic(y0, d0, y1, d1, w):
-    """The Hermite basis, in float64."""
-    return (
-        y0 * (1 + 2 * w) * (1 - w) ** 2
-        + d0 * w * (1 - w) ** 2
-        + y1 * w**2 * (3 - 2 * w)
-        + d1 * w**2 * (w - 1)
+def log_evidence(tau, found, examples):
+    """The log marginal likelihood of both models' Laplace posteriors, in float64."""
+    fisher = np.float64(np.concatenate([flat(found.federated), flat(found.local)]))
+    precision = np.log(float(examples) * fisher + tau).sum()
+    return 0.5 * (fisher.size * np.log(tau) - precision - tau * float(found.square))
+
+
+@pytest.mark.parametrize("square", [1e-3, 2.0, 50.0])
+def test_the_evidence_is_greatest_at_its_precision(square):
+    found = curvature(square=square)
+    tau = float(jax.jit(weights.evidence_precision)(found, EXAMPLES))
+    grid = np.exp(np.linspace(-12, 12, 4001))
+    best = grid[np.argmax([log_evidence(t, found, EXAMPLES) for t in grid])]
+    assert tau == pytest.approx(best, rel=1e-2)
+
+
+def test_evidence_is_laplace_at_that_precision():
+    tau = float(weights.evidence_precision(CURVATURE, EXAMPLES))
+    expected = weights.laplace(3 * tau)(CURVATURE, EXAMPLES)
+    assert_close(weights.evidence(3.0)(CURVATURE, EXAMPLES), expected)
+
+
+# --- The bias, and the damping's say -------------------------------------------------
+
+
+def test_models_that_are_no_further_apart_than_their_spread_have_no_bias():
+    near = curvature(apart=1e-6)
+    found = weights.bias_aware_weight(near, weights.laplace(1.0), EXAMPLES)
+    expected = weights.potara_weight(near, weights.laplace(1.0), EXAMPLES)
+    assert float(found) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_the_bias_aware_weight_by_hand():
+    far = curvature(apart=500.0)
+    traces = weights.variance_traces(far, weights.laplace(1.0), EXAMPLES)
+    assert traces.federated + traces.local - 2 * traces.cross < 500
+    found = weights.bias_aware_weight(far, weights.laplace(1.0), EXAMPLES)
+    expected = (traces.local - traces.cross) / 500
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_sensitivity_is_the_larger_move_within_a_decade():
+    at = lambda v: float(
+        weights.potara_weight(CURVATURE, weights.relative(v), EXAMPLES)
     )
-
-
-def cubic_minimiser(*ends):
-    return float(minimise_cubic(*map(jnp.float32, ends)))
-
-
-@few
-@given(values, values, values, values)
-def test_the_cubics_minimum_is_below_a_fine_grid(y0, d0, y1, d1):
-    chosen = cubic_minimiser(y0, d0, y1, d1)
-    assert 0 <= chosen <= 1
-    assert cubic(y0, d0, y1, d1, chosen) <= cubic(y0, d0, y1, d1, FINE).min() + 1e-5
-
-
-@few
-@given(values, values)
-def test_a_lines_minimum_is_its_lower_end(start, slope):
-    assume(abs(slope) > 1e-3)
-    found = cubic_minimiser(start, slope, np.float32(start) + np.float32(slope), slope)
-    line = lambda w: start + slope * w
-    assert line(found) == pytest.approx(min(line(0), line(1)), abs=1e-5)
-
-
-@few
-@given(unit, st.floats(0.1, 10))
-def test_a_parabolas_minimum_is_exact(centre, height):
-    value = lambda w: height * (w - centre) ** 2
-    slope = lambda w: 2 * height * (w - centre)
-    found = cubic_minimiser(value(0), slope(0), value(1), slope(1))
-    assert found == pytest.approx(centre, abs=2e-4)
-
-
-@few
-@given(unit, st.floats(0.1, 10))
-def test_a_concave_parabolas_minimum_is_its_lower_end(centre, height):
-    assume(abs(centre - 0.5) > 1e-3)
-    value = lambda w: -height * (w - centre) ** 2
-    slope = lambda w: -2 * height * (w - centre)
-    found = cubic_minimiser(value(0), slope(0), value(1), slope(1))
-    assert found == (0.0 if centre > 0.5 else 1.0)
-
-
-@few
-@given(st.floats(-2, 0.25), st.floats(0.1, 10))
-def test_a_minimum_after_a_maximum_is_found(maximum, height):
-    value = np.polynomial.Polynomial.fromroots([maximum, 0.8]).integ() * height
-    ends = [f(end) for end in (0.0, 1.0) for f in (value, value.deriv())]
-    assert cubic_minimiser(*ends) == pytest.approx(0.8, abs=1e-3)
-
-
-def test_a_flat_cubic_has_a_minimum_within():
-    assert 0 <= cubic_minimiser(1, 0, 1, 0) <= 1
-
-
-def test_hermite_minimises_a_cubic_loss():
-    loss = lambda w: (w - 0.2) ** 2 * (w + 1)
-    found = jax.jit(lambda: weights.hermite(loss))()
-    assert float(found) == pytest.approx(0.2, abs=1e-3)
-
-
-def test_hermite_sees_the_ends_alone():
-    cubic_loss = lambda w: (w - 0.2) ** 2 * (w + 1)
-    at_ends = lambda w: jnp.where((w == 0) | (w == 1), cubic_loss(w), jnp.nan)
-    assert float(weights.hermite(at_ends)) == pytest.approx(0.2, abs=1e-3)
-
-
-def test_the_grid_takes_the_least_loss():
-    losses, points = jnp.array([3.0, 1.0, 2.0]), jnp.array([0.0, 0.3, 1.0])
-    assert float(weights.grid(losses, points)) == pytest.approx(0.3)
-
-
-@pytest.mark.parametrize(
-    ("losses", "expected"),
-    [
-        ([1, 1, 1, 1, 1], 0.5),
-        ([0, 1, 1, 0, 1], 0.75),
-        ([0, 0, 1, 1, 0], 0.25),
-        ([0, 2, 1, 1, 3], 0.0),
-    ],
-)
-def test_of_equal_losses_the_grid_takes_the_nearest_to_a_half(losses, expected):
-    points = jnp.linspace(0, 1, 5)
-    assert float(weights.grid(jnp.array(losses), points)) == expected
-
-
-def test_the_grid_keeps_leading_axes():
-    losses = jnp.array([[3.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
-    found = weights.grid(losses, jnp.array([0.0, 0.25, 1.0]))
-    np.testing.assert_array_equal(found, [0.25, 0.0])
+    expected = max(abs(at(0.03) - at(0.3)), abs(at(3.0) - at(0.3)))
+    found = weights.sensitivity(CURVATURE, weights.relative, 0.3, EXAMPLES)
+    assert expected > 1e-3
+    assert float(found) == pytest.approx(expected, abs=1e-5)

@@ -1,0 +1,105 @@
+"""The loss on a few samples as a function of the merge weight, and its minimum.
+
+Along the exact segment `w F + (1 - w) L` the samples' mean loss is a function of one
+number. Two values and two slopes of it fix a cubic (Hermite), whose minimum is in
+closed form; a grid needs a pass a point. The cubics of many clients, four numbers each,
+also say which weights are likely before a client's own samples speak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from potara_jax.adapters.lora import Array
+
+_POINTS = 101  # of the prior's grid
+
+
+class Cubic(NamedTuple):
+    """Values `y` and slopes `d` of a segment's loss at weights 0 (local) and 1."""
+
+    y0: Array
+    d0: Array
+    y1: Array
+    d1: Array
+
+
+def hermite(loss: Callable[[Array], Array]) -> Cubic:
+    """The cubic of a loss: two passes, each with a Jacobian-vector product."""
+    end = lambda w: jax.jvp(loss, (w,), (jnp.ones(()),))
+    return Cubic(*end(jnp.zeros(())), *end(jnp.ones(())))
+
+
+def value(cubic: Cubic, weight: Array) -> Array:
+    """A cubic at a weight."""
+    c2, c3 = _coefficients(cubic)
+    return cubic.y0 + weight * (cubic.d0 + weight * (c2 + weight * c3))
+
+
+def _coefficients(cubic) -> tuple[Array, Array]:
+    y0, d0, y1, d1 = cubic
+    return 3 * (y1 - y0) - 2 * d0 - d1, d0 + d1 - 2 * (y1 - y0)
+
+
+def minimise(cubic: Cubic) -> Array:
+    """Where in [0, 1] a cubic is least; where it is flat, 1/2.
+
+    The minimum is among the middle, both ends and the roots of the derivative.
+    """
+    c2, c3 = _coefficients(cubic)
+    root = jnp.sqrt(jnp.maximum(c2**2 - 3 * c3 * cubic.d0, 0))
+    stable = -(c2 + jnp.where(c2 < 0, -root, root))
+    roots = jnp.stack([_divide(stable, 3 * c3), _divide(cubic.d0, stable)])
+    roots = jnp.nan_to_num(jnp.clip(roots, 0, 1), nan=0.5)
+    points = jnp.concatenate([jnp.array([0.5, 0.0, 1.0]), roots])
+    return points[jnp.argmin(value(cubic, points))]
+
+
+def _divide(numerator, denominator):
+    safe = denominator != 0
+    return jnp.where(safe, numerator / jnp.where(safe, denominator, 1), 0.0)
+
+
+def grid(losses: Array, points: Array) -> Array:
+    """The grid point of least loss; of equal ones, the nearest to 1/2.
+
+    losses: `[..., T]` at `points` `[T]`.
+    """
+    best = losses == losses.min(-1, keepdims=True)
+    distance = jnp.where(best, jnp.abs(points - 0.5), jnp.inf)
+    return points[jnp.argmin(distance, -1)]
+
+
+def pooled(cubics: Cubic, counts: Array) -> Array:
+    """One weight for all clients, `[C]`: the minimum of their mean cubic.
+
+    counts: `[C]` numbers of samples, by which clients are weighted.
+    """
+    share = counts / counts.sum()
+    finite = jnp.isfinite(jnp.stack(cubics)).all(0)
+    mean = [jnp.where(finite, share * x, 0).sum() for x in cubics]
+    return jnp.full(counts.shape, minimise(Cubic(*mean)))
+
+
+def empirical_bayes(cubics: Cubic, counts: Array, *, steps: int = 200) -> Array:
+    """Every client's weight under a prior that all clients' cubics give, `[C]`.
+
+    A client's `N` samples have likelihood `exp(-N l(w))` at weight `w`, with `l` its
+    cubic. The prior over weights is the one of most marginal likelihood (Robbins 1956;
+    EM on a grid from the uniform prior, Laird 1978), and a client's weight minimises
+    the posterior mean of the squared error: it is the posterior mean. Each client sends
+    four numbers.
+    """
+    points = jnp.linspace(0, 1, _POINTS)
+    losses = jax.vmap(lambda *c: value(Cubic(*c), points))(*cubics)
+    losses = jnp.where(jnp.isfinite(losses), losses, 0)
+    log_likelihood = -counts[:, None] * (losses - losses.min(-1, keepdims=True))
+    posterior = lambda log_prior: jax.nn.softmax(log_likelihood + log_prior, -1)
+    update = lambda _, log_prior: jnp.log(posterior(log_prior).mean(0) + 1e-30)
+    uniform = jnp.full(_POINTS, -jnp.log(float(_POINTS)))
+    log_prior = jax.lax.fori_loop(0, steps, update, uniform)
+    return posterior(log_prior) @ points
