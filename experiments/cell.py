@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import jax
 
@@ -14,9 +15,10 @@ from experiments.diagnostics import diagnostics
 from experiments.display import Display
 from experiments.merges import make_merges
 from experiments.methods import make_methods, row
-from experiments.phases import run_phase
+from experiments.phases import Outcome, run_phase
 from experiments.problem import Problem
 from experiments.programs import Programs
+from experiments.recipes import SPECIAL
 from experiments.settings import Settings
 from experiments.store import Cell, Store
 from potara_jax.adapters.lora import Adapter
@@ -46,12 +48,13 @@ def run_cell(
         merges = jax.block_until_ready(make_merges(at, parents))
     with _timed(seconds, "evaluation"):
         methods = make_methods(at, parents, merges)
+        kept = next(m for m in methods if m.name == SPECIAL)
         record = {
             "methods": [row(at, method) for method in methods],
             "diagnostics": diagnostics(at, parents, merges, methods),
         }
     record["diagnostics"]["seconds"] = seconds
-    _keep(store, cell, merges.core.adapter)
+    _keep(store, cell, kept.adapters)
     return record
 
 
@@ -67,26 +70,35 @@ def _keep(store: Store, cell: Cell, adapters: Adapter) -> None:
 
 
 def _train(at: Context, store, display) -> Parents:
-    clients = at.settings.clients
-    first = at.problem.adapter(at.fold(0))
-
-    def phase(which, start, key):
-        return run_phase(
-            which,
-            start,
-            at.problem.base,
-            at.federation,
-            key,
-            cell=at.cell,
-            store=store,
-            display=display,
-        )
-
-    federated = phase(at.programs.federated, stack(first, clients=clients), at.fold(1))
-    start = _local_start(at, first, federated.adapters)
-    local = phase(at.programs.local, start, at.fold(2))
-    tuned = phase(at.programs.fine_tuning, federated.adapters, at.fold(3))
+    federated, local = train_parents(at, store, display)
+    tuning, start = at.programs.fine_tuning, federated.adapters
+    tuned = _phase(at, store, display, tuning, start, at.fold(3))
     return Parents(federated, local, tuned)
+
+
+def train_parents(
+    at: Context, store: Store, display: Display
+) -> tuple[Outcome, Outcome]:
+    """The federated phase, and the local one."""
+    phase = partial(_phase, at, store, display)
+    first = at.problem.adapter(at.fold(0))
+    start = stack(first, clients=at.settings.clients)
+    federated = phase(at.programs.federated, start, at.fold(1))
+    start = _local_start(at, first, federated.adapters)
+    return federated, phase(at.programs.local, start, at.fold(2))
+
+
+def _phase(at: Context, store, display, which, start, key) -> Outcome:
+    return run_phase(
+        which,
+        start,
+        at.problem.base,
+        at.federation,
+        key,
+        cell=at.cell,
+        store=store,
+        display=display,
+    )
 
 
 def _local_start(at: Context, first, federated) -> Adapter:

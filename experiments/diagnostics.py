@@ -5,15 +5,17 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from experiments.context import Context, Parents, chosen, heldout, score, score_common
-from experiments.merges import Merges, potara_merge
+from experiments.context import Context, Parents, score, score_common
+from experiments.merges import Merges, measure, merge
 from experiments.methods import Method, listed
 from experiments.phases import Outcome
+from experiments.recipes import OWN, SPECIAL
 from potara_jax.evaluation.metrics import Scores, segment_barrier
 from potara_jax.federated.rounds import stack
 
 _DECADES = (-4, 2)
-_SHOWN = ("Potara core", "Hermite segment")
+_SHOWN = (SPECIAL, OWN)
+_SHOWN_DAMPED = {"core": SPECIAL, "factor": "potara factor"}
 
 
 def diagnostics(
@@ -27,6 +29,7 @@ def diagnostics(
         "proportions": listed(at.federation.proportions),
         "segment": _segment(at, merges, methods),
         "damping": _damping(at, merges, counts),
+        "certainty": _certainty(at, merges, counts),
         "communication": _communication(at, parents, methods),
         "left_out": _left_out(parents),
     }
@@ -52,12 +55,20 @@ def _damping(at: Context, merges: Merges, counts) -> dict:
     values = jnp.logspace(first, last, 2 * (last - first) + 1)
     if at.settings.damping == "quantile":
         values = jnp.linspace(0, 0.99, 12)
+    curvature = {n: merges.measured[m].curvature for n, m in _SHOWN_DAMPED.items()}
     weights = {
-        name: listed(at.programs.weight_at(merged.curvature, counts, values))
-        for name, merged in (("core", merges.core), ("factor", merges.factor))
+        name: listed(at.programs.weight_at(found, counts, values))
+        for name, found in curvature.items()
     }
     chosen = at.settings.damping_value
     return {"values": listed(values), "weights": weights, "chosen": chosen}
+
+
+def _certainty(at: Context, merges: Merges, counts) -> dict:
+    """How sure Potara's weight is: its bootstrap interval, and what damping moves."""
+    moves = at.programs.sensitivity(merges.measured[SPECIAL].curvature, counts)
+    low, high = map(listed, merges.interval)
+    return {"low": low, "high": high, "moves_in_a_decade": listed(moves)}
 
 
 def _left_out(parents: Parents) -> list[dict]:
@@ -95,10 +106,8 @@ def _point(name: str, mark: int, spent: int, scores: Scores) -> dict:
 
 
 def _merged_scores(at: Context, pair) -> dict[str, Scores]:
-    core = potara_merge(at, "core", pair, chosen(at))
-    segment = at.programs.hermite(at.problem.base, *pair, heldout(at))
-    merged = zip(_SHOWN, (core, segment), strict=True)
-    return {name: score(at, m.adapter) for name, m in merged}
+    weights = {name: measure(at, name, pair).weight for name in _SHOWN}
+    return {n: score(at, merge(at, "delta", pair, w)) for n, w in weights.items()}
 
 
 def _spent(federated: Outcome, rounds: int) -> int:

@@ -62,8 +62,10 @@ def problem(settings: Digits, note) -> Problem:
     federations = _federations(images, settings)
     base = _base(model, images, settings, note)
     trained = ("head",) if settings.train_head else ()
+    scale = settings.alpha / settings.rank
+    bound = lora.bind(model, scale=scale), lora.bind_inputs(model, scale=scale)
     return Problem(
-        task=classification(lora.bind(model, scale=settings.alpha / settings.rank)),
+        task=classification(*bound),
         base=base,
         adapter=initial_adapter(sites, rank=settings.rank, base=base, trained=trained),
         federations=federations,

@@ -1,4 +1,4 @@
-"""The merges of a cell, each one jitted program over all clients."""
+"""The weights and merges of a cell, each one jitted program over all clients."""
 
 from __future__ import annotations
 
@@ -7,36 +7,54 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments import recipes
 from experiments.context import Context, Parents, chosen, heldout
-from potara_jax.merging import Merged, Samples
+from potara_jax.adapters.lora import Adapter
+from potara_jax.merging import Measured, Samples
 
 
 class Merges(NamedTuple):
-    """Merges and what they were made from; `other` is core on the other samples."""
+    """What was measured, by name, and the loss along the segments."""
 
-    factor: Merged
-    core: Merged
-    other: Merged
-    hermite: Merged
+    measured: dict[str, Measured]
     losses: jax.Array
     points: jax.Array
+    interval: tuple[jax.Array, jax.Array]
 
 
 def make_merges(at: Context, parents: Parents) -> Merges:
-    """All merges of a cell's federated and local adapters."""
+    """All weights of a cell's federated and local adapters."""
     points = jnp.linspace(0, 1, at.settings.grid_points)
     pair = parents.federated.adapters, parents.local.adapters
-    return Merges(
-        factor=potara_merge(at, "factor", pair, chosen(at)),
-        core=potara_merge(at, "core", pair, chosen(at)),
-        other=potara_merge(at, "core", pair, chosen(at, other=True)),
-        hermite=at.programs.hermite(at.problem.base, *pair, heldout(at)),
-        losses=at.programs.curves(at.problem.base, *pair, heldout(at), points),
-        points=points,
-    )
+    curves = at.programs.curves(at.problem.base, *pair, heldout(at), points)
+    interval = at.programs.interval(*_clients(at, pair, recipes.CURVATURE))
+    measured = {name: measure(at, name, pair) for name in at.programs.weigh}
+    for name, derive in at.programs.derived.items():
+        found = measured[derive.source].curvature
+        weight = derive.program(found, at.federation.train.count)
+        measured[name] = Measured(weight, found)
+    return Merges(measured, curves, points, interval)
 
 
-def potara_merge(at: Context, space: str, pair, samples: Samples) -> Merged:
-    """Potara's merge of a pair of stacked adapters, curvature measured in a space."""
-    counts, base = at.federation.train.count, at.problem.base
-    return at.programs.potara[space](base, *pair, samples, counts, at.fold(4))
+def measure(at: Context, name: str, pair) -> Measured:
+    """The weights of one name for a pair of stacked adapters."""
+    weigh = at.programs.weigh[name]
+    return weigh.program(*_clients(at, pair, weigh.samples))
+
+
+def merge(at: Context, name: str, pair, weight) -> Adapter:
+    """The pair merged in one way with weights `[C, ...]`."""
+    clients = _clients(at, pair, recipes.CURVATURE)
+    return at.programs.merge[name](*clients, weight)
+
+
+def _clients(at: Context, pair, samples: str) -> tuple:
+    """The arguments of every program over clients."""
+    counts = at.federation.train.count
+    return (at.problem.base, *pair, _samples(at, samples), counts, at.fold(4))
+
+
+def _samples(at: Context, which: str) -> Samples:
+    if which == recipes.HELDOUT:
+        return heldout(at)
+    return chosen(at, other=which == recipes.OTHER)

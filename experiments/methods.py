@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.context import Context, Parents, score, score_common
-from experiments.merges import Merges
+from experiments.merges import Merges, merge
 from experiments.phases import Outcome
+from experiments.recipes import Row
 from potara_jax.adapters.lora import Adapter
 from potara_jax.evaluation.metrics import Scores, adapter_parameters, worst_decile
 from potara_jax.federated.rounds import stack
-from potara_jax.merging import grid
 
 
 class Cost(NamedTuple):
@@ -53,6 +53,7 @@ def make_methods(at: Context, parents: Parents, merges: Merges) -> list[Method]:
     ]
     scored = [m._replace(scores=score_common(at, m.adapters)) for m in common]
     scored += [m._replace(scores=score(at, m.adapters)) for m in own]
+    scored.append(_ensemble(at, pair, both))
     ends = scored[2].scores, scored[1].scores
     return scored + _oracles(at, pair, merges.points, ends, both)
 
@@ -62,26 +63,31 @@ def _untrained(at: Context) -> Adapter:
 
 
 def _merged_rows(at: Context, pair, merges: Merges, cost: Cost) -> list[Method]:
-    merge = at.programs.merge
+    def method(row: Row) -> Method:
+        weight = merges.measured[row.weighing].weight
+        merged = merge(at, row.merge, pair, weight)
+        return Method(row.name, merged, cost, _shown(weight))
+
+    return [method(row) for row in at.programs.rows]
+
+
+def _shown(weight) -> Any:
+    """A weight a client or a module: the mean, where a parameter has its own."""
+    if isinstance(weight, tuple):
+        return None
+    if not isinstance(weight, dict):
+        return weight
+    flat = lambda x: x.reshape(len(x), -1)
+    mean = lambda entry: jnp.hstack([flat(x) for x in jax.tree.leaves(entry)]).mean(1)
+    return {path: mean(entry) for path, entry in weight.items()}
+
+
+def _ensemble(at: Context, pair, cost: Cost) -> Method:
+    """Both models' predictions mixed equally: the control of every merge."""
     half = jnp.full(at.settings.clients, 0.5)
-    factor, best = merges.factor.weight, grid(merges.losses, merges.points)
-    other = "train" if at.settings.curvature_on == "heldout" else "held-out"
-    delta, truncated = merge["delta"], merge["truncated"]
-    counts = at.federation.train.count
-    module = at.programs.module_weights(merges.core.curvature, counts)
-    return [
-        Method("uniform", delta(*pair, half), cost, half),
-        Method("Potara factor", merges.factor.adapter, cost, factor),
-        Method("Potara delta", delta(*pair, factor), cost, factor),
-        Method("Potara delta, rank r", truncated(*pair, factor), cost, factor),
-        Method("Potara core", merges.core.adapter, cost, merges.core.weight),
-        Method("Potara core, per module", delta(*pair, module), cost, module),
-        Method(
-            f"Potara core, {other}", merges.other.adapter, cost, merges.other.weight
-        ),
-        Method("Hermite segment", merges.hermite.adapter, cost, merges.hermite.weight),
-        Method("grid on held-out", delta(*pair, best), cost, best),
-    ]
+    both = {"federated": pair[0], "local": pair[1], "weight": half}
+    scores = at.programs.evaluate_ensemble(at.shared, both, at.federation.test)
+    return Method("ensemble", (pair, ()), cost, half, scores)
 
 
 def _oracles(at: Context, pair, points, ends, cost: Cost) -> list[Method]:
@@ -89,8 +95,9 @@ def _oracles(at: Context, pair, points, ends, cost: Cost) -> list[Method]:
 
     ends: the scores at both ends of the points, which are the parents'.
     """
-    clients, delta = at.settings.clients, at.programs.merge["delta"]
-    merged = [delta(*pair, jnp.full(clients, point)) for point in points[1:-1]]
+    clients = at.settings.clients
+    exact = lambda weight: merge(at, "delta", pair, jnp.full(clients, weight))
+    merged = [exact(point) for point in points[1:-1]]
     inner = [score(at, adapters) for adapters in merged]
     scores = jax.tree.map(lambda *x: jnp.stack(x), ends[0], *inner, ends[1])
     constant = jnp.full(clients, jnp.argmax(scores.accuracy.mean(1)))
@@ -99,7 +106,7 @@ def _oracles(at: Context, pair, points, ends, cost: Cost) -> list[Method]:
         "best weight per client": jnp.argmax(scores.accuracy, 0),
     }
     pick = lambda choice: Scores(*(s[choice, jnp.arange(clients)] for s in scores))
-    example = delta(*pair, jnp.zeros(clients))
+    example = exact(0.0)
     return [
         Method(name, example, cost, points[choice], pick(choice), oracle=True)
         for name, choice in choices.items()

@@ -3,85 +3,107 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import optax
 
+from experiments import recipes
 from experiments.phases import Phase
 from experiments.settings import Settings
-from potara_jax.clients.axis import over_clients
-from potara_jax.clients.task import Task
+from potara_jax import merging
+from potara_jax.clients.task import Task, of_logits
 from potara_jax.clients.training import local_training
 from potara_jax.evaluation.metrics import common_evaluator, evaluator
 from potara_jax.federated.fedit import fedit
 from potara_jax.federated.local import local_only
 from potara_jax.federated.rounds import make_round
-from potara_jax.merging.curvature import LIKELIHOODS
-from potara_jax.merging.merges import merge
-from potara_jax.merging.programs import hermite_merge, loss_curves, potara
+from potara_jax.merging import ensemble, loss_curves, sensitivity
 from potara_jax.merging.weights import DAMPINGS, potara_weight
 
 MARKS = 4
 
 
+class Weigh(NamedTuple):
+    """A program that weighs, and which samples it looks at."""
+
+    program: Callable
+    samples: str
+
+
+class Derive(NamedTuple):
+    """A program from another's curvature to weights."""
+
+    source: str
+    program: Callable
+
+
 class Programs(NamedTuple):
     """Phases, and jitted programs over all clients.
 
-    `potara`: by the space of the curvature. `merge`: by name, of stacked adapters and
-    weights. `weight_at(curvature, examples, values)`: Potara's weights `[D, C]` at
-    damping values `[D]`; `module_weights(curvature, examples)`: by module path.
+    `weigh`, `derived`, `merge`: by name, see `recipes`; `rows`: what the table shows.
+    `weight_at(curvature, examples, values)`: Potara's weights `[D, C]` at damping
+    values `[D]`; `interval`, `sensitivity`: how sure Potara's weight is, `[C]`.
     """
 
     federated: Phase
     local: Phase
     fine_tuning: Phase
-    potara: dict[str, Callable]
+    rows: tuple[recipes.Row, ...]
+    weigh: dict[str, Weigh]
+    derived: dict[str, Derive]
     merge: dict[str, Callable]
-    hermite: Callable
     curves: Callable
+    interval: Callable
     evaluate: Callable
     evaluate_common: Callable
-    module_weights: Callable
+    evaluate_ensemble: Callable
     weight_at: Callable
+    sensitivity: Callable
 
 
 def make_programs(settings: Settings, task: Task) -> Programs:
     """All programs of a run."""
-    optimizer = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
-    train = local_training(
-        optimizer, steps=settings.local_steps, batch_size=settings.batch_size
-    )
     together = clients_together(settings)
-    local = local_only(task, train)
-    local_round = make_round(local, chunk=settings.chunk)
-    damping = DAMPINGS[settings.damping]
+    local = local_phase(settings, task)
+    weighings = recipes.weighings(settings, task)
     return Programs(
-        federated=_federated(settings, task, train),
-        local=Phase("local", local, local_round, settings.local_rounds),
-        fine_tuning=Phase("fine-tuning", local, local_round, settings.local_rounds),
-        potara={
-            space: potara(
-                LIKELIHOODS[settings.curvature](_one_example(task.logits)),
-                damping(settings.damping_value),
-                space=space,
-                clients_at_once=together,
-            )
-            for space in ("factor", "core")
+        federated=federated_phase(settings, task),
+        local=local,
+        fine_tuning=local._replace(name="fine-tuning"),
+        rows=recipes.rows(settings, task),
+        weigh=_weigh(weighings, together),
+        derived={
+            name: Derive(d.source, jax.jit(jax.vmap(d.of)))
+            for name, d in recipes.derived(settings).items()
         },
         merge={
-            "factor": _merge(space="factor"),
-            "delta": _merge(space="delta"),
-            "truncated": _merge(space="delta", rank=settings.rank),
+            name: merging.combine(how.method, space=how.space, rank=how.rank)
+            for name, how in recipes.mergings(settings, task).items()
         },
-        hermite=hermite_merge(task.loss, clients_at_once=together),
         curves=loss_curves(task.loss, clients_at_once=together),
+        interval=merging.over_each(
+            merging.bootstrap(weighings[recipes.SPECIAL].estimator),
+            clients_at_once=together,
+        ),
         evaluate=evaluator(task, chunk=together),
         evaluate_common=common_evaluator(task),
-        module_weights=_module_weights(damping(settings.damping_value)),
-        weight_at=jax.jit(_weight_at(damping)),
+        evaluate_ensemble=evaluator(of_logits(ensemble(task.logits)), chunk=together),
+        weight_at=jax.jit(_weight_at(DAMPINGS[settings.damping])),
+        sensitivity=jax.jit(_sensitivity(settings)),
     )
+
+
+def _weigh(weighings, together) -> dict[str, Weigh]:
+    """One program an estimator, whatever samples it looks at."""
+    estimators = {id(w.estimator): w.estimator for w in weighings.values()}
+    programs = {
+        key: merging.weigh(estimator, clients_at_once=together)
+        for key, estimator in estimators.items()
+    }
+    return {
+        n: Weigh(programs[id(w.estimator)], w.samples) for n, w in weighings.items()
+    }
 
 
 def clients_together(settings: Settings) -> int | None:
@@ -89,27 +111,26 @@ def clients_together(settings: Settings) -> int | None:
     return 1 if jax.default_backend() == "cpu" else settings.chunk
 
 
-def _federated(settings, task, train) -> Phase:
-    algorithm, last = fedit(task, train), settings.federated_rounds
+def local_phase(settings: Settings, task: Task) -> Phase:
+    """Every client for itself."""
+    algorithm = local_only(task, _training(settings))
+    run = make_round(algorithm, chunk=settings.chunk)
+    return Phase("local", algorithm, run, settings.local_rounds)
+
+
+def _training(settings):
+    optimizer = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
+    return local_training(
+        optimizer, steps=settings.local_steps, batch_size=settings.batch_size
+    )
+
+
+def federated_phase(settings: Settings, task: Task) -> Phase:
+    """Rounds of FedIT."""
+    algorithm, last = fedit(task, _training(settings)), settings.federated_rounds
     run = make_round(algorithm, fraction=settings.fraction, chunk=settings.chunk)
     marks = sorted({max(1, last * i // MARKS) for i in range(1, MARKS + 1)})
     return Phase("federated", algorithm, run, last, marks)
-
-
-def _one_example(logits):
-    def one(base, adapter, example):
-        return logits(base, adapter, jax.tree.map(lambda x: x[None], example))[0]
-
-    return one
-
-
-def _merge(**how):
-    return jax.jit(over_clients(partial(merge, **how)))
-
-
-def _module_weights(damping):
-    one = lambda curvature, n: potara_weight(curvature, damping, n, per="module")
-    return jax.jit(over_clients(one))
 
 
 def _weight_at(damping):
@@ -121,3 +142,8 @@ def _weight_at(damping):
         return jax.lax.map(one, values)
 
     return at
+
+
+def _sensitivity(settings):
+    damping, value = DAMPINGS[settings.damping], settings.damping_value
+    return jax.vmap(lambda c, n: sensitivity(c, damping, value, n))

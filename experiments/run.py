@@ -1,6 +1,7 @@
-"""Run an experiment: every cell of it, then the table, the figures and the report.
+"""Run a job on an experiment: every cell of it, then what there is to show.
 
 potara run digits --help
+potara study digits --help
 """
 
 from __future__ import annotations
@@ -13,27 +14,30 @@ from typing import Any, NamedTuple
 import tyro
 from rich.console import Console
 
-from experiments import digits, files
-from experiments.cell import run_cell
+from experiments import digits, files, jobs, study
 from experiments.display import Display
+from experiments.jobs import Job
 from experiments.problem import Problem
-from experiments.programs import make_programs
 from experiments.settings import Settings, resolved
 from experiments.store import Cell, Store, open_store
-from potara_jax.evaluation import figures, report, table
 
 _USER_ERROR = 2
 _INTERRUPTED = 130
 
 
 class Experiment(NamedTuple):
-    """Its settings with their defaults, and how to make its problem of them."""
+    """How to make its problem of settings, and each job's settings with defaults."""
 
-    settings: type[Settings]
     problem: Callable[[Any, Callable[[str], None]], Problem]
+    settings: dict[str, type[Settings]]
 
 
-EXPERIMENTS = {"digits": Experiment(digits.Digits, digits.problem)}
+JOBS: dict[str, Job] = {"run": jobs.TABLE, "study": jobs.STUDY}
+EXPERIMENTS = {
+    "digits": Experiment(
+        digits.problem, {"run": digits.Digits, "study": study.StudyDigits}
+    )
+}
 
 
 class Refused(Exception):
@@ -49,8 +53,8 @@ def _refusing() -> Iterator[None]:
         raise Refused(" ".join(str(error).split())) from None
 
 
-def run(name: str, settings: Settings, console: Console) -> None:
-    """Run an experiment to its report; what its folder has already is not done again.
+def run(name: str, settings: Settings, console: Console, job: str = "run") -> None:
+    """Run a job to its report; what its folder has already is not done again.
 
     Raises `Refused` for settings that cannot be, before anything is compiled.
     """
@@ -59,78 +63,61 @@ def run(name: str, settings: Settings, console: Console) -> None:
         with _refusing():
             settings.check()
             held.enter_context(files.locked(settings.out))
-            config = {"experiment": name, **resolved(settings)}
+            config = {"experiment": name, "job": job, **resolved(settings)}
             store = open_store(settings.out, config, rerun=settings.rerun, warn=note)
         if store.results() is None:
-            _finish(store, config, _all_cells(name, settings, store, console))
-        results = store.results()
-        _report(store, results)
-        console.print(table.terminal_table(table.summarise(results)))
+            records = _all_cells(name, JOBS[job], settings, store, console)
+            _finish(store, config, JOBS[job].results(records))
+        JOBS[job].report(store, store.results(), console)
         note(f"report: {store.path / 'report.html'}")
 
 
-def _all_cells(name, settings, store: Store, console) -> list[dict]:
+def _all_cells(name, job: Job, settings, store: Store, console) -> list[dict]:
     cells = [Cell(h, s) for h in settings.heterogeneity for s in settings.seeds]
-    rounds = settings.federated_rounds + 2 * settings.local_rounds
+    rounds = job.rounds(settings)
     with Display(console, total=len(cells) * rounds) as display:
         store = store._replace(warn=display.note)
         with _refusing():
             problem = EXPERIMENTS[name].problem(settings, display.note)
-        programs = make_programs(settings, problem.task)
+        programs = job.programs(settings, problem.task)
         for cell in cells:
             if store.cell(cell) is not None:
                 display.skip(rounds)
                 continue
-            record = run_cell(
+            record = job.cell(
                 cell, settings, programs, problem, store=store, display=display
             )
             store.end_cell(cell, record)
-            display.note(_summary(cell, record))
+            display.note(job.summary(cell, record))
     return [store.cell(cell) for cell in cells]
 
 
-def _summary(cell: Cell, record: dict) -> str:
-    best = max(
-        (m for m in record["methods"] if not m["oracle"]), key=lambda m: m["mean"]
-    )
-    return f"{cell.name}: best is {best['method']} with {100 * best['mean']:.1f} %"
-
-
-def _finish(store: Store, config: dict, records: list[dict]) -> None:
+def _finish(store: Store, config: dict, found: dict) -> None:
     """Write `results.json`, which marks the run as finished."""
     results = {
         "experiment": config["experiment"],
         "settings": config,
         "versions": files.read_json(store.path / "versions.json"),
-        "methods": [row for record in records for row in record["methods"]],
-        "diagnostics": [record["diagnostics"] for record in records],
+        **found,
     }
     files.write_json(store.path / "results.json", results)
-
-
-def _report(store: Store, results: dict) -> None:
-    """Whatever can be made of the results, made anew."""
-    files.write_text(store.path / "clients.csv", table.clients_csv(results))
-    drawn = figures.draw(results, store.path / "figures")
-    files.write_text(store.path / "report.html", report.render(results, drawn))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`potara run EXPERIMENT [options]`; the exit status is 2 for a user's mistake."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["run"]:
-        words = words[1:]
+    job = words.pop(0) if words[:1] and words[0] in JOBS else "run"
     if not words or words[0] not in EXPERIMENTS:
         return _usage(words)
     name = words[0]
-    kind = EXPERIMENTS[name].settings
-    settings = tyro.cli(kind, args=words[1:], prog=f"potara run {name}")
-    return _guarded(name, settings)
+    kind = EXPERIMENTS[name].settings[job]
+    settings = tyro.cli(kind, args=words[1:], prog=f"potara {job} {name}")
+    return _guarded(name, settings, job)
 
 
-def _guarded(name: str, settings: Settings) -> int:
+def _guarded(name: str, settings: Settings, job: str) -> int:
     try:
-        run(name, settings, Console())
+        run(name, settings, Console(), job)
     except Refused as error:
         print(f"potara: {error}", file=sys.stderr)
         return _USER_ERROR

@@ -8,41 +8,22 @@ points of the segment, `D` dampings.
 from __future__ import annotations
 
 import math
-import os
 import pathlib
 import re
 from typing import Any, NamedTuple
 
-import matplotlib
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from potara_jax.evaluation import drawing
 from potara_jax.evaluation.table import PARENTS, Results, by_heterogeneity, label
 from potara_jax.evaluation.table import percent as in_percent
 
-_DPI = 130
-_LOOK = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
-}
 _FAINT, _INK, _CLIENT = "#707070", "#222222", "#9aa5b1"
 _DASHED = (0, (4, 3))
 
@@ -55,14 +36,8 @@ class Style(NamedTuple):
     line: Any
 
 
-# --- Drawing -------------------------------------------------------------------------
-
-
 def draw(results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes every figure that the results hold data for; returns the files' paths.
-
-    A file appears whole or not at all.
-    """
+    """Writes every figure that the results hold data for; returns the files' paths."""
     makers = {
         "accuracy": accuracy,
         "segment": segment,
@@ -70,67 +45,7 @@ def draw(results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
         "communication": communication,
         "clients": clients,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    with matplotlib.style.context(["default", _LOOK]):
-        for name, make in makers.items():
-            figure = make(results)
-            if figure is not None:
-                paths.append(_write(figure, folder / f"{name}.png"))
-    return paths
-
-
-def _write(figure: Figure, path: pathlib.Path) -> pathlib.Path:
-    beside = path.with_name(f".{path.name}.part")
-    FigureCanvasAgg(figure)
-    figure.savefig(beside, format="png", dpi=_DPI, metadata={"Software": None})
-    os.replace(beside, path)
-    return path
-
-
-def _panels(names: list[str], *, height: float, title: str) -> tuple[Figure, list]:
-    """A figure with one panel a heterogeneity, three in a row at most, alike scaled."""
-    across = min(len(names), 3)
-    down = math.ceil(len(names) / across)
-    size = ((0, 7, 9.5, 12)[across], height * down + 0.9)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.11)
-    grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    for axes in grid.flat[len(names) :]:
-        axes.set_visible(False)
-    for axes, name in zip(grid.flat, names, strict=False):
-        axes.set_title(label(name))
-        axes.tick_params(labelbottom=True)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-    return figure, list(grid.flat[: len(names)])
-
-
-def _name_axes(panels: list[Axes], *, x: str, y: str) -> None:
-    """Labels below the lowest panels and left of the first column."""
-    across = min(len(panels), 3)
-    for index, axes in enumerate(panels):
-        if index + across >= len(panels):
-            axes.set_xlabel(x)
-        if index % across == 0:
-            axes.set_ylabel(y)
-
-
-def _legend(figure: Figure, entries: dict[str, Any]) -> None:
-    """Entries `{text: artist}` below the panels, as many in a line as fit."""
-    longest = max(map(len, entries), default=0)
-    across = max(1, int(figure.get_figwidth() / (0.075 * longest + 0.75)))
-    lines = math.ceil(len(entries) / across)
-    figure.legend(
-        list(entries.values()),
-        [_plain(text) for text in entries],
-        loc="outside lower center",
-        ncols=max(1, math.ceil(len(entries) / max(1, lines))),
-    )
-
-
-def _plain(text: str) -> str:
-    """Text in which no character starts a formula."""
-    return text.replace("$", r"\$")
+    return drawing.draw(makers, results, folder)
 
 
 # --- How a method looks --------------------------------------------------------------
@@ -147,7 +62,7 @@ def styles(results: Results) -> dict[str, Style]:
     """A look for every name in the results.
 
     The names of the diagnostics are short: `FedIT` looks like `federated (FedIT)` and
-    the estimator `core` like `Potara core`. These come first, with the
+    the estimator `core` like `potara core`. These come first, with the
     clearest looks: they share panels, where the others mostly have a labelled row.
     """
     names = list(dict.fromkeys(record["method"] for record in results["methods"]))
@@ -178,7 +93,7 @@ def _short_names(results: Results) -> list[str]:
 
 def _whole(short: str, names: list[str]) -> str:
     """The method that a diagnostic's short name means; else that name itself."""
-    exact = [name for name in (short, f"Potara {short}") if name in names]
+    exact = [name for name in (short, f"potara {short}") if name in names]
     brackets = [name for name in names if f"({short})" in name]
     words = [name for name in names if short in re.findall(r"\w+", name)]
     return [*exact, *brackets, *words, short][0]
@@ -203,7 +118,7 @@ def accuracy(results: Results) -> Figure | None:
         return None
     looks = styles(results)
     names = list(dict.fromkeys(name for methods in groups.values() for name in methods))
-    figure, panels = _panels(
+    figure, panels = drawing.panels(
         list(groups),
         height=0.9 + 0.27 * len(names),
         title="Accuracy on each client's own test distribution, mean over clients",
@@ -213,10 +128,10 @@ def accuracy(results: Results) -> Figure | None:
             _accuracy_row(axes, names.index(name), records, looks[name])
         _better_parent(axes, methods)
         axes.grid(axis="y", visible=False)
-    panels[0].set_yticks(range(len(names)), [_plain(name) for name in names])
+    panels[0].set_yticks(range(len(names)), [drawing.plain(name) for name in names])
     panels[0].set_ylim(len(names) - 0.4, -0.6)
-    _name_axes(panels, x="accuracy [%]", y="")
-    _legend(figure, _accuracy_legend(results))
+    drawing.name_axes(panels, x="accuracy [%]", y="")
+    drawing.legend(figure, _accuracy_legend(results))
     return figure
 
 
@@ -285,14 +200,14 @@ def segment(results: Results) -> Figure | None:
         return None
     looks, curves = styles(results), [_array(s["losses"]) for s in firsts.values()]
     title = "Held-out loss on the segment between the two models, first seed"
-    figure, panels = _panels(list(firsts), height=3.3, title=title)
+    figure, panels = drawing.panels(list(firsts), height=3.3, title=title)
     if _spans_a_decade(curves):
         _log_loss(panels[0])
     for axes, one in zip(panels, firsts.values(), strict=True):
         _segment_panel(axes, one, looks)
     _name_ends(panels)
-    _name_axes(panels, x="weight of the federated model", y="held-out loss")
-    _legend(figure, _segment_legend(firsts, looks))
+    drawing.name_axes(panels, x="weight of the federated model", y="held-out loss")
+    drawing.legend(figure, _segment_legend(firsts, looks))
     return figure
 
 
@@ -391,18 +306,18 @@ def damping(results: Results) -> Figure | None:
     looks = styles(results)
     names = list(dict.fromkeys(n for e in groups.values() for n in e[0]["weights"]))
     title = "Merge weight against the damping of the Fisher information"
-    figure, panels = _panels(list(groups), height=2.9, title=title)
+    figure, panels = drawing.panels(list(groups), height=2.9, title=title)
     for axes, seeds in zip(panels, groups.values(), strict=True):
         for name in names:
             _damping_line(axes, seeds, name, looks[name])
         axes.axvline(seeds[0]["chosen"], color=_INK, linewidth=1, linestyle=_DASHED)
     panels[0].set_xscale("log", nonpositive="mask")
     panels[0].set_ylim(-0.02, 1.02)
-    _name_axes(panels, x="damping", y="weight of the federated model")
+    drawing.name_axes(panels, x="damping", y="weight of the federated model")
     entries = {f"{n}: mean over clients": _line(looks[n]) for n in names}
     entries["10 to 90 % of the clients"] = Patch(color=_FAINT, alpha=0.25, linewidth=0)
     entries["damping in use"] = _stroke(_INK, width=1, line=_DASHED)
-    _legend(figure, entries)
+    drawing.legend(figure, entries)
     return figure
 
 
@@ -450,15 +365,15 @@ def communication(results: Results) -> Figure | None:
         return None
     levels = {name: _levels(results, name) for name in groups}
     title = "Accuracy against bytes communicated, all clients, up and down"
-    figure, panels = _panels(list(groups), height=3.1, title=title)
+    figure, panels = drawing.panels(list(groups), height=3.1, title=title)
     ends = [sent.max() for each in paths.values() for sent, _ in each.values()]
     scale, unit = _unit(max(ends))
     looks = styles(results)
     for axes, name in zip(panels, groups, strict=True):
         _communication_panel(axes, paths[name], levels[name], looks, scale)
     _scale_bytes(panels[0], min(ends) / scale, max(ends) / scale)
-    _name_axes(panels, x=f"communicated [{unit}]", y="accuracy [%]")
-    _legend(figure, _communication_legend(paths, levels, looks))
+    drawing.name_axes(panels, x=f"communicated [{unit}]", y="accuracy [%]")
+    drawing.legend(figure, _communication_legend(paths, levels, looks))
     return figure
 
 

@@ -1,20 +1,13 @@
-"""An experiment's results as one self-contained HTML page.
-
-The page needs no network and no script: figures are embedded, styles are inline. It
-reads on a phone, in the dark and on paper.
-"""
+"""An experiment's results as one self-contained HTML page."""
 
 from __future__ import annotations
 
-import base64
-import json
 import pathlib
-from collections.abc import Iterable
 from html import escape
-from string import Template
 
 import numpy as np
 
+from potara_jax.evaluation import page
 from potara_jax.evaluation.table import (
     COLUMNS,
     PARENTS,
@@ -31,6 +24,7 @@ from potara_jax.evaluation.table import (
     summarise,
 )
 
+UNIDENTIFIED = 0.1  # in the weight, within a decade of damping
 _CAPTIONS = {
     "accuracy": (
         "Accuracy",
@@ -80,43 +74,37 @@ def render(results: Results, figures: list[pathlib.Path]) -> str:
     figures: PNG files, shown in this order; their names choose the captions.
     """
     rows = summarise(results)
+    body = [
+        page.paragraphs(summary(rows), kind="lead"),
+        "<h2>Methods</h2>",
+        _tables(rows),
+        *(page.figure(path, *_caption(path)) for path in figures),
+        "<h2>How sure the weights are</h2>",
+        page.paragraphs([_CERTAIN], kind="note"),
+        _certainty(results),
+        "<h2>Seconds of each phase</h2>",
+        _seconds(results),
+        "<h2>Clients left out</h2>",
+        page.paragraphs([_LEFT_OUT], kind="note"),
+        f'<div class="text">{_left_out(results)}</div>',
+    ]
     title = f"Potara: {results['experiment']}"
-    return _PAGE.substitute(
-        title=escape(title),
-        style=_STYLE,
-        summary=_paragraphs(summary(rows), kind="lead"),
-        tables=_tables(rows),
-        figures="".join(_figure(path) for path in figures),
-        seconds=_seconds(results),
-        left_out=_left_out(results),
-        settings=_pairs(results["settings"]),
-        versions=_pairs(results["versions"]),
-    )
+    settings, versions = results["settings"], results["versions"]
+    return page.document(title, "\n".join(body), settings, versions)
 
 
-def _paragraphs(texts: Iterable[str], *, kind: str) -> str:
-    return "\n".join(f'<p class="{kind}">{_bound(text)}</p>' for text in texts)
+_CERTAIN = (
+    "Of potara core, means over seeds. Not identified: the weight moves by more than "
+    f"{UNIDENTIFIED} within a decade of damping: it is a choice and not an estimate. "
+    "Barrier: the held-out loss rises above the line between both models somewhere on "
+    "the segment, which the closed form takes not to happen. Interval: the mean width "
+    "of the 90 % bootstrap interval over the samples."
+)
+_LEFT_OUT = "A client whose update is not finite is left out of its round."
 
 
-def _bound(text: str) -> str:
-    """Escaped text whose percent signs stay with their numbers."""
-    return escape(text).replace(" %", "&nbsp;%")
-
-
-def _table(heads: Iterable[str], lines: Iterable[str]) -> str:
-    """A table that scrolls by itself where the page is narrow; `lines` are HTML."""
-    top = "".join(f'<th scope="col">{_bound(head)}</th>' for head in heads)
-    body = "\n".join(lines)
-    return (
-        f'<div class="wide"><table>\n<thead><tr>{top}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
-
-
-def _line(texts: Iterable[str], *, kind: str = "") -> str:
-    first, *rest = [escape(text) for text in texts]
-    others = "".join(f"<td>{text}</td>" for text in rest)
-    return f'<tr class="{kind}"><th scope="row">{first}</th>{others}</tr>'
+def _caption(path: pathlib.Path) -> tuple[str, str]:
+    return _CAPTIONS.get(path.stem, (path.stem, ""))
 
 
 # --- The summary ---------------------------------------------------------------------
@@ -125,7 +113,7 @@ def _line(texts: Iterable[str], *, kind: str = "") -> str:
 def summary(rows: list[Row]) -> list[str]:
     """What came out, a sentence for each heterogeneity.
 
-    It is about `Potara core`, or about another method where that one is missing, and
+    It is about `potara core`, or about another method where that one is missing, and
     says where the method does not beat both of its parents.
     """
     sentences = []
@@ -137,10 +125,10 @@ def summary(rows: list[Row]) -> list[str]:
 
 
 def _subject(rows: list[Row]) -> Row | None:
-    """`Potara core`, else the first Potara, else the best method that is no parent."""
+    """`potara core`, else the first Potara, else the best method that is no parent."""
     fair = [row for row in rows if not row.oracle and row.method not in PARENTS]
-    named = [row for row in fair if row.method == "Potara core"]
-    kin = [row for row in fair if row.method.startswith("Potara")]
+    named = [row for row in fair if row.method == "potara core"]
+    kin = [row for row in fair if row.method.startswith("potara")]
     ranked = sorted(fair, key=lambda row: -row.mean)
     return next(iter([*named, *kin, *ranked]), None)
 
@@ -182,9 +170,9 @@ def _tables(rows: list[Row]) -> str:
     parts = []
     for name, group in grouped(rows).items():
         lines = [_method_line(row, best(group)) for row in group]
-        parts += [f"<h3>{escape(label(name))}</h3>", _table(COLUMNS, lines)]
+        parts += [f"<h3>{escape(label(name))}</h3>", page.table(COLUMNS, lines)]
     explained = [f"Accuracy: {over_seeds(rows)}, of the mean over clients.", _EXPLAINED]
-    return "\n".join([*parts, _paragraphs([*explained, *notes(rows)], kind="note")])
+    return "\n".join([*parts, page.paragraphs([*explained, *notes(rows)], kind="note")])
 
 
 _EXPLAINED = (
@@ -198,18 +186,7 @@ _EXPLAINED = (
 def _method_line(row: Row, winners: list[Row]) -> str:
     text = cells(row)
     kind = "oracle" if row.oracle else "best" if row in winners else ""
-    return _line([text[name] for name in COLUMNS], kind=kind)
-
-
-def _figure(path: pathlib.Path) -> str:
-    title, caption = _CAPTIONS.get(path.stem, (path.stem, ""))
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    image = f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">'
-    return (
-        f"<section>\n<h2>{escape(title)}</h2>\n<figure>\n"
-        f'<div class="wide">{image}</div>\n'
-        f"<figcaption>{escape(caption)}</figcaption>\n</figure>\n</section>\n"
-    )
+    return page.line([text[name] for name in COLUMNS], kind=kind)
 
 
 # --- How the run went ----------------------------------------------------------------
@@ -227,8 +204,30 @@ def _seconds(results: Results) -> str:
     for name, each in seconds.items():
         spent = [float(np.mean([s.get(phase, 0.0) for s in each])) for phase in phases]
         texts = [f"{number:,.1f}" for number in [*spent, sum(spent)]]
-        lines.append(_line([label(name), *texts]))
-    return _table(["", *phases, "total"], lines)
+        lines.append(page.line([label(name), *texts]))
+    return page.table(["", *phases, "total"], lines)
+
+
+def _certainty(results: Results) -> str:
+    """Shares of clients whose weight or segment is not as assumed."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for entry in results["diagnostics"]:
+        if "certainty" in entry:
+            found.setdefault(entry["heterogeneity"], []).append(_doubts(entry))
+    lines = []
+    for name, each in found.items():
+        unsure, barred, width = np.mean(each, axis=0)
+        shown = f"{100 * unsure:.0f} %", f"{100 * barred:.0f} %", f"{width:.2f}"
+        lines.append(page.line([label(name), *shown]))
+    return page.table(["", "Not identified", "Barrier", "Interval"], lines)
+
+
+def _doubts(entry: dict) -> tuple[float, float, float]:
+    """Of one run: shares of clients not identified and barred; the interval's width."""
+    sure, barrier = entry["certainty"], np.asarray(entry["segment"]["barrier"])
+    moves = np.asarray(sure["moves_in_a_decade"])
+    width = np.asarray(sure["high"]) - np.asarray(sure["low"])
+    return (moves > UNIDENTIFIED).mean(), (barrier > 0).mean(), width.mean()
 
 
 def _left_out(results: Results) -> str:
@@ -241,8 +240,8 @@ def _left_out(results: Results) -> str:
             rounds.append(one["round"])
     if not found:
         return "<p>None: every update was finite.</p>"
-    lines = [_line([*run, _of_rounds(clients)]) for run, clients in found.items()]
-    return _table(["Heterogeneity", "Seed", "Phase", "Clients"], lines)
+    lines = [page.line([*run, _of_rounds(clients)]) for run, clients in found.items()]
+    return page.table(["Heterogeneity", "Seed", "Phase", "Clients"], lines)
 
 
 def _of_rounds(clients: dict[int, list[int]]) -> str:
@@ -252,89 +251,3 @@ def _of_rounds(clients: dict[int, list[int]]) -> str:
         else f"client {client} ({len(rounds)} rounds, from {rounds[0]} on)"
         for client, rounds in clients.items()
     )
-
-
-def _pairs(values: dict) -> str:
-    lines = [_line([str(name), _plain(value)]) for name, value in values.items()]
-    return _table(["Name", "Value"], lines)
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-# --- The frame -----------------------------------------------------------------------
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2127; --paper: #fff; --faint: #5c6670;
-  --line: #d9dee3; --band: #f4f6f8; --accent: #0072b2; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e7ea; --paper: #15181c; --faint: #a0a9b2; --line: #343a41;
-    --band: #1e2227; --accent: #6cb8ea; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 66rem; color: var(--ink);
-  background: var(--paper); font: 16px/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .8rem; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
-p, figcaption { max-width: 46rem; }
-.lead { font-size: 1.1rem; border-left: 4px solid var(--accent); padding-left: .8rem; }
-.note, figcaption { color: var(--faint); font-size: .9rem; margin: .4rem 0; }
-figure { margin: 0; }
-.wide { overflow-x: auto; }
-img { display: block; width: 100%; min-width: 38rem; height: auto; padding: .5rem;
-  background: #fff; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; font-size: .88rem;
-  font-variant-numeric: tabular-nums; }
-tr { background: var(--paper); }
-th, td { padding: .28rem .7rem; text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; padding-left: .3rem; background: inherit;
-  position: sticky; left: 0; }
-thead th { border-bottom: 2px solid var(--line); vertical-align: bottom;
-  white-space: normal; line-height: 1.25; }
-tbody th { font-weight: normal; }
-tbody tr:nth-child(even) { background: var(--band); }
-.best th, .best th + td { font-weight: 700; }
-.oracle { color: var(--faint); font-style: italic; }
-.text td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-.text th { text-align: left; }
-summary { cursor: pointer; font-weight: 600; margin-top: 2rem; }
-@media print {
-  :root { --ink: #000; --paper: #fff; --faint: #444; --line: #bbb; --band: #f4f4f4; }
-  body { max-width: none; padding: 0; font-size: 10pt; }
-  img { min-width: 0; border: 0; padding: 0; }
-  table { font-size: 7.5pt; }
-  th, td { padding: .15rem .35rem; }
-  section, tr { break-inside: avoid; }
-  details::details-content { content-visibility: visible; height: auto; }
-}
-"""
-
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<h1>$title</h1>
-$summary
-<h2>Methods</h2>
-$tables
-$figures<h2>Seconds of each phase</h2>
-$seconds
-<h2>Clients left out</h2>
-<p class="note">A client whose update is not finite is left out of its round.</p>
-<div class="text">$left_out</div>
-<details>
-<summary>Settings and versions</summary>
-<div class="text"><h3>Settings</h3>
-$settings
-<h3>Versions</h3>
-$versions</div>
-</details>
-</body>
-</html>
-""")

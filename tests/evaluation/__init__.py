@@ -12,8 +12,8 @@ METHODS = (
     "FedPer",
     "average",
     "task arithmetic",
-    "Potara core",
-    "Potara factor",
+    "potara core",
+    "potara factor",
     "Potara per module",
     "Hermite",
     "grid on samples",
@@ -98,7 +98,7 @@ def _segment(rng, clients) -> dict:
     return {
         "points": points.tolist(),
         "losses": losses.tolist(),
-        "chosen": {"Potara core": near(0.1).tolist(), "Hermite": near(0.05).tolist()},
+        "chosen": {"potara core": near(0.1).tolist(), "Hermite": near(0.05).tolist()},
         "barrier": np.abs(0.01 * rng.normal(size=clients)).tolist(),
     }
 
@@ -126,7 +126,7 @@ def _communication(rng) -> list[dict]:
         for method, cost, top in (
             ("FedIT", 1.6e6, 0.80),
             ("FFA-LoRA", 0.8e6, 0.78),
-            ("Potara core", 1.6e6, 0.90),
+            ("potara core", 1.6e6, 0.90),
         )
         for number in (1, 5, 10, 15, 20)
     ]

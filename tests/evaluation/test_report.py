@@ -81,8 +81,8 @@ def test_short_names_look_like_their_methods():
     results["methods"].reverse()
     looks = figures.styles(results)
     assert looks["FedIT"] == looks["federated (FedIT)"]
-    assert looks["core"] == looks["Potara core"]
-    assert looks["factor"] == looks["Potara factor"]
+    assert looks["core"] == looks["potara core"]
+    assert looks["factor"] == looks["potara factor"]
 
 
 def test_oracles_are_hollow():
@@ -108,7 +108,7 @@ def test_the_chosen_weight_is_marked_on_the_curve(losses, scale, marked):
     results = synthetic(clients=1, heterogeneities=("0.1",), seeds=1)
     segment = results["diagnostics"][0]["segment"]
     segment |= {"points": [0, 0.5, 1], "losses": [losses]}
-    segment["chosen"] = {"Potara core": [0.25]}
+    segment["chosen"] = {"potara core": [0.25]}
     (axes,) = figures.segment(results).axes
     assert axes.get_yscale() == scale
     np.testing.assert_allclose(axes.collections[0].get_offsets(), [[0.25, marked]])
@@ -173,8 +173,8 @@ def parents(federated, local):
 
 
 def test_the_summary_of_a_gain():
-    assert sentence(parents([0.841], [0.899]) | {"Potara core": [0.912]}) == (
-        "At Dirichlet 0.1, Potara core reaches 91.2 % against 84.1 % federated and "
+    assert sentence(parents([0.841], [0.899]) | {"potara core": [0.912]}) == (
+        "At Dirichlet 0.1, potara core reaches 91.2 % against 84.1 % federated and "
         "89.9 % local, +1.3 points to the better parent (one seed, so the spread is "
         "unknown)."
     )
@@ -182,19 +182,19 @@ def test_the_summary_of_a_gain():
 
 @pytest.mark.parametrize("mean", [0.88, 0.899])
 def test_the_summary_says_when_a_parent_is_not_beaten(mean):
-    text = sentence(parents([0.841], [0.899]) | {"Potara core": [mean]})
+    text = sentence(parents([0.841], [0.899]) | {"potara core": [mean]})
     assert "does not beat both of its parents" in text
     assert "reaches" not in text
 
 
 def test_the_summary_says_when_a_gain_is_within_the_spread():
     both = parents([0.5, 0.5], [0.6, 0.6])
-    assert "within the spread" in sentence(both | {"Potara core": [0.60, 0.64]})
-    assert "within the spread" not in sentence(both | {"Potara core": [0.68, 0.69]})
+    assert "within the spread" in sentence(both | {"potara core": [0.60, 0.64]})
+    assert "within the spread" not in sentence(both | {"potara core": [0.68, 0.69]})
 
 
 def test_the_summary_names_a_better_method():
-    both = parents([0.5], [0.6]) | {"Potara core": [0.7]}
+    both = parents([0.5], [0.6]) | {"potara core": [0.7]}
     assert sentence(both | {"Hermite": [0.75]}).endswith(
         "; the best without test data is Hermite, 75.0 %."
     )
@@ -202,8 +202,8 @@ def test_the_summary_names_a_better_method():
 
 
 def test_the_summary_does_without_parents():
-    text = sentence({"Potara core": [0.7]})
-    assert text == "At Dirichlet 0.1, Potara core reaches 70.0 %."
+    text = sentence({"potara core": [0.7]})
+    assert text == "At Dirichlet 0.1, potara core reaches 70.0 %."
 
 
 # --- The page ------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def test_the_page_escapes_every_text(tmp_path):
     results |= {"experiment": HOSTILE, "settings": {HOSTILE: HOSTILE, "x": [HOSTILE]}}
     results["versions"] = {HOSTILE: HOSTILE}
     for record in results["methods"]:
-        if record["method"] == "Potara core":
+        if record["method"] == "potara core":
             record["method"] = f"Potara {HOSTILE}"
     results["diagnostics"][0]["seconds"] = {HOSTILE: 1.0}
     results["diagnostics"][0]["left_out"][0]["phase"] = HOSTILE

@@ -37,8 +37,8 @@ def by_hand():
     methods = [
         *(record(PARENTS[0], 0, 0.80), record(PARENTS[0], 1, 0.60)),
         *(record(PARENTS[1], 0, 0.70), record(PARENTS[1], 1, 0.75)),
-        record("Potara core", 0, 0.90, weights=modules),
-        record("Potara core", 1, 0.76, weights=[0.5, 0.7]),
+        record("potara core", 0, 0.90, weights=modules),
+        record("potara core", 1, 0.76, weights=[0.5, 0.7]),
         *(
             record("oracle", 0, 0.95, oracle=True),
             record("oracle", 1, 0.95, oracle=True),
@@ -65,7 +65,7 @@ def shown(results, *, width=80, styles=False):
 
 
 def test_means_and_sample_deviations_over_seeds():
-    row = rows_by_method(by_hand())["Potara core"]
+    row = rows_by_method(by_hand())["potara core"]
     assert row.seeds == 2
     assert row.mean == pytest.approx(0.83)
     assert row.spread == pytest.approx(0.14 / 2**0.5)
@@ -77,8 +77,8 @@ def test_means_and_sample_deviations_over_seeds():
 
 def test_the_gain_is_paired_with_each_seeds_better_parent():
     rows = rows_by_method(by_hand())
-    assert rows["Potara core"].gain == pytest.approx((0.10 + 0.01) / 2)
-    assert rows["Potara core"].gain_spread == pytest.approx(0.09 / 2**0.5)
+    assert rows["potara core"].gain == pytest.approx((0.10 + 0.01) / 2)
+    assert rows["potara core"].gain_spread == pytest.approx(0.09 / 2**0.5)
     assert rows[PARENTS[0]].gain == pytest.approx((0.0 - 0.15) / 2)
 
 
@@ -86,7 +86,7 @@ def test_the_gain_is_paired_with_each_seeds_better_parent():
 def test_without_a_parent_there_is_no_gain(missing):
     results = by_hand()
     results["methods"] = [r for r in results["methods"] if r["method"] != missing]
-    row = rows_by_method(results)["Potara core"]
+    row = rows_by_method(results)["potara core"]
     assert row.gain is None
     assert row.gain_spread is None
     assert table.cells(row)["Gain"] == "–"  # noqa: RUF001
@@ -95,14 +95,14 @@ def test_without_a_parent_there_is_no_gain(missing):
 def test_a_seed_without_both_parents_does_not_count_in_the_gain():
     results = by_hand()
     del results["methods"][1]
-    row = rows_by_method(results)["Potara core"]
+    row = rows_by_method(results)["potara core"]
     assert row.seeds == 2
     assert row.gain == pytest.approx(0.10)
 
 
 def test_the_weight_is_the_mean_over_modules_clients_and_seeds():
     rows = rows_by_method(by_hand())
-    assert rows["Potara core"].weight == pytest.approx((0.4 + 0.6) / 2)
+    assert rows["potara core"].weight == pytest.approx((0.4 + 0.6) / 2)
     assert rows["oracle"].weight is None
 
 
@@ -121,10 +121,10 @@ def test_rows_keep_the_order_of_presentation():
 
 def test_the_best_is_no_oracle_and_a_draw_has_two():
     results = by_hand()
-    assert [r.method for r in table.best(table.summarise(results))] == ["Potara core"]
+    assert [r.method for r in table.best(table.summarise(results))] == ["potara core"]
     results["methods"] += [record("twin", 0, 0.90), record("twin", 1, 0.76)]
     winners = table.best(table.summarise(results))
-    assert [row.method for row in winners] == ["Potara core", "twin"]
+    assert [row.method for row in winners] == ["potara core", "twin"]
 
 
 # --- Text ----------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_the_terminal_marks_oracles_and_the_best():
     text = shown(by_hand(), styles=True)
     assert "\x1b[2moracle †" in text
     bold = [name for name in rows_by_method(by_hand()) if f"\x1b[1m{name}" in text]
-    assert bold == ["Potara core"]
+    assert bold == ["potara core"]
     assert table.ORACLES in shown(by_hand())
 
 
@@ -197,7 +197,7 @@ def test_markdown():
     assert lines[0].startswith("**Dirichlet 0.1**")
     assert lines[2].split(" | ")[0] == "| Method"
     assert [line for line in lines if line.startswith("| **")] == [
-        "| **Potara core** | **83.0 ± 9.9** | +5.5 ± 6.4 | 63.0 | 0.50 "
+        "| **potara core** | **83.0 ± 9.9** | +5.5 ± 6.4 | 63.0 | 0.50 "
         "| 1 kB | 2.5 kB | 40 | 64 | 2.5 |"
     ]
     assert any(line.startswith("| oracle † | 95.0 ± 0.0 |") for line in lines)
@@ -219,7 +219,7 @@ def client_lines(results):
 def test_a_line_for_every_client():
     lines = client_lines(by_hand())
     assert len(lines) == 8 * 2
-    merged = [line for line in lines if line["method"] == "Potara core"]
+    merged = [line for line in lines if line["method"] == "potara core"]
     assert [(line["seed"], line["client"]) for line in merged] == [
         *(("0", "0"), ("0", "1"), ("1", "0"), ("1", "1"))
     ]

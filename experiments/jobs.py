@@ -1,0 +1,99 @@
+"""What can be done with an experiment: its table of methods, or a study of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from experiments import cell as table_cell
+from experiments import files, programs, study
+from experiments.settings import Settings
+from experiments.store import Cell, Store
+from potara_jax.evaluation import figures, report, study_report, table
+
+
+class Job(NamedTuple):
+    """What the runner does in every cell, and with all of them.
+
+    `programs(settings, task)`; `cell(...)` gives a cell's record; `rounds(settings)` of
+    a cell; `summary(cell, record)` in one line; `results(records)` is what goes into
+    `results.json`; `report(store, results, console)` writes and shows what it can.
+    """
+
+    programs: Callable[..., Any]
+    cell: Callable[..., dict]
+    rounds: Callable[[Settings], int]
+    summary: Callable[[Cell, dict], str]
+    results: Callable[[list[dict]], dict]
+    report: Callable[[Store, dict, Console], None]
+
+
+# --- The table of methods ------------------------------------------------------------
+
+
+def _table_rounds(settings: Settings) -> int:
+    return settings.federated_rounds + 2 * settings.local_rounds
+
+
+def _table_summary(cell: Cell, record: dict) -> str:
+    best = max(
+        (m for m in record["methods"] if not m["oracle"]), key=lambda m: m["mean"]
+    )
+    return f"{cell.name}: best is {best['method']} with {100 * best['mean']:.1f} %"
+
+
+def _table_results(records: list[dict]) -> dict:
+    return {
+        "methods": [row for record in records for row in record["methods"]],
+        "diagnostics": [record["diagnostics"] for record in records],
+    }
+
+
+def _table_report(store: Store, results: dict, console: Console) -> None:
+    """Whatever can be made of the results, made anew."""
+    files.write_text(store.path / "clients.csv", table.clients_csv(results))
+    drawn = figures.draw(results, store.path / "figures")
+    files.write_text(store.path / "report.html", report.render(results, drawn))
+    console.print(table.terminal_table(table.summarise(results)))
+
+
+TABLE = Job(
+    programs.make_programs,
+    table_cell.run_cell,
+    _table_rounds,
+    _table_summary,
+    _table_results,
+    _table_report,
+)
+
+
+# --- The study of weights ------------------------------------------------------------
+
+
+def _study_rounds(settings: Settings) -> int:
+    return settings.federated_rounds + settings.local_rounds
+
+
+def _study_summary(cell: Cell, record: dict) -> str:
+    parents, best = (record["federated"], record["local"]), record["best_constant"]
+    better = 100 * (best - max(parents))
+    return f"{cell.name}: the best constant weight beats both models by {better:.1f}"
+
+
+def _study_report(store: Store, results: dict, console: Console) -> None:
+    files.write_text(store.path / "study.csv", study_report.csv_text(results))
+    drawn = study_report.draw(results, store.path / "figures")
+    files.write_text(store.path / "report.html", study_report.render(results, drawn))
+    console.print(study_report.terminal_table(results))
+
+
+STUDY = Job(
+    study.make_programs,
+    study.run_cell,
+    _study_rounds,
+    _study_summary,
+    lambda records: {"cells": records},
+    _study_report,
+)
