@@ -10,10 +10,13 @@ ARGS ?=
 BIN := $(VENV)/bin
 SMALL_digits := --out runs/digits-small --seeds 0 --heterogeneity 0.1 tasks --clients 6 \
 	--federated-rounds 4 --local-rounds 3 --samples 10 --grid-points 5 --base-steps 60
+SMALL_study := --out runs/study-small --seeds 10 --heterogeneity 0.1 --clients 4 \
+	--federated-rounds 4 --local-rounds 3 --samples 10 --grid-points 5 --base-steps 60
+SMALL_bench := --out runs/bench-small --clients 2 --depth 1 --repeats 1
 EXTRA = $(if $(small),$(SMALL_$@))
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint digits clean
+.PHONY: help install test lint digits study bench clean
 
 help:  ## show this
 	@echo "targets (settings: PYTHON=$(PYTHON) JAX=$(JAX) VENV=$(VENV) ARGS= small=)"
@@ -31,7 +34,7 @@ $(VENV)/.installed-$(JAX): requirements.txt pyproject.toml
 	touch $@
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: install  ## check style and imports
 	$(BIN)/ruff check .
@@ -39,6 +42,12 @@ lint: install  ## check style and imports
 
 digits: install  ## federate and personalise a ViT on handwritten digits (5 minutes on 2 cores)
 	$(BIN)/potara run digits $(EXTRA) $(ARGS)
+
+study: install  ## which merge weight is best: all of them on many federations (an hour on 2 cores)
+	$(BIN)/potara study digits $(EXTRA) $(ARGS)
+
+bench: install  ## speed and memory of the merging kernels, as ratios within one run
+	$(BIN)/python -m benchmarks.run $(EXTRA) $(ARGS)
 
 clean:  ## remove .venv and caches, keep runs
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info build

@@ -1,0 +1,92 @@
+"""Measure speed and memory: a table of ratios, each within this one run.
+
+python -m benchmarks.run --help    (or: make bench)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import Line
+from benchmarks.merging import CASES, Sizes
+from experiments import files
+from experiments.store import versions
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Speed and memory of the merging kernels, as ratios within one run."""
+
+    out: Path = Path("runs/bench")
+    """Folder for `results.json`."""
+    cases: tuple[str, ...] = tuple(CASES)
+    """What to measure."""
+    clients: int = 0
+    """Clients of the bandwidth cases; default: 1000, on a CPU 100."""
+    depth: int = 0
+    """Blocks of the ViT-B/16 of the curvature case; default: 12, on a CPU 2."""
+    repeats: int = 9
+    """Runs of which the median is taken."""
+
+    def check(self) -> None:
+        """Raise `ValueError` with the setting, its value and what is allowed."""
+        for case in self.cases:
+            if case not in CASES:
+                raise ValueError(f"no case '{case}': choose from {', '.join(CASES)}")
+        for name, least in (("clients", 0), ("depth", 0), ("repeats", 1)):
+            if getattr(self, name) < least:
+                value = getattr(self, name)
+                raise ValueError(f"--{name} is {value}: it must be {least} or more")
+
+
+def bench(settings: Bench, console: Console) -> list[Line]:
+    """All lines, shown as they come, and kept in `results.json`."""
+    on_cpu = jax.default_backend() == "cpu"
+    clients = settings.clients or (100 if on_cpu else 1000)
+    depth = settings.depth or (2 if on_cpu else 12)
+    sizes = Sizes(clients, settings.repeats, depth, 1 if on_cpu else None)
+    lines: list[Line] = []
+    for name in settings.cases:
+        console.print(f"measuring {name}", highlight=False)
+        lines += CASES[name](sizes)
+    record = {"versions": versions(), "clients": clients, "depth": depth}
+    rows = [{**line._asdict(), "met": line.met} for line in lines]
+    settings.out.mkdir(parents=True, exist_ok=True)
+    files.write_json(settings.out / "results.json", record | {"lines": rows})
+    return lines
+
+
+def _table(lines: list[Line]) -> Table:
+    table = Table(box=box.SIMPLE)
+    for column in ("What", "Measured", "Reference", "Ratio", "Aim", ""):
+        table.add_column(column, justify="right" if column == "Ratio" else "left")
+    marks = {True: "met", False: "NOT met", None: ""}
+    for line in lines:
+        ratio = f"{line.ratio:.3g}"
+        table.add_row(*line[:3], ratio, line.aim, marks[line.met])
+    return table
+
+
+def main() -> int:
+    """`python -m benchmarks.run [options]`; the exit status is 2 for a mistake."""
+    settings = tyro.cli(Bench, prog="python -m benchmarks.run")
+    console = Console()
+    try:
+        settings.check()
+    except ValueError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    console.print(_table(bench(settings, console)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

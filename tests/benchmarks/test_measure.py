@@ -1,0 +1,62 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import measure
+from benchmarks.measure import Line
+from benchmarks.merging import CASES, Sizes
+
+AIMS = [
+    (0.7, ">= 0.7", True),
+    (0.6, ">= 0.7", False),
+    (1.2, "<= 1.3", True),
+    (1.4, "<= 1.3", False),
+    (1.0, "", None),
+]
+
+
+@pytest.mark.parametrize(("ratio", "aim", "met"), AIMS)
+def test_a_line_says_whether_its_aim_is_met(ratio, aim, met):
+    assert Line("", "", "", ratio, aim).met is met
+
+
+def test_an_array_that_is_formed_is_found():
+    x = jnp.ones((3, 7))
+    outer = lambda x: jnp.tanh(x.T @ x) @ x.T
+    assert measure.has_array(outer, x, rows=7, columns=7)
+    assert not measure.has_array(outer, x, rows=5, columns=7)
+
+
+def test_bytes_are_those_of_the_arrays():
+    tree = {"a": jnp.ones((2, 3)), "b": jnp.ones(4, jnp.bfloat16)}
+    assert measure.size(tree) == 32
+    assert measure.size(jax.eval_shape(lambda: tree)) == 32
+
+
+def test_another_shape_is_another_compilation():
+    double = jax.jit(lambda x: 2 * x)
+    calls = [(jnp.ones(2),), (jnp.ones(3),), (jnp.zeros(2),)]
+    assert measure.compilations(double, *calls) == 2
+
+
+def test_a_host_transfer_is_refused():
+    with pytest.raises(RuntimeError, match=r"[Dd]isallowed"):
+        measure.compilations(jax.jit(lambda x: 2 * x), (1.0,))
+
+
+def test_every_call_is_timed():
+    counts = [0, 0]
+
+    def call(i):
+        counts[i] += 1
+        return jnp.zeros(())
+
+    times = measure.seconds(lambda: call(0), lambda: call(1), repeats=3)
+    assert counts == [4, 4] and min(times) > 0
+
+
+def test_small_cases_give_lines():
+    sizes = Sizes(clients=2, repeats=1, depth=1, together=1)
+    lines = [*CASES["truncation"](sizes), *CASES["compilations"](sizes)]
+    assert lines[-1].ratio == 1 and lines[-1].met
+    assert "no 768 x 768 array" in lines[1].what and lines[1].met
