@@ -412,9 +412,10 @@ def bootstrap(estimator: Estimator, *, replicates: int = 200, level: float = 0.9
 
 def _resampled(key, weight, replicates) -> Array:
     """How often each sample is drawn, `[replicates, N]`: as many as there are."""
-    size = weight.shape[0]
-    real = (weight > 0).astype(jnp.float32)
-    log_p = jnp.where(real > 0, 0.0, -jnp.inf)
-    drawn = jax.random.categorical(key, log_p, shape=(replicates, size))
-    kept = jnp.arange(size) < real.sum()
-    return (jax.nn.one_hot(drawn, size) * kept[:, None]).sum(1)
+    size, real = weight.shape[0], weight > 0
+    count, first = real.sum(), jnp.argsort(~real)  # a stable sort: the real ones first
+    uniform = jax.random.uniform(key, (replicates, size))
+    place = jnp.minimum((uniform * count).astype(int), count - 1)
+    drawn = (jnp.arange(size) < count).astype(jnp.float32)
+    tally = lambda index: jnp.zeros(size).at[index].add(drawn)
+    return jax.vmap(tally)(first[place])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potara_jax.adapters import algebra
-from tests.helpers import assert_close, dense, factors, gauge, pick, regauged
+from tests.helpers import assert_close, dense, factors, gauge, normal, pick, regauged
 
 seeds = st.integers(0, 2**16)
 few = settings(deadline=None, max_examples=20)
@@ -230,3 +230,114 @@ def test_map_factors_calls_once_a_shape():
 
 def test_map_factors_leaves_out_whole_modules():
     assert "head" not in algebra.map_factors(lambda entry: entry, network(0))
+
+
+# --- Measures of deltas --------------------------------------------------------------
+
+
+def test_inner_products_norms_and_distances_are_the_dense_ones():
+    first, second = (factors(seed, lead=(3,)) for seed in (0, 1))
+    x, y = dense(first), dense(second)
+    assert_close(algebra.inner(first, second), (x * y).sum((1, 2)))
+    assert_close(algebra.norm(first), np.sqrt((x**2).sum((1, 2))))
+    assert_close(algebra.distance(first, second), np.sqrt(((x - y) ** 2).sum((1, 2))))
+
+
+def test_a_core_counts_in_them():
+    cored = factors(0) | {"m": normal(np.random.default_rng(2), (2, 2))}
+    assert_close(algebra.norm(cored), np.linalg.norm(dense(cored)))
+
+
+def test_a_tiny_distance_is_not_lost():
+    first = factors(0)
+    nudge = 1e-5 * normal(np.random.default_rng(1), first["a"].shape)
+    second = {"a": first["a"] + nudge, "b": first["b"]}
+    expected = np.linalg.norm(dense(second) - dense(first))
+    assert float(algebra.distance(first, second)) == pytest.approx(expected, rel=0.05)
+
+
+def at_angles(*angles, inputs=8, outputs=6, seed=0):
+    """Two deltas of rank 2 whose subspaces of inputs lie at given angles."""
+    rng = np.random.default_rng(seed)
+    basis, _ = np.linalg.qr(rng.normal(size=(inputs, 4)))
+    turned = basis[:, :2] * np.cos(angles) + basis[:, 2:] * np.sin(angles)
+    mix = lambda: rng.normal(size=(2, 2)) + 2 * np.eye(2)
+    right = rng.normal(size=(2, outputs))
+    make = lambda a: {"a": jnp.float32(a @ mix()), "b": jnp.float32(right)}
+    return make(basis[:, :2]), make(turned)
+
+
+@pytest.mark.parametrize("angles", [(0.3, 1.2), (1e-4, 0.5), (0.0, np.pi / 2)])
+def test_principal_angles_are_those_of_the_subspaces(angles):
+    found = algebra.principal_angles(*at_angles(*angles))
+    np.testing.assert_allclose(found.inputs, angles, atol=2e-6, rtol=1e-3)
+    np.testing.assert_allclose(found.outputs, 0, atol=1e-5)
+
+
+def test_a_direction_that_is_not_used_is_perpendicular():
+    single = factors(0) | {"b": factors(0)["b"].at[1].set(0)}
+    found = algebra.principal_angles(single, factors(0)).inputs
+    np.testing.assert_allclose(found, [0, np.pi / 2], atol=1e-3)
+
+
+# --- Gauges --------------------------------------------------------------------------
+
+
+def test_balanced_factors_are_the_same_delta_with_equal_singular_values():
+    entry = regauged(factors(0), gauge(1))
+    found = algebra.balance(entry)
+    assert_close(dense(found), dense(entry))
+    a, b = (np.asarray(found[name], np.float64) for name in "ab")
+    assert_close(a.T @ a, b @ b.T, atol=1e-4)
+
+
+def test_aligned_factors_are_the_nearest_of_all_rotations():
+    reference, entry = factors(0), factors(5)
+    found = algebra.align(reference, entry)
+    assert_close(dense(found), dense(entry))
+    apart = lambda e: sum(
+        np.sum(np.square(np.asarray(e[n]) - np.asarray(reference[n]))) for n in "ab"
+    )
+    for seed in range(30):
+        turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(2, 2)))
+        assert apart(found) <= apart(regauged(entry, turn)) + 1e-4
+
+
+def test_aligning_undoes_a_rotation():
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
+    assert_close(algebra.align(factors(0), regauged(factors(0), turn)), factors(0))
+
+
+# --- Solving -------------------------------------------------------------------------
+
+
+def test_least_squares_are_numpys_of_least_norm():
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(6, 2)) @ rng.normal(size=(2, 4))
+    target = rng.normal(size=(6, 3))
+    found = algebra.least_squares(jnp.float32(matrix), jnp.float32(target))
+    assert_close(found, np.linalg.pinv(matrix) @ target, atol=1e-4)
+
+
+def test_solutions_of_stacks_are_numpys():
+    rng = np.random.default_rng(0)
+    matrix, target = rng.normal(size=(2, 3, 3)), rng.normal(size=(2, 3, 2))
+    found = algebra.solve(jnp.float32(matrix), jnp.float32(target))
+    assert_close(found, np.linalg.solve(matrix, target), atol=1e-3)
+
+
+def test_the_polar_factor_is_orthogonal_where_it_is_not_zero():
+    matrix = dense(factors(0))
+    u, _, v = np.linalg.svd(matrix)
+    assert_close(algebra.polar(jnp.float32(matrix)), u[:, :2] @ v[:2], atol=1e-4)
+
+
+def test_three_deltas_have_one_joint_basis():
+    entries = [factors(seed, rank=rank) for seed, rank in ((0, 1), (1, 2), (2, 1))]
+    basis = algebra.joint_basis(*entries)
+    for entry in entries:
+        core = algebra.coordinates(basis, entry)
+        back = {"a": basis.left, "m": core, "b": basis.right}
+        assert_close(dense(back), dense(entry))
+        beside = {"a": algebra.rows(basis.right, entry), "b": basis.right}
+        assert_close(dense(beside), dense(entry))

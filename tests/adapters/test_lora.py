@@ -424,3 +424,37 @@ def test_products_with_the_factors_have_the_client_axis():
 def test_no_gradient_of_the_base_is_computed():
     assert not kernel_gradients(client_gradient_products())
     assert kernel_gradients(client_gradient_products(argument=0, base_axis=0))
+
+
+# --- Inputs of the adapted layers ----------------------------------------------------
+
+
+def test_inputs_are_what_the_adapted_layers_read():
+    x = normal(np.random.default_rng(0), (4, 5, 7))
+    model = TwoLayers()
+    base = random_params(model, x)
+    sites = lora.find_sites(model, x, targets=("body", "head"))
+    adapter = random_like(lora.init(KEY, sites, rank=2), 3)
+    found = lora.bind_inputs(model, scale=SCALE)(base, adapter, x)
+    own = lambda e, y: y @ e["kernel"] + e["bias"]
+    delta = SCALE * x @ adapter["body"]["a"] @ adapter["body"]["b"]
+    hidden = nn.tanh(own(base["body"], x) + delta)
+    assert_close(found["body"], x.reshape(20, 7))
+    assert_close(found["head"], hidden.reshape(20, 11))
+
+
+def test_inputs_of_several_axes_are_flattened_as_the_factors_are():
+    x = normal(np.random.default_rng(0), (2, 3, 2, 4))
+    model = Alone(partial(nn.DenseGeneral, 5, axis=(-2, -1)))
+    sites = lora.find_sites(model, x, targets=("layer",))
+    adapter, base = lora.init(KEY, sites, rank=2), random_params(model, x)
+    found = lora.bind_inputs(model, scale=SCALE)(base, adapter, x)
+    assert_close(found["layer"], x.reshape(6, 8))
+
+
+def test_inputs_of_scanned_layers_are_refused():
+    x = normal(np.random.default_rng(0), (2, 4))
+    sites = lora.find_sites(Scanned(), x, targets=("up",))
+    adapter, base = lora.init(KEY, sites, rank=2), random_params(Scanned(), x)
+    with pytest.raises(ValueError, match="scans over 'layers/up'"):
+        lora.bind_inputs(Scanned(), scale=SCALE)(base, adapter, x)
