@@ -92,7 +92,7 @@ def _statistics(tree) -> Curvature:
     clients = len(jax.tree.leaves(tree)[0])
     half = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf / 2, x))
     one = jnp.ones(clients)
-    return Curvature(tree, half(tree), half(tree), one / 3, one)
+    return Curvature(tree, half(tree), half(tree), one / 3, one, one)
 
 
 def _against_copy(what, call, read, copy, sizes) -> Line:

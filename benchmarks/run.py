@@ -6,6 +6,7 @@ python -m benchmarks.run --help    (or: make bench)
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from benchmarks.merging import CASES, Sizes
 from experiments import files
 from experiments.store import versions
 
+# As `potara` has it; it is read when JAX makes its first LAPACK call.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
@@ -33,8 +37,8 @@ class Bench:
     """Clients of the bandwidth cases; default: 1000, on a CPU 100."""
     depth: int = 0
     """Blocks of the ViT-B/16 of the curvature case; default: 12, on a CPU 2."""
-    repeats: int = 9
-    """Runs of which the median is taken."""
+    repeats: int = 15
+    """Runs of which the shortest counts."""
 
     def check(self) -> None:
         """Raise `ValueError` with the setting, its value and what is allowed."""
