@@ -31,7 +31,7 @@ SAMPLES = 30
 class Sizes(NamedTuple):
     """How much is measured: clients, repeats of each timing, and the ViT's depth.
 
-    `together`: clients whose weights are computed at once; one at a time fits a CPU's
+    `together`: clients whose weights are computed at once; few fit a CPU's
     cache.
     """
 

@@ -56,7 +56,7 @@ def bench(settings: Bench, console: Console) -> list[Line]:
     on_cpu = jax.default_backend() == "cpu"
     clients = settings.clients or (100 if on_cpu else 1000)
     depth = settings.depth or (2 if on_cpu else 12)
-    sizes = Sizes(clients, settings.repeats, depth, 1 if on_cpu else None)
+    sizes = Sizes(clients, settings.repeats, depth, 2 if on_cpu else None)
     lines: list[Line] = []
     for name in settings.cases:
         console.print(f"measuring {name}", highlight=False)
