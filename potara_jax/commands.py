@@ -28,6 +28,7 @@ from rich.text import Text
 from potara_jax import merging
 from potara_jax.adapters import algebra, peft, peft_config
 from potara_jax.adapters.lora import Adapter, Array, Entry, is_factors
+from potara_jax.merging import spaces
 
 _HALF = 0.5
 _VLLM_RANK = 16  # vLLM's default for --max-lora-rank
@@ -125,6 +126,8 @@ def merge(options: Merge, console: Console) -> None:
     folders, weights = _folders(options), _weights(options)
     if options.rank is not None and options.rank < 1:
         raise ValueError(f"--rank is {options.rank}: it must be 1 or more")
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed is {options.seed}: it must be in 0 to 2**32 - 1")
     peft.check_free(options.out, overwrite=options.overwrite)
     sources = [peft.read(folder) for folder in folders]
     adapters = peft.together(
@@ -204,6 +207,9 @@ def _merged(adapters, weights, method, options) -> tuple[Adapter, np.ndarray]:
 
     Module by module: one program for all modules of a shape, and little memory.
     """
+    space = options.space or method.spaces[0]
+    if space in spaces.EQUAL_RANKS:
+        spaces.check_equal_ranks(adapters, space)
     merge_one = jax.jit(partial(_merge_one, weights, method, options))
     key = jax.random.key(options.seed)
     merged, sizes = {}, []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -311,3 +312,65 @@ def test_singular_values_and_the_effective_rank():
     assert commands.effective_rank(np.ones(3)) == pytest.approx(3)
     assert commands.effective_rank(np.array([5.0, 0.0])) == pytest.approx(1)
     assert commands.effective_rank(np.zeros(2)) == 0
+
+
+# --- What a tester broke --------------------------------------------------------------
+
+
+def test_a_folder_that_holds_more_than_an_adapter_is_not_overwritten(tmp_path, capsys):
+    parent = tmp_path / "parent"
+    shutil.copytree(FEDERATED, parent)
+    shutil.copytree(LOCAL, parent / "checkpoint-1")
+    words = ["--adapters", str(parent), str(parent / "checkpoint-1")]
+    assert merge(parent, "--overwrite", pair=words) == 2
+    assert "holds more than an adapter (checkpoint-1)" in capsys.readouterr().err
+    assert (parent / "checkpoint-1" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "slerp", "--weights", 1, -1], "'slerp' divides by the sum"),
+        (["--method", "wudi", "--weights", 1, -1], "'wudi' needs weights of 0"),
+        (["--method", "ties", "--scale", "nan"], "scale is nan"),
+        (["--method", "wudi", "--ridge", "inf"], "ridge is inf"),
+        (["--seed", 2**70], "--seed is"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line(tmp_path, capsys, words, message):
+    pair = ["--adapters", str(FEDERATED), str(LOCAL)]
+    assert merge(tmp_path / "out", *words, pair=pair) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("target_modules", [1, "q"]),
+        ("modules_to_save", [["a"]]),
+        ("lora_alpha", 10**400),
+        ("lora_alpha", 1e39),
+        ("r", True),
+    ],
+)
+def test_configurations_of_wrong_types_name_the_field(tmp_path, capsys, field, value):
+    folder = tmp_path / "changed"
+    shutil.copytree(FEDERATED, folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    words = ["--adapters", str(folder), str(LOCAL)]
+    assert merge(tmp_path / "out", pair=words) == 2
+    said = capsys.readouterr().err
+    named = {"r": "rank"}.get(field, field)
+    assert named in said and said.count("\n") == 1
+
+
+def test_adapters_of_two_revisions_of_a_base_are_refused(tmp_path, capsys):
+    folder = tmp_path / "changed"
+    shutil.copytree(FEDERATED, folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"revision": "v2"}))
+    assert merge(tmp_path / "out", pair=["--adapters", str(folder), str(LOCAL)]) == 2
+    assert "at revision 'v2'" in capsys.readouterr().err

@@ -24,6 +24,7 @@ _TOLERANCE = 1e-6
 
 def product(left: Array, right: Array) -> Array:
     """A matrix product in full float32 precision, also on a TPU."""
+    left, right = left.astype(jnp.float32), right.astype(jnp.float32)
     return jnp.matmul(left, right, precision="highest")
 
 
@@ -59,10 +60,9 @@ def delta(entry: Entry) -> Array:
 
 
 def plain(entry: Entry) -> Entry:
-    """Factors without a core: `a m b` becomes `(a m) b`."""
-    if "m" not in entry:
-        return entry
-    return {"a": product(entry["a"], entry["m"]), "b": entry["b"]}
+    """Factors without a core, `a m b` as `(a m) b`, in float32."""
+    a, b = (entry[name].astype(jnp.float32) for name in "ab")
+    return {"a": product(a, entry["m"]) if "m" in entry else a, "b": b}
 
 
 def concatenate(*entries: Entry) -> Entry:
@@ -81,6 +81,7 @@ def truncate(entry: Entry, *, rank: int) -> Entry:
     values, whose square roots go to both sides. Cost `O((D + K) R^2 + R^3)`.
     Raises `ValueError` where the factors have a smaller rank than the one asked for.
     """
+    entry = plain(entry)
     own = min(*entry["a"].shape[-2:], entry["b"].shape[-1])
     if not 1 <= rank <= own:
         raise ValueError(f"cannot truncate factors of rank {own} to rank {rank}")
@@ -216,6 +217,7 @@ def align(reference: Entry, entry: Entry) -> Entry:
     `|a_ref - a Q|^2 + |b_ref - Q^T b|^2` is the polar factor of
     `a^T a_ref + b b_ref^T`. Balance both first, so that rotation is all there is.
     """
+    reference, entry = plain(reference), plain(entry)
     towards = product(_transpose(entry["a"]), reference["a"])
     towards += product(entry["b"], _transpose(reference["b"]))
     u, _, v = svd(towards)

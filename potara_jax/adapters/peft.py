@@ -33,6 +33,7 @@ from potara_jax.adapters.lora import Adapter, Entry, is_factors
 from potara_jax.adapters.peft_config import Config
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_OWN_FILES = {CONFIG, WEIGHTS, "README.md"}
 DTYPES = ("float32", "bfloat16", "float16")
 
 _PREFIX = "base_model.model."
@@ -96,7 +97,7 @@ def _read_config(folder: Path) -> Config:
         raise ValueError(f"{folder} holds no {CONFIG}; name a folder that PEFT wrote")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); copy it again") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no JSON object; copy it again")
@@ -229,12 +230,17 @@ def together(
 
 
 def _check_same_base(one, two) -> None:
-    first, second = (x.config.get("base_model_name_or_path") for x in (one, two))
+    first, second = map(_base_of, (one, two))
     if first != second:
         raise ValueError(
-            f"{one.path} is for base model {first!r}, but {two.path} for {second!r}; "
-            "allow_different_base if these are the same weights"
+            f"{one.path} is for base model {first}, but {two.path} for {second}; "
+            "--allow-different-base if these are the same weights"
         )
+
+
+def _base_of(source: PeftAdapter) -> str:
+    name, revision = map(source.config.get, ("base_model_name_or_path", "revision"))
+    return f"{name!r} at revision {revision!r}" if revision else repr(name)
 
 
 def _check_same_task(one, two) -> None:
@@ -298,7 +304,7 @@ def write(
       without a further scale) and whole modules, by PEFT's paths.
     config: what to keep: `base_model_name_or_path`, `task_type` and the names in
       `target_modules` and `modules_to_save`; see `peft_config.merged_config`.
-    overwrite: replace an adapter that is there.
+    overwrite: replace an adapter that is there, in a folder that holds nothing else.
 
     Raises `ValueError` where the folder is there, for factors that are no matrices, and
     for values that are not finite in `dtype`.
@@ -332,6 +338,12 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
         raise ValueError(f"{folder} is there already; name another, or overwrite it")
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} holds no adapter, so it is not overwritten")
+    more = sorted({path.name for path in folder.iterdir()} - _OWN_FILES)
+    if more:
+        raise ValueError(
+            f"{folder} holds more than an adapter ({more[0]}), so it is not "
+            "overwritten; name another"
+        )
 
 
 def _checked_rank(path, entry) -> int:

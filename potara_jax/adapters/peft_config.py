@@ -13,6 +13,7 @@ from typing import Any
 
 Config = dict[str, Any]
 
+_LARGEST = 1e30  # of an alpha; float32 must hold its products
 _LORA_DEFAULT = 8  # PEFT's, for `r` and for `lora_alpha`
 _KEPT = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
@@ -58,7 +59,9 @@ def check_config(config: Config, where: str) -> None:
 def _check_kinds(config, where) -> None:
     for field, kind in _KINDS.items():
         value = config.get(field)
-        if value is not None and not isinstance(value, kind):
+        names = value if isinstance(value, list) else ()
+        good = isinstance(value, kind) and all(isinstance(x, str) for x in names)
+        if value is not None and not good:
             raise ValueError(
                 f"{where}: {field} is {value!r}, which PEFT does not write; copy it "
                 "again"
@@ -84,7 +87,7 @@ def _check_features(config, where) -> None:
 def module_rank(config: Config, path: str, where: str) -> int:
     """The rank that the configuration gives a module, `rank_pattern` included."""
     rank = _of_module(config, path, "r", "rank_pattern", where)
-    if not isinstance(rank, int) or rank < 1:
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise ValueError(f"{where}: the rank of '{path}' is {rank!r}, not 1 or more")
     return rank
 
@@ -93,7 +96,8 @@ def module_scale(config: Config, path: str, where: str) -> float:
     """The factor `s` of a module: `alpha / r`, with rsLoRA `alpha / sqrt(r)`."""
     rank = module_rank(config, path, where)
     alpha = _of_module(config, path, "lora_alpha", "alpha_pattern", where)
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not number or not abs(alpha) < _LARGEST:
         raise ValueError(f"{where}: lora_alpha of '{path}' is {alpha!r}, no number")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 

@@ -156,6 +156,7 @@ def best_damped(settings: list[Setting]) -> list[Setting]:
 # --- The table -----------------------------------------------------------------------
 
 COLUMNS = ("Weight", "Samples", "n", "Regret", "To grid", "Worst gain", "Passes")
+_TERMINAL = 30
 _NOTE = (
     "Regret: to the best constant weight, an oracle, in points of accuracy; to grid: "
     "to grid search on the same samples; both are means over heterogeneities with 95 % "
@@ -165,14 +166,19 @@ _NOTE = (
 )
 
 
-def _rows(results: Results) -> list[tuple[str, ...]]:
-    """Lines of the table: by samples and their number, best first."""
+def _rows(results: Results, number: int | None = None) -> list[tuple[str, ...]]:
+    """Lines of the table: by samples and their number, best first.
+
+    number: of samples, beside what needs none; default: all of them.
+    """
     order = lambda s: (
         s.fields.get("samples", ""),
         s.fields.get("number", 0),
         -s.regret.mean,
     )
-    return [_row(s) for s in sorted(best_damped(settings_of(results)), key=order)]
+    kept = lambda s: number is None or s.fields.get("number", number) == number
+    settings = filter(kept, best_damped(settings_of(results)))
+    return [_row(s) for s in sorted(settings, key=order)]
 
 
 def _row(setting: Setting) -> tuple[str, ...]:
@@ -193,11 +199,12 @@ def _shown(interval: Interval) -> str:
 
 
 def terminal_table(results: Results) -> Table:
-    """The table for a terminal."""
+    """The table for a terminal: weights of the `_TERMINAL` samples, and of none."""
     table = Table(box=box.SIMPLE, caption=_NOTE, caption_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "Weight" else "right")
-    for row in _rows(results):
+    table.add_column(COLUMNS[0], min_width=20)
+    for column in COLUMNS[1:]:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in _rows(results, _TERMINAL):
         table.add_row(*row)
     return table
 
@@ -271,8 +278,8 @@ def by_samples(results: Results) -> Figure:
     figure, panels = _columns(list(_KINDS.values()), _TITLES["samples"][0])
     entries: dict[str, Any] = {}
     for axes, kind in zip(panels, _KINDS, strict=True):
-        for place, (name, group) in enumerate(_lines(settings, kind).items()):
-            entries[name] = _line(axes, group, place)
+        for name, group in _lines(settings, kind).items():
+            entries[name] = _line(axes, group, _look(name))
         axes.axhline(0, color="#222222", linewidth=0.8)
         axes.set_xscale("log")
         numbers = sorted({s.fields["number"] for s in settings if "number" in s.fields})
@@ -300,12 +307,22 @@ def _is(setting: Setting, key: tuple) -> bool:
     return tuple(setting.fields.get(name) for name in names) == key
 
 
-def _line(axes, group: list[Setting], place: int):
+_NAMES = (*_SHOWN, *(f"potara, {fisher} core" for fisher in ("exact", "empirical")))
+
+
+def _look(name: str) -> dict[str, Any]:
+    """A line's marker and colour: its own in all panels and figures."""
+    place = _NAMES.index(name)
+    return {"marker": "osD^vPX"[place], "color": f"C{place}", "markersize": 4}
+
+
+def _line(axes, group: list[Setting], look: dict[str, Any]):
     x = [s.fields["number"] for s in group]
     y = np.array([s.regret.mean for s in group])
     half = np.array([s.regret.half for s in group])
-    (line,) = axes.plot(x, y, marker="osD^vPX"[place], color=f"C{place}", markersize=4)
-    axes.fill_between(x, y - half, y + half, color=f"C{place}", alpha=0.12, linewidth=0)
+    (line,) = axes.plot(x, y, **look)
+    band = {"color": look["color"], "alpha": 0.12, "linewidth": 0}
+    axes.fill_between(x, y - half, y + half, **band)
     return line
 
 
@@ -318,13 +335,15 @@ def by_damping(results: Results) -> Figure:
     ]
     figure, panels = _columns(list(_KINDS.values()), _TITLES["damping"][0])
     entries: dict[str, Any] = {}
+    places: dict[str, int] = {}
     for axes, kind in zip(panels, _KINDS, strict=True):
         groups: dict[str, list[Setting]] = {}
         for s in settings:
             if s.fields["samples"] == kind:
                 name = s.name.replace(f", relative {s.fields['value']:g}", "")
                 groups.setdefault(name, []).append(s)
-        for place, (name, group) in enumerate(groups.items()):
+        for name, group in groups.items():
+            place = places.setdefault(name, len(places))
             x = [s.fields["value"] for s in group]
             y = [s.regret.mean for s in group]
             style = "--" if "factors merged" in name else "-"
@@ -357,11 +376,9 @@ def by_heterogeneity(results: Results) -> Figure:
             n: [s for s in g if s.fields["number"] == 30]
             for n, g in _lines(settings, kind).items()
         }
-        for place, (name, group) in enumerate(lines.items()):
+        for name, group in lines.items():
             y = [100 * (group[0].accuracies[n] - better[n]) for n in names]
-            (entries[name],) = axes.plot(
-                names, y, marker="osD^vPX"[place], color=f"C{place}", markersize=4
-            )
+            (entries[name],) = axes.plot(names, y, **_look(name))
         y = [100 * (oracle[n] - better[n]) for n in names]
         (entries["best constant (oracle)"],) = axes.plot(names, y, "k:", linewidth=1)
         axes.axhline(0, color="#222222", linewidth=0.8)

@@ -226,8 +226,10 @@ def grid_pooled(loss: Loss, *, points: int = 21) -> Estimator:
     at = jnp.linspace(0, 1, points)
 
     def decide(losses, counts):
-        share = counts / counts.sum()
-        mean = jnp.where(jnp.isfinite(losses), share[:, None] * losses, 0).sum(0)
+        losses = jnp.where(jnp.isnan(losses), jnp.inf, losses)
+        there = (counts > 0) & jnp.isfinite(losses).any(-1)
+        share = (counts / counts.sum())[:, None]
+        mean = jnp.where(there[:, None], share * losses, 0).sum(0)
         return Measured(jnp.full(counts.shape, segment.grid(mean, at)))
 
     measure = lambda client: jax.lax.map(segment_loss(loss, client), at)

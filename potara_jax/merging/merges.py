@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from potara_jax.adapters import algebra
-from potara_jax.adapters.lora import Adapter, Array, is_factors
+from potara_jax.adapters.lora import Adapter, Array, Entry, is_factors
 from potara_jax.merging import spaces
 
 Weight = Any  # a scalar, {path: scalar}, or a pytree like the coordinates
@@ -93,14 +94,41 @@ def _checked_space(method: Merge, space: str | None) -> str:
 
 
 def _check(adapters, weights, method, key) -> None:
+    if not adapters:
+        raise ValueError("there is no adapter to merge")
     if weights is not None and len(weights) != len(adapters):
         raise ValueError(f"{len(adapters)} adapters need as many weights")
     for adapter in adapters[1:]:
         other = sorted(set(adapter) ^ set(adapters[0]))
         if other:
             raise ValueError(f"only one of two adapters has '{other[0]}'")
+        for path in adapter:
+            _check_entries(path, adapters[0][path], adapter[path])
+    for weight in weights or ():
+        _check_weight(weight, adapters[0])
     if method.random and key is None:
         raise ValueError(f"'{method.name}' draws at random: give it a key")
+
+
+def _check_entries(path: str, first: Entry, second: Entry) -> None:
+    """Raise `ValueError` where two entries are not of one kind and size."""
+    ends = lambda e: (*e["a"].shape[:-1], e["b"].shape[-1])
+    of = lambda e: ends(e) if is_factors(e) else jax.tree.map(jnp.shape, e)
+    if is_factors(first) != is_factors(second) or of(first) != of(second):
+        raise ValueError(f"two adapters have '{path}' of {of(first)} and {of(second)}")
+
+
+def _check_weight(weight: Weight, adapter: Adapter) -> None:
+    """Raise `ValueError` for a weight of no form that `merge` accepts."""
+    if isinstance(weight, Mapping):
+        missing = sorted(set(adapter) - set(weight))
+        if missing:
+            raise ValueError(f"the weights have none for '{missing[0]}'")
+    elif jnp.ndim(weight) > 0:
+        raise ValueError(
+            f"a weight of shape {jnp.shape(weight)}: one is a scalar; use jax.vmap "
+            "over clients"
+        )
 
 
 def _combined(thetas, weights, method, adapter, key) -> Adapter:
@@ -164,6 +192,7 @@ def task_arithmetic(*, scale: float = 0.3) -> Merge:
 
     Ilharco et al. 2023 (arXiv 2212.04089); their 0.3 was for eight tasks.
     """
+    _check_finite("scale", scale)
 
     def combine(values, weights, place):
         return scale * len(values) * _weighted_sum(values, weights)
@@ -184,6 +213,8 @@ def slerp() -> Merge:
         if len(values) != 2:
             raise ValueError(f"'slerp' merges two adapters, not {len(values)}")
         first, second = values
+        if _known(sum(weights) == 0):
+            raise ValueError("'slerp' divides by the sum of the weights, which is 0")
         t = weights[1] / (weights[0] + weights[1])
         cosine = _cosine(first, second)
         angle = jnp.arccos(jnp.clip(cosine, -1, 1))
@@ -196,11 +227,19 @@ def slerp() -> Merge:
     return Merge("slerp", combine, DENSE)
 
 
+def _known(condition) -> bool:
+    """Whether a condition holds, as far as it is known before the program runs."""
+    return isinstance(condition, bool | np.bool_) and bool(condition)
+
+
 def _cosine(first, second) -> Array:
-    """The cosine of two arrays' last two axes, `[..., 1, 1]`."""
+    """The cosine of two arrays' last two axes, `[..., 1, 1]`, at any scale."""
     total = lambda x: x.sum((-2, -1), keepdims=True)
+    size = lambda x: jnp.abs(x).max((-2, -1), keepdims=True)
+    scaled = lambda x: x / jnp.where(size(x) > 0, size(x), 1)
+    first, second = scaled(first), scaled(second)
     length = jnp.sqrt(total(first**2) * total(second**2))
-    return total(first * second) / jnp.maximum(length, _EPSILON**2)
+    return total(first * second) / jnp.where(length > 0, length, 1)
 
 
 # --- Trimming and dropping -----------------------------------------------------------
@@ -215,12 +254,14 @@ def ties(*, density: float = 0.2, scale: float = 1.0) -> Merge:
     Yadav et al. 2023 (arXiv 2306.01708).
     """
     _check_share("density", density)
+    _check_finite("scale", scale)
 
     def combine(values, weights, place):
         trimmed = [_trim(x, density) for x in values]
         sign = jnp.where(_weighted_sum(trimmed, weights) >= 0, 1.0, -1.0)
-        agree = [(x * sign > 0) * w for x, w in zip(trimmed, weights, strict=True)]
-        total = sum(agree)
+        own = zip(trimmed, weights, strict=True)
+        agree = [(w * x * sign > 0) * w for x, w in own]
+        total = sum(map(jnp.abs, agree))
         mean = _weighted_sum(trimmed, agree) / jnp.where(total > 0, total, 1)
         return scale * mean
 
@@ -246,6 +287,7 @@ def dare(*, density: float = 0.5, draws: int = 1, scale: float = 1.0) -> Merge:
     Yu et al. 2024 (arXiv 2311.03099).
     """
     _check_share("density", density)
+    _check_finite("scale", scale)
     if draws < 1:
         raise ValueError(f"draws is {draws}: it must be 1 or more")
 
@@ -266,6 +308,11 @@ def _drop(key, x, density) -> Array:
     return jnp.where(jax.random.bernoulli(key, density, x.shape), x / density, 0)
 
 
+def _check_finite(name: str, value: float) -> None:
+    if not abs(value) < float("inf"):
+        raise ValueError(f"{name} is {value}: it must be a finite number")
+
+
 def _check_share(name: str, value: float) -> None:
     if not 0 < value <= 1:
         raise ValueError(f"{name} is {value}: it must be above 0 and at most 1")
@@ -283,6 +330,8 @@ def tsv(*, scale: float = 1.0) -> Merge:
     `scale * polar(P) diag(n w_i S_i) polar(Q)^T`. No vector is left out: the ranks of
     adapters fit beside each other. TSV-M, Gargiulo et al. 2025 (arXiv 2412.00081).
     """
+
+    _check_finite("scale", scale)
 
     def combine(values, weights, place):
         p, sigma, q = zip(*(algebra.thin_svd(x) for x in values), strict=True)
@@ -304,6 +353,8 @@ def iso(*, scale: float = 1.0) -> Merge:
     would be taken over zeros, and fill the null space. Iso-C, Marczak et al. 2025
     (arXiv 2502.04959), restricted to the non-zero subspace.
     """
+
+    _check_finite("scale", scale)
 
     def combine(values, weights, place):
         u, sigma, v = algebra.thin_svd(len(values) * _weighted_sum(values, weights))
@@ -328,10 +379,12 @@ def wudi(*, ridge: float = 0.0) -> Merge:
       squared singular value of the rows `A_i`. Without it the result explodes where the
       deltas read nearly parallel inputs, as those of one initialisation do.
     """
-    if ridge < 0:
-        raise ValueError(f"ridge is {ridge}: it must be 0 or more")
+    if not 0 <= ridge < float("inf"):
+        raise ValueError(f"ridge is {ridge}: it must be 0 or more, and finite")
 
     def combine(values, weights, place):
+        if any(_known(w < 0) for w in weights):
+            raise ValueError("'wudi' needs weights of 0 or more")
         rows = [
             jnp.sqrt(w) * _unit_transpose(x)
             for w, x in zip(weights, values, strict=True)
@@ -350,6 +403,8 @@ def wudi(*, ridge: float = 0.0) -> Merge:
 
 
 def _unit_transpose(x) -> Array:
+    size = jnp.abs(x).max((-2, -1), keepdims=True)
+    x = x / jnp.where(size > 0, size, 1)
     length = jnp.sqrt((x * x).sum((-2, -1), keepdims=True))
     return jnp.swapaxes(x, -1, -2) / jnp.where(length > 0, length, 1)
 

@@ -50,6 +50,8 @@ def minimise(cubic: Cubic) -> Array:
 
     The minimum is among the middle, both ends and the roots of the derivative.
     """
+    size = jnp.max(jnp.abs(jnp.stack(cubic)))
+    cubic = Cubic(*(x / jnp.where(size > 0, size, 1) for x in cubic))
     c2, c3 = _coefficients(cubic)
     root = jnp.sqrt(jnp.maximum(c2**2 - 3 * c3 * cubic.d0, 0))
     stable = -(c2 + jnp.where(c2 < 0, -root, root))
@@ -67,8 +69,9 @@ def _divide(numerator, denominator):
 def grid(losses: Array, points: Array) -> Array:
     """The grid point of least loss; of equal ones, the nearest to 1/2.
 
-    losses: `[..., T]` at `points` `[T]`.
+    losses: `[..., T]` at `points` `[T]`; one that is not a number counts as infinite.
     """
+    losses = jnp.where(jnp.isnan(losses), jnp.inf, losses)
     best = losses == losses.min(-1, keepdims=True)
     distance = jnp.where(best, jnp.abs(points - 0.5), jnp.inf)
     return points[jnp.argmin(distance, -1)]

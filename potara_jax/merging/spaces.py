@@ -51,13 +51,13 @@ class Space(NamedTuple):
 def factor(adapters: Sequence[Adapter]) -> Coordinates:
     """The factors as they are. Raises `ValueError` where ranks differ."""
     adapters = [plain(adapter) for adapter in adapters]
-    _check_equal_ranks(adapters, "factor")
+    check_equal_ranks(adapters, "factor")
     return Coordinates(tuple(adapters), lambda theta: theta)
 
 
 def aligned(adapters: Sequence[Adapter]) -> Coordinates:
     """Balanced factors, turned to the first's. Raises where `factor` does."""
-    _check_equal_ranks(adapters, "aligned")
+    check_equal_ranks(adapters, "aligned")
     first = _replace(adapters[0], algebra.map_factors(algebra.balance, adapters[0]))
     near = lambda ref, own: algebra.align(ref, algebra.balance(own))
     others = [_replace(x, algebra.map_factors(near, first, x)) for x in adapters[1:]]
@@ -134,7 +134,11 @@ def _replace(adapter: Adapter, entries: Adapter) -> Adapter:
     return {path: entries.get(path, entry) for path, entry in adapter.items()}
 
 
-def _check_equal_ranks(adapters, space) -> None:
+EQUAL_RANKS = ("factor", "aligned")
+
+
+def check_equal_ranks(adapters: Sequence[Adapter], space: str) -> None:
+    """Raise `ValueError`, which names the module, where adapters' ranks differ."""
     for path, entry in adapters[0].items():
         ranks = {plain_rank(x[path]) for x in adapters} if is_factors(entry) else ()
         if len(ranks) > 1:

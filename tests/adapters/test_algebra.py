@@ -44,7 +44,7 @@ def test_plain_multiplies_the_core_into_the_left_factor():
 
 def test_plain_keeps_factors_without_a_core():
     entry = factors(0)
-    assert algebra.plain(entry) is entry
+    jax.tree.map(np.testing.assert_array_equal, algebra.plain(entry), entry)
 
 
 def test_concatenation_is_the_sum_of_deltas():
@@ -341,3 +341,9 @@ def test_three_deltas_have_one_joint_basis():
         assert_close(dense(back), dense(entry))
         beside = {"a": algebra.rows(basis.right, entry), "b": basis.right}
         assert_close(dense(beside), dense(entry))
+
+
+def test_a_core_counts_in_truncation_and_alignment():
+    entry = factors(0) | {"m": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
+    assert_close(dense(algebra.truncate(entry, rank=2)), dense(entry), atol=1e-4)
+    assert_close(dense(algebra.align(factors(1), entry)), dense(entry), atol=1e-4)

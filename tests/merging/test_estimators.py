@@ -260,3 +260,11 @@ def test_a_search_over_parameters_is_refused():
     estimator = partial(estimators.learned, loss, per="parameter")
     with pytest.raises(ValueError, match="'parameter': use client or module"):
         estimator().measure(CLIENT)
+
+
+def test_grid_pooled_takes_no_point_that_is_infinite_for_a_client():
+    decide = estimators.grid_pooled(loss, points=3).decide
+    losses = jnp.array([[1.0, 2.0, 3.0], [1.0, 2.0, jnp.inf], [jnp.nan] * 3])
+    np.testing.assert_array_equal(
+        decide(losses, jnp.array([10, 90, 5])).weight, [0] * 3
+    )

@@ -222,3 +222,70 @@ def test_an_unknown_space_is_refused():
 def test_a_rank_above_the_merged_one_is_refused(space):
     with pytest.raises(ValueError, match="to rank 5"):
         merges.merge((FEDERATED, LOCAL), space=space, rank=5)
+
+
+# --- What does not fit ----------------------------------------------------------------
+
+
+def test_weights_of_clients_are_refused_and_not_spread_over_columns():
+    clients = stack([{"m": factors(seed, rank=4)} for seed in range(8)])
+    weight = jnp.linspace(0, 1, 8)
+    with pytest.raises(ValueError, match="one is a scalar; use jax"):
+        merges.merge((clients, clients), (weight, 1 - weight))
+
+
+@pytest.mark.parametrize(
+    ("adapters", "weights", "message"),
+    [
+        ([], None, "no adapter"),
+        ([{"m": {"w": jnp.ones(3)}}, {"m": {"w": jnp.ones(2)}}], None, "'m'"),
+        ([{"m": {"w": 1.0}}, {"m": {"w": 1.0, "c": 1.0}}], None, "'m'"),
+        ([{"m": factors(0)}, {"m": {"w": jnp.ones(2)}}], None, "'m'"),
+        ([{"m": factors(0)}], [{"other": 1.0}], "none for 'm'"),
+    ],
+)
+def test_adapters_and_weights_that_do_not_fit_are_named(adapters, weights, message):
+    with pytest.raises(ValueError, match=message):
+        merges.merge(adapters, weights)
+
+
+def test_ties_with_a_negative_weight_takes_what_agrees_after_weighing():
+    one, other = ({"m": {"a": jnp.eye(1) * x, "b": jnp.eye(1)}} for x in (2.0, -1.0))
+    merge = partial(merges.merge, method=merges.ties(density=1.0), space="factor")
+    merged = merge((one, other), (1.0, -0.5))["m"]["a"]
+    np.testing.assert_allclose(merged, (2.0 + 0.5) / 1.5, rtol=1e-6)
+
+
+def test_slerp_and_wudi_refuse_weights_that_they_cannot_use():
+    pair = [{"m": factors(seed)} for seed in range(2)]
+    with pytest.raises(ValueError, match="'slerp' divides by the sum"):
+        merges.merge(pair, (1.0, -1.0), method=merges.slerp())
+    with pytest.raises(ValueError, match="'wudi' needs weights of 0 or more"):
+        merges.merge(pair, (1.0, -1.0), method=merges.wudi())
+
+
+@pytest.mark.parametrize("make", [merges.ties, merges.tsv, merges.iso, merges.dare])
+def test_a_scale_that_is_no_number_is_refused(make):
+    with pytest.raises(ValueError, match="scale is nan"):
+        make(scale=float("nan"))
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e10])
+@pytest.mark.parametrize("method", [merges.slerp(), merges.ties(density=0.5)])
+def test_merges_of_small_and_large_deltas_are_the_same_but_for_scale(method, scale):
+    pair = [{"m": factors(seed)} for seed in range(2)]
+    scaled = [{"m": x["m"] | {"a": scale * x["m"]["a"]}} for x in pair]
+    merge = partial(merges.merge, weights=(0.3, 0.7), method=method, space="core")
+    expected, found = dense(merge(pair)["m"]), dense(merge(scaled)["m"])
+    np.testing.assert_allclose(found / scale, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_factors_are_merged_in_float32(dtype):
+    pair = [{"m": jax.tree.map(lambda x: x.astype(dtype), factors(s))} for s in (0, 1)]
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), pair)
+    for space in spaces.SPACES:
+        merged = merges.merge(pair, (0.3, 0.7), space=space)["m"]
+        expected = merges.merge(single, (0.3, 0.7), space=space)["m"]
+        assert merged["a"].dtype == jnp.float32
+        assert_close(dense(merged), dense(expected))

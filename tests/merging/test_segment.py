@@ -190,3 +190,18 @@ def test_the_order_of_clients_does_not_matter(weigh):
     one = weigh(stack(cubics), counts(*n))
     other = weigh(stack(cubics[::-1]), counts(*n[::-1]))
     np.testing.assert_allclose(one, other[::-1], atol=1e-5)
+
+
+# --- Losses that are not numbers, and any scale ---------------------------------------
+
+
+def test_grid_takes_no_point_whose_loss_is_not_a_number():
+    points = jnp.array([0.0, 0.5, 1.0])
+    assert segment.grid(jnp.array([jnp.nan, 1.0, 0.5]), points) == 1.0
+    assert segment.grid(jnp.array([jnp.nan] * 3), points) == 0.5
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-8, 1.0, 1e15, 1e25])
+def test_minimum_does_not_depend_on_the_scale_of_the_loss(scale):
+    cubic = Cubic(*(jnp.float32(scale * x) for x in (0.09, -0.6, 0.49, 1.4)))
+    np.testing.assert_allclose(segment.minimise(cubic), 0.3, atol=1e-3)
