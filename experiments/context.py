@@ -60,7 +60,7 @@ def heldout(at: Context) -> Samples:
 
 def training(at: Context) -> Samples:
     """The first training examples of every client, whose order is random."""
-    number, (index, count) = at.settings.samples, at.federation.train
+    number, (index, count, _) = at.settings.samples, at.federation.train
     index = jnp.pad(index[:, :number], ((0, 0), (0, max(0, number - index.shape[1]))))
     return _gathered(at.federation.pool, Ragged(index, jnp.minimum(count, number)))
 

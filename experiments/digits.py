@@ -63,9 +63,13 @@ def problem(settings: Digits, note) -> Problem:
     base = _base(model, images, settings, note)
     trained = ("head",) if settings.train_head else ()
     scale = settings.alpha / settings.rank
-    bound = lora.bind(model, scale=scale), lora.bind_inputs(model, scale=scale)
     return Problem(
-        task=classification(*bound),
+        task=classification(
+            lora.bind(model, scale=scale),
+            read=lora.bind_inputs(model, scale=scale),
+            features=lora.bind_input_of(model, "head", scale=scale),
+            add=lora.bind_add(sites, scale=scale),
+        ),
         base=base,
         adapter=initial_adapter(sites, rank=settings.rank, base=base, trained=trained),
         federations=federations,

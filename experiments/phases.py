@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,9 @@ from experiments.store import Cell, Store
 from potara_jax.adapters.lora import Adapter
 from potara_jax.data.federation import Federation
 from potara_jax.federated import ledger, rounds
+from potara_jax.federated.conditions import EVERYBODY, Conditions
 from potara_jax.federated.interface import Algorithm, Shared
+from potara_jax.federated.wire import AS_IT_IS, Wire
 
 
 class Phase(NamedTuple):
@@ -31,6 +33,8 @@ class Phase(NamedTuple):
     round: rounds.RoundFn
     rounds: int
     marks: Sequence[int] = ()
+    conditions: Conditions = EVERYBODY
+    wire: Wire = AS_IT_IS
 
 
 class Outcome(NamedTuple):
@@ -64,25 +68,27 @@ def run_phase(
     the first client's.
     """
     clients = federation.train.count.shape[0]
-    progress = rounds.start(phase.algorithm, start)
-    kept = _empty_marks(phase, progress, clients)
+    shared = Shared(base, federation.pool)
+    progress = rounds.start(phase.algorithm, start, phase.conditions)
+    owing = phase.wire, shared, progress, federation.train
+    progress = rounds.owing(phase.algorithm, *owing)
+    kept = _empty_marks(phase, shared, progress, clients)
     saved = store.begin_phase(cell, phase.name, (progress, kept))
     saved = saved or Saved(0, (progress, kept), [], 0.0)
     display.skip(saved.round)
-    shared = Shared(base, federation.pool)
     for number in range(saved.round, phase.rounds):
         began = time.monotonic()
         progress, kept = saved.state
         progress, report = phase.round(shared, progress, federation.train, key, number)
-        record = _record(cell, phase, number, jax.device_get(report))
-        kept = _mark(phase, number, progress, kept, clients)
+        record = _record(cell, phase, number, jax.device_get(report), clients)
+        kept = _mark(phase, number, shared, progress, kept, clients)
         seconds = saved.seconds + time.monotonic() - began
         history = [*saved.history, record]
         saved = Saved(number + 1, (progress, kept), history, seconds)
         store.end_round(cell, phase.name, saved)
         display.round(f"{cell.name} {phase.name}", record["loss"])
         _name_left_out(saved.history, cell, store)
-    return _outcome(phase, saved, clients)
+    return _outcome(phase, shared, saved, clients)
 
 
 def _name_left_out(history: list[dict], cell: Cell, store: Store) -> None:
@@ -95,22 +101,36 @@ def _name_left_out(history: list[dict], cell: Cell, store: Store) -> None:
         )
 
 
-def _outcome(phase, saved, clients) -> Outcome:
+def _outcome(phase, shared, saved, clients) -> Outcome:
     progress, kept = saved.state
-    adapters = rounds.personalised(phase.algorithm, progress, clients=clients)
-    final = ledger.payload_bytes(_received(phase.algorithm, progress))
-    return Outcome(adapters, kept, saved.history, clients * final, saved.seconds)
+    adapters = _models(phase, shared, progress, clients, phase.rounds)
+    final = _final_bytes(phase, progress, clients)
+    return Outcome(adapters, kept, saved.history, final, saved.seconds)
 
 
-def _received(algorithm, progress):
-    """What one client would receive now, as shapes."""
-    one = jax.tree.map(lambda x: x[0], progress.states)
-    return jax.eval_shape(algorithm.broadcast, progress.server, one)
+def _models(phase, shared, progress, clients, number) -> Any:
+    return rounds.personalised(
+        phase.algorithm, shared, progress, clients=clients, number=number
+    )
 
 
-def _record(cell, phase, number, report) -> dict:
+def _final_bytes(phase, progress, clients) -> int:
+    """What all clients receive after the last round, to have their models."""
+    algorithm = phase.algorithm.turn(phase.rounds)
+
+    def one(_, state):
+        received = algorithm.broadcast(progress.server, state)
+        announced = algorithm.announce(progress.server)
+        return jnp.uint32(ledger.payload_bytes((received, announced)))
+
+    each = jax.vmap(one)(jnp.arange(clients), progress.states)
+    return sum(map(int, each))
+
+
+def _record(cell, phase, number, report, clients: int) -> dict:
     left_out = report.cohort[~report.finite]
-    losses = report.losses[report.finite]
+    losses = report.losses[np.isfinite(report.losses)]
+    announced = int(report.bytes_announced) * clients
     return {
         "heterogeneity": cell.heterogeneity,
         "seed": cell.seed,
@@ -118,28 +138,30 @@ def _record(cell, phase, number, report) -> dict:
         "round": number + 1,
         "loss": float(np.mean(losses)) if losses.size else None,
         "clients": len(report.cohort),
-        "steps": int(report.losses.size),
+        "arrived": int(report.arrived.sum()),
+        "steps": int(losses.size),
         "left_out": [int(client) for client in left_out],
         "bytes_up": sum(map(int, report.bytes_up)),
-        "bytes_down": sum(map(int, report.bytes_down)),
+        "bytes_down": sum(map(int, report.bytes_down)) + announced,
     }
 
 
-def _first(phase, progress, clients) -> Adapter:
-    adapters = rounds.personalised(phase.algorithm, progress, clients=clients)
+def _first(phase, shared, progress, clients, number) -> Adapter:
+    adapters = _models(phase, shared, progress, clients, number)
     return jax.tree.map(lambda x: x[0], adapters)
 
 
-def _empty_marks(phase, progress, clients) -> Adapter:
+def _empty_marks(phase, shared, progress, clients) -> Adapter:
     if not phase.marks:
         return {}
-    shapes = jax.eval_shape(lambda p: _first(phase, p, clients), progress)
+    first = lambda shared, progress: _first(phase, shared, progress, clients, 0)
+    shapes = jax.eval_shape(first, shared, progress)
     return jax.tree.map(lambda x: jnp.zeros((len(phase.marks), *x.shape)), shapes)
 
 
-def _mark(phase, number, progress, kept, clients) -> Adapter:
+def _mark(phase, number, shared, progress, kept, clients) -> Adapter:
     if number + 1 not in phase.marks:
         return kept
     place = list(phase.marks).index(number + 1)
-    first = _first(phase, progress, clients)
+    first = _first(phase, shared, progress, clients, number + 1)
     return jax.tree.map(lambda all_, x: all_.at[place].set(x), kept, first)

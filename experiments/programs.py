@@ -13,10 +13,11 @@ from experiments.phases import Phase
 from experiments.settings import Settings
 from potara_jax import merging
 from potara_jax.clients.task import Task, of_logits
-from potara_jax.clients.training import local_training
+from potara_jax.clients.training import Train
 from potara_jax.evaluation.metrics import common_evaluator, evaluator
-from potara_jax.federated.fedit import fedit
-from potara_jax.federated.local import local_only
+from potara_jax.federated.algorithms.fedit import fedit
+from potara_jax.federated.algorithms.local import local_only
+from potara_jax.federated.conditions import Conditions
 from potara_jax.federated.rounds import make_round
 from potara_jax.merging import ensemble, loss_curves, sensitivity
 from potara_jax.merging.weights import DAMPINGS, potara_weight
@@ -120,17 +121,16 @@ def local_phase(settings: Settings, task: Task) -> Phase:
 
 def _training(settings):
     optimizer = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
-    return local_training(
-        optimizer, steps=settings.local_steps, batch_size=settings.batch_size
-    )
+    return Train(optimizer, steps=settings.local_steps, batch_size=settings.batch_size)
 
 
 def federated_phase(settings: Settings, task: Task) -> Phase:
     """Rounds of FedIT."""
     algorithm, last = fedit(task, _training(settings)), settings.federated_rounds
-    run = make_round(algorithm, fraction=settings.fraction, chunk=settings.chunk)
+    conditions = Conditions(cohort=settings.fraction)
+    run = make_round(algorithm, conditions=conditions, chunk=settings.chunk)
     marks = sorted({max(1, last * i // MARKS) for i in range(1, MARKS + 1)})
-    return Phase("federated", algorithm, run, last, marks)
+    return Phase("federated", algorithm, run, last, marks, conditions)
 
 
 def _weight_at(damping):

@@ -16,29 +16,39 @@ from hypothesis import settings
 
 from potara_jax.adapters.lora import Adapter
 from potara_jax.clients.task import classification
-from potara_jax.clients.training import local_training
+from potara_jax.clients.training import Train
 from potara_jax.data.federation import Batch, Ragged, pack
 from potara_jax.federated import rounds
-from potara_jax.federated.fedit import fedit
+from potara_jax.federated.algorithms.fedit import fedit
+from potara_jax.federated.algorithms.local import local_only
+from potara_jax.federated.conditions import EVERYBODY
 from potara_jax.federated.interface import Shared
-from potara_jax.federated.local import local_only
 
 INPUTS, RANK, OUTPUTS, SCALE = 5, 2, 3, 0.5
 
 few_examples = settings(deadline=None, max_examples=25)
 
 
+def fold(base, deltas):
+    """The base with dense deltas in it."""
+    return base | {"w": base["w"] + SCALE * deltas["dense"]}
+
+
 def linear(base, adapter, inputs):
-    """The model `y = x W + s (x a) b`."""
+    """The model `y = x W + s (x a) b`, with gates where there are."""
     entry = adapter["dense"]
-    return inputs @ base["w"] + SCALE * (inputs @ entry["a"]) @ entry["b"]
+    hidden = inputs @ entry["a"]
+    if "g" in entry:
+        gates = jax.nn.softmax(inputs @ entry["g"])
+        hidden = hidden * jnp.repeat(gates, hidden.shape[-1] // gates.shape[-1], -1)
+    return inputs @ base["w"] + SCALE * hidden @ entry["b"]
 
 
-task = classification(linear)
+task = classification(linear, add=fold)
 
 # Batches of four are all of a client's examples where their number divides four.
-whole_batches = local_training(optax.sgd(0.1), steps=3, batch_size=4)
-small_batches = local_training(optax.adamw(0.05), steps=3, batch_size=3)
+whole_batches = Train(optax.sgd(0.1), steps=3, batch_size=4)
+small_batches = Train(optax.adamw(0.05), steps=3, batch_size=3)
 ALGORITHMS = {
     "FedIT": fedit(task, small_batches),
     "local": local_only(task, small_batches),
@@ -70,22 +80,26 @@ def problem(counts=(4, 2, 1, 4), *, seed=0, size=None) -> Problem:
 
 def poisoned(given: Problem, client: int, value: float) -> Problem:
     """The problem with one client's inputs replaced by a value."""
-    index, count = (np.asarray(part)[client] for part in given.examples)
+    index, count = (np.asarray(part)[client] for part in given.examples[:2])
     inputs = np.array(given.shared.pool.inputs)
     inputs[index[:count]] = value
     pool = given.shared.pool._replace(inputs=jnp.asarray(inputs))
     return given._replace(shared=given.shared._replace(pool=pool))
 
 
-def start(algorithm, given: Problem) -> rounds.Progress:
+def start(algorithm, given: Problem, conditions=EVERYBODY) -> rounds.Progress:
     """The state before the first round, every client from the problem's adapter."""
-    clients = len(given.examples.count)
-    return rounds.start(algorithm, rounds.stack(given.adapter, clients=clients))
+    adapters = rounds.stack(given.adapter, clients=len(given.examples.count))
+    return rounds.start(algorithm, adapters, conditions)
 
 
 def run(algorithm, given: Problem, *, number=1, seed=0, **options):
     """Progress and the last report after a number of rounds."""
-    progress = start(algorithm, given)
+    conditions = options.get("conditions", EVERYBODY)
+    progress = start(algorithm, given, conditions)
+    if "wire" in options:
+        args = options["wire"], given.shared, progress, given.examples
+        progress = rounds.owing(algorithm, *args)
     step, key = make_round(algorithm, **options), jax.random.key(seed)
     for index in range(number):
         progress, report = step(given.shared, progress, given.examples, key, index)

@@ -9,9 +9,10 @@ that is adapted holds factors `{"a": [..., D, R], "b": [..., R, K]}` and compute
     y = x W + s (x a) b,    s = alpha / R
 
 (Hu et al. 2021, arXiv 2106.09685, eq. 3). A third array `m` `[..., R, R']` between the
-two, `s x a m b`, is a *core* (see `potara_jax.merging.spaces`). A module that is
-trained whole, such as a classification head, holds its parameters under their own names
-and replaces the base's. Both kinds travel, train and merge together.
+two, `s x a m b`, is a *core* (see `potara_jax.merging.spaces`); *gates* `g` `[..., D,
+G]` weigh `G` equal parts of the rank, token by token, by `softmax(x g)`. A module that
+is trained whole, such as a classification head, holds its parameters under their own
+names and replaces the base's. Both kinds travel, train and merge together.
 
 The base is never changed: `bind` intercepts the calls of the adapted layers, so the
 base product stays one matrix product for all clients under `jax.vmap`, and `W + s a b`
@@ -402,9 +403,61 @@ def _adder(scale: float):
         hidden = layer.project(module, args[0].astype(y.dtype), read("a"))
         if module.has_variable(_COLLECTION, "m"):
             hidden = hidden @ read("m")
+        if module.has_variable(_COLLECTION, "g"):
+            gates = layer.project(module, args[0].astype(y.dtype), read("g"))
+            hidden = _gated(hidden, gates)
         return y + scale * layer.expand(module, hidden, read("b"), y.shape)
 
     return add_delta
+
+
+def _gated(hidden: Array, gates: Array) -> Array:
+    shares = jax.nn.softmax(gates.astype(jnp.float32)).astype(hidden.dtype)
+    return hidden * jnp.repeat(shares, hidden.shape[-1] // shares.shape[-1], -1)
+
+
+def bind_input_of(model: nn.Module, path: str, *, scale: float) -> Apply:
+    """A pure function from `(base, adapter, *inputs)` to what one module reads.
+
+    With the head's path: the last hidden features. Raises `ValueError` where the model
+    does not call a module of that path.
+    """
+    add = _adder(scale)
+
+    def apply(base: Params, adapter: Adapter, *inputs, **kwargs) -> Array:
+        seen: list[Array] = []
+
+        def record(next_fun, args, inner, context):
+            if "/".join(context.module.path) == path:
+                seen.append(args[0])
+            return next_fun(*args, **inner)
+
+        params, factors = _overlay(base, adapter)
+        with nn.intercept_methods(record), nn.intercept_methods(add):
+            variables = {"params": params, _COLLECTION: factors}
+            model.apply(variables, *inputs, **kwargs)
+        if not seen:
+            raise ValueError(f"the model calls no module '{path}'")
+        return seen[0].astype(jnp.float32)
+
+    return apply
+
+
+def bind_add(
+    sites: Mapping[str, Site], *, scale: float
+) -> Callable[[Params, dict[str, Array]], Params]:
+    """A pure function `add(base, deltas)` of dense deltas `{path: [..., D, K]}`.
+
+    The base's kernels become `W + s delta`.
+    """
+
+    def add(base: Params, deltas: dict[str, Array]) -> Params:
+        flat = flatten_dict(dict(base), sep="/")
+        for path, delta in deltas.items():
+            flat[f"{path}/kernel"] += scale * _as_kernel(delta, sites[path])
+        return unflatten_dict(flat, sep="/")
+
+    return add
 
 
 def fold(
@@ -415,16 +468,18 @@ def fold(
     Applied with an empty adapter it computes what `bind` computes with this one.
     """
     params, _ = _overlay(base, adapter)
-    flat = flatten_dict(dict(params), sep="/")
-    for path, entry in adapter.items():
-        if is_factors(entry):
-            flat[f"{path}/kernel"] += scale * _kernel_delta(entry, sites[path])
-    return unflatten_dict(flat, sep="/")
+    deltas = {p: _dense(entry) for p, entry in adapter.items() if is_factors(entry)}
+    return bind_add(sites, scale=scale)(params, deltas)
 
 
-def _kernel_delta(entry, site) -> Array:
+def _dense(entry) -> Array:
+    if "g" in entry:
+        raise ValueError("gates depend on the input: there is no one delta to fold")
     inner = entry["a"] @ entry["m"] if "m" in entry else entry["a"]
-    delta = jnp.matmul(inner, entry["b"], precision="highest")
+    return jnp.matmul(inner, entry["b"], precision="highest")
+
+
+def _as_kernel(delta, site) -> Array:
     order = (*range(site.stack), *site.inputs, *site.outputs)
     shaped = delta.reshape(tuple(site.kernel[axis] for axis in order))
     return jnp.transpose(shaped, np.argsort(order).tolist())

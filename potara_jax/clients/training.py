@@ -5,6 +5,7 @@ Dimension letters: `S` steps, `B` batch, `N` examples (padded).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,33 +17,58 @@ from potara_jax.data.federation import Batch, Ragged, take
 
 Array = jax.Array
 Objective = Callable[[Any, Batch], Array]
-Train = Callable[[Objective, Any, Batch, Ragged, Array], tuple[Any, Array]]
 
 
-def local_training(
-    optimizer: optax.GradientTransformation, *, steps: int, batch_size: int
-) -> Train:
-    """A function that trains any parameters on one client's examples.
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """What a client does in a round: steps of an optimiser on batches of its examples.
 
-    The result is `train(objective, params, pool, examples, key) -> (params, losses)`:
-    `steps` steps of a fresh `optimizer` on `objective(params, batch) -> scalar`, with
-    batches drawn by `batch_index`; `losses` `[S]`, float32, of each step's batch.
+    `train(objective, params, pool, examples, key) -> (params, losses)` trains any
+    parameters on `objective(params, batch) -> scalar` with a fresh optimiser. Batches
+    are drawn by `batch_index`. `losses` `[S]`, float32, are each step's, and NaN where
+    the client did not come so far: it does the first `ceil(share * S)` steps.
     """
 
-    def train(objective, params, pool, examples, key):
-        index = batch_index(key, examples, steps=steps, batch_size=batch_size)
+    optimizer: optax.GradientTransformation
+    steps: int
+    batch_size: int
 
-        def step(carry, row):
+    def __call__(self, objective: Objective, params, pool: Batch, examples, key):
+        """Train; see the class."""
+        index = self.batches(examples, key)
+        done = done_steps(self.steps, examples)
+
+        def step(carry, now):
+            row, real = now
             params, state = carry
             loss, grads = jax.value_and_grad(objective)(params, take(pool, row))
-            updates, state = optimizer.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), loss
+            updates, state = self.optimizer.update(grads, state, params)
+            stepped = optax.apply_updates(params, updates), state
+            return keep_done(real, stepped, carry, loss)
 
-        carry = params, optimizer.init(params)
-        (params, _), losses = jax.lax.scan(step, carry, index)
+        carry = params, self.optimizer.init(params)
+        (params, _), losses = jax.lax.scan(step, carry, (index, done))
         return params, losses
 
-    return train
+    def batches(self, examples: Ragged, key: Array) -> Array:
+        """Indices `[S, B]` into the pool."""
+        steps, size = self.steps, self.batch_size
+        return batch_index(key, examples, steps=steps, batch_size=size)
+
+
+def done_steps(steps: int, examples: Ragged) -> Array | None:
+    """Whether a client does each step, `[S]`; None where all clients do all."""
+    if examples.share is None:
+        return None
+    return jnp.arange(steps) < jnp.ceil(examples.share * steps)
+
+
+def keep_done(done: Array | None, new: Any, old: Any, losses: Array) -> tuple:
+    """A step's result: `new`, or `old` with NaN losses where it is not done."""
+    if done is None:
+        return new, losses
+    kept = jax.tree.map(lambda x, y: jnp.where(done, x, y), new, old)
+    return kept, jnp.where(done, losses, jnp.nan)
 
 
 def batch_index(key: Array, examples: Ragged, *, steps: int, batch_size: int) -> Array:

@@ -30,12 +30,14 @@ class Batch(NamedTuple):
 class Ragged(NamedTuple):
     """Each client's examples: `index` `[C, N]` into the pool, `count` `[C]`, int32.
 
-    Only the first `count` indices of a client are real. Inside a client's function the
-    client axis is gone: `[N]` and a scalar.
+    Only the first `count` indices of a client are real. `share` `[C]`, float32: how
+    much of a round's local steps a client does; default: all. Inside a client's
+    function the client axis is gone: `[N]` and scalars.
     """
 
     index: Array
     count: Array
+    share: Array | None = None
 
 
 class Weighted(NamedTuple):

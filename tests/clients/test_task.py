@@ -7,7 +7,7 @@ from tests.helpers_federated import SCALE, problem, task
 
 def test_classification_equals_numpy():
     shared, _, adapter = problem((8,))
-    base, (inputs, labels) = shared
+    base, (inputs, labels) = shared[:2]
     w, a, b = (
         np.asarray(x, np.float64) for x in (base["w"], *adapter["dense"].values())
     )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potara_jax.clients.training import batch_index, client_key, local_training
+from potara_jax.clients.training import Train, batch_index, client_key
 from potara_jax.data.federation import Batch, Ragged, take
 from tests.helpers_federated import assert_close, assert_equal, differs, few_examples
 
@@ -46,7 +46,7 @@ def linear_problem(kind):
 
 @functools.cache
 def jitted(optimizer):
-    fit = local_training(optimizer, steps=STEPS, batch_size=BATCH)
+    fit = Train(optimizer, steps=STEPS, batch_size=BATCH)
     return jax.jit(fit, static_argnums=0)
 
 

@@ -5,8 +5,8 @@ import optax
 import pytest
 
 from potara_jax.clients.task import Task
-from potara_jax.clients.training import local_training
-from potara_jax.federated.fedit import fedit
+from potara_jax.clients.training import Train
+from potara_jax.federated.algorithms.fedit import fedit
 from tests.helpers_federated import (
     OUTPUTS,
     SCALE,
@@ -25,7 +25,7 @@ def squares(base, adapter, batch):
     return 0.5 * (error**2).sum(-1)
 
 
-two_steps = local_training(optax.sgd(RATE), steps=2, batch_size=4)
+two_steps = Train(optax.sgd(RATE), steps=2, batch_size=4)
 ALGORITHMS = {
     "softmax": fedit(task, two_steps),
     "squares": fedit(Task(task.logits, squares, task.correct), two_steps),
@@ -58,7 +58,7 @@ def numpy_rounds(kind, given, *, steps, number):
     weights = np.asarray(given.examples.count) / np.sum(given.examples.count)
     for _ in range(number):
         results = []
-        for row, count in zip(*map(np.asarray, given.examples), strict=True):
+        for row, count in zip(*map(np.asarray, given.examples[:2]), strict=True):
             own = row[:count]
             target = np.eye(OUTPUTS)[labels[own]]
             results.append(

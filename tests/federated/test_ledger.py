@@ -9,7 +9,7 @@ from potara_jax.adapters import lora
 from potara_jax.clients.task import classification
 from potara_jax.data.federation import Batch, pack
 from potara_jax.federated import rounds
-from potara_jax.federated.fedit import fedit
+from potara_jax.federated.algorithms.fedit import fedit
 from potara_jax.federated.interface import Shared
 from potara_jax.federated.ledger import payload_bytes
 from potara_jax.models.vit import ViT, ViTConfig

@@ -71,7 +71,7 @@ def test_local_training_lowers_every_clients_loss():
 
 def test_personalised_adapters_of_local_training_are_the_clients_own():
     progress, _ = run(LOCAL, problem(), number=2)
-    adapters = rounds.personalised(LOCAL, progress, clients=CLIENTS)
+    adapters = rounds.personalised(LOCAL, problem().shared, progress, clients=CLIENTS)
     assert_equal(adapters, progress.states)
     assert differs(client_of(adapters, 0), client_of(adapters, 1))
 
@@ -79,7 +79,9 @@ def test_personalised_adapters_of_local_training_are_the_clients_own():
 @pytest.mark.parametrize("counts", [(7,), (4, 2, 1, 4)])
 def test_personalised_adapters_of_fedit_are_the_servers(counts):
     progress, _ = run(FEDIT, problem(counts), number=2)
-    adapters = rounds.personalised(FEDIT, progress, clients=len(counts))
+    adapters = rounds.personalised(
+        FEDIT, problem(counts).shared, progress, clients=len(counts)
+    )
     assert jax.tree.leaves(adapters)[0].shape[0] == len(counts)
     for client in range(len(counts)):
         assert_equal(client_of(adapters, client), progress.server)

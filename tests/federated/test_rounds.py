@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potara_jax.federated import rounds
+from potara_jax.federated import conditions, rounds
+from potara_jax.federated.conditions import Conditions
 from potara_jax.federated.interface import Algorithm, Update
 from tests.helpers_federated import (
     ALGORITHMS,
@@ -27,7 +28,13 @@ FEDIT, LOCAL = ALGORITHMS["FedIT"], ALGORITHMS["local"]
 WHOLE_FEDIT = ALGORITHMS["FedIT, whole batches"]
 WHOLE_LOCAL = ALGORITHMS["local, whole batches"]
 both = pytest.mark.parametrize("algorithm", [FEDIT, LOCAL], ids=["FedIT", "local"])
+HALF = Conditions(cohort=0.5)
 not_finite = pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+
+
+def draw_cohort(key, number, clients, fraction):
+    counts = jnp.ones(clients, jnp.int32)
+    return conditions.draw_cohort(Conditions(cohort=fraction), counts, key, number)
 
 
 def keep(federation, clients):
@@ -54,15 +61,15 @@ def counting(spoil=None) -> Algorithm:
 
     return Algorithm(
         name="counting",
-        init=lambda adapter: jnp.float32(0),
-        init_client=lambda adapter: jnp.float32(0),
+        init=lambda adapter, size: jnp.float32(0),
+        init_client=lambda adapter, client: jnp.float32(0),
         broadcast=lambda server, state: {
             "server": server,
             "half": jnp.zeros(3, jnp.bfloat16),
         },
         client=client,
         aggregate=lambda server, uploads, weights: weights @ uploads["sum"],
-        personalise=lambda received, state: {},
+        personalise=lambda shared, received, state: {},
     )
 
 
@@ -117,11 +124,7 @@ def test_rounds_draw_other_batches():
 )
 def test_cohort_has_its_size_and_no_client_twice(clients, fraction, size):
     for number in range(5):
-        cohort = np.asarray(
-            rounds.draw_cohort(
-                jax.random.key(0), number, clients=clients, fraction=fraction
-            )
-        )
+        cohort = np.asarray(draw_cohort(jax.random.key(0), number, clients, fraction))
         assert len(cohort) == size
         assert sorted(set(cohort.tolist())) == cohort.tolist()
         assert 0 <= cohort[0] <= cohort[-1] < clients
@@ -130,7 +133,7 @@ def test_cohort_has_its_size_and_no_client_twice(clients, fraction, size):
 def test_cohort_is_a_function_of_the_key_and_the_round():
     def draw(seed, number):
         key = jax.random.key(seed)
-        cohort = rounds.draw_cohort(key, number, clients=12, fraction=0.5)
+        cohort = draw_cohort(key, number, 12, 0.5)
         return tuple(cohort.tolist())
 
     assert draw(0, 3) == draw(0, 3)
@@ -139,15 +142,13 @@ def test_cohort_is_a_function_of_the_key_and_the_round():
 
 
 def test_every_client_is_drawn_in_time():
-    draw = lambda number: rounds.draw_cohort(
-        jax.random.key(0), number, clients=6, fraction=1 / 3
-    )
+    draw = lambda number: draw_cohort(jax.random.key(0), number, 6, 1 / 3)
     drawn = np.concatenate([draw(number) for number in range(30)])
     assert np.all(np.bincount(drawn, minlength=6) > 0)
 
 
 def test_clients_outside_the_cohort_keep_their_state():
-    progress, report = run(LOCAL, problem(), fraction=0.5)
+    progress, report = run(LOCAL, problem(), conditions=HALF)
     assert report.cohort.shape == (2,)
     assert report.losses.shape == (2, 3)
     before = start(LOCAL, problem()).states
@@ -161,7 +162,7 @@ def test_clients_outside_the_cohort_keep_their_state():
 def test_what_a_client_learns_does_not_depend_on_who_else_takes_part():
     cohorts = set()
     for seed in range(5):
-        some, report = run(LOCAL, problem(), seed=seed, fraction=0.5)
+        some, report = run(LOCAL, problem(), seed=seed, conditions=HALF)
         full, _ = run(LOCAL, problem(), seed=seed)
         pick = lambda tree, cohort=report.cohort: jax.tree.map(
             lambda x: x[cohort], tree
@@ -173,7 +174,7 @@ def test_what_a_client_learns_does_not_depend_on_who_else_takes_part():
 
 def test_server_is_the_mean_over_the_cohort_alone():
     counts = np.array([5, 2, 1, 3])
-    progress, report = run(counting(), problem(counts), fraction=0.5)
+    progress, report = run(counting(), problem(counts), conditions=HALF)
     own = counts[report.cohort]
     np.testing.assert_allclose(progress.server, (own**2).sum() / own.sum(), rtol=1e-6)
     inside = np.isin(np.arange(CLIENTS), report.cohort)
@@ -181,7 +182,7 @@ def test_server_is_the_mean_over_the_cohort_alone():
 
 
 def test_cohorts_are_reproducible_over_rounds():
-    once, again = (run(LOCAL, problem(), number=3, fraction=0.5) for _ in range(2))
+    once, again = (run(LOCAL, problem(), number=3, conditions=HALF) for _ in range(2))
     assert_equal(once, again)
 
 
@@ -248,7 +249,7 @@ def test_client_that_recovers_is_taken_in_again():
 )
 @pytest.mark.parametrize("value", [0.5, np.nan])
 def test_chunk_changes_nothing(algorithm, chunk, fraction, value):
-    options = {"number": 3, "fraction": fraction}
+    options = {"number": 3, "conditions": Conditions(cohort=fraction)}
     clients = poisoned(problem(), 2, value)
     whole = run(algorithm, clients, **options)
     assert_close(run(algorithm, clients, chunk=chunk, **options), whole)
@@ -279,7 +280,7 @@ def test_rounds_are_compiled_once(algorithm, kind):
     for number in range(4):
         shared, examples, _ = problem()
         progress, _ = step(shared, progress, examples, jax.random.key(0), kind(number))
-    assert step._cache_size() == 1
+    assert step.programs[0]._cache_size() == 1
     assert_equal(progress, run(algorithm, problem(), number=4)[0])
 
 

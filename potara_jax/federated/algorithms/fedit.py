@@ -12,24 +12,24 @@ from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.federated.aggregation import weighted_mean
 from potara_jax.federated.interface import Algorithm, Update
+from potara_jax.federated.registry import algorithm
 
 
+@algorithm("fedit", "Zhang et al. 2023, arXiv 2305.05644", "the factors' mean")
 def fedit(task: Task, train: Train) -> Algorithm:
     """FedIT for a task; `train` is what a client does in a round."""
 
     def client(shared, received, state, examples, key):
-        def objective(adapter, batch):
-            return task.loss(shared.base, adapter, batch).mean()
-
+        objective = task.objective(shared.base)
         adapter, losses = train(objective, received, shared.pool, examples, key)
         return Update(state, adapter, losses)
 
     return Algorithm(
         name="FedIT",
-        init=lambda adapter: adapter,
-        init_client=lambda adapter: (),
+        init=lambda adapter, size: adapter,
+        init_client=lambda adapter, client: (),
         broadcast=lambda server, state: server,
         client=client,
         aggregate=lambda server, uploads, weights: weighted_mean(uploads, weights),
-        personalise=lambda received, state: received,
+        personalise=lambda shared, received, state: received,
     )

@@ -9,26 +9,25 @@ from __future__ import annotations
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.federated.interface import Algorithm, Update
+from potara_jax.federated.registry import algorithm
 
 
+@algorithm("local", "", "every client alone")
 def local_only(task: Task, train: Train) -> Algorithm:
     """Every client trains an adapter of its own, from the one it is given."""
 
     def client(shared, received, adapter, examples, key):
         del received
-
-        def objective(adapter, batch):
-            return task.loss(shared.base, adapter, batch).mean()
-
+        objective = task.objective(shared.base)
         adapter, losses = train(objective, adapter, shared.pool, examples, key)
         return Update(adapter, (), losses)
 
     return Algorithm(
         name="local",
-        init=lambda adapter: (),
-        init_client=lambda adapter: adapter,
+        init=lambda adapter, size: (),
+        init_client=lambda adapter, client: adapter,
         broadcast=lambda server, state: (),
         client=client,
         aggregate=lambda server, uploads, weights: server,
-        personalise=lambda received, state: state,
+        personalise=lambda shared, received, state: state,
     )

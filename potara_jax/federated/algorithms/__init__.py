@@ -1,0 +1,1 @@
+"""One file an algorithm; importing it registers it."""

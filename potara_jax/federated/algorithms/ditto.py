@@ -1,0 +1,41 @@
+"""Ditto: a personal model beside FedIT's, pulled to it (Li et al. 2021).
+
+    v_k = argmin f_k(v) + strength / 2 |v - w|^2
+
+(arXiv 2012.04221, algorithm 1). The personal model is trained with what the client
+received, then the federated one as FedIT does.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from potara_jax.clients.task import Task
+from potara_jax.clients.training import Train
+from potara_jax.federated.algorithms.fedit import fedit
+from potara_jax.federated.factors import squared_distance
+from potara_jax.federated.interface import Algorithm, Update
+from potara_jax.federated.registry import algorithm
+
+
+@algorithm("ditto", "Li et al. 2021, arXiv 2012.04221", "a personal model near FedIT's")
+def ditto(task: Task, train: Train, *, strength: float = 0.1) -> Algorithm:
+    """Ditto; with `strength` 0 the personal models are those of local training."""
+
+    def client(shared, received, own, examples, key):
+        loss = task.objective(shared.base)
+
+        def near(adapter, batch):
+            pull = squared_distance(adapter, received)
+            return loss(adapter, batch) + strength / 2 * pull
+
+        own, first = train(near, own, shared.pool, examples, key)
+        common, second = train(loss, received, shared.pool, examples, key)
+        return Update(own, common, jnp.append(first, second))
+
+    return fedit(task, train)._replace(
+        name="Ditto",
+        init_client=lambda adapter, client: adapter,
+        client=client,
+        personalise=lambda shared, received, own: own,
+    )

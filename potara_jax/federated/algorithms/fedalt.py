@@ -1,0 +1,84 @@
+"""FedALT: a client's own LoRA and the rest of the world's, mixed token by token.
+
+    y = x W + s (p_1 x a_L b_L + p_2 x a_R b_R),     p = softmax(x G)
+
+(Bian et al. 2026, arXiv 2503.11880). `a_R`, `b_R` are the means of the other clients'
+factors, fixed in a round; the own factors and the gates `G` are trained and never
+overwritten. The gates are private.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from potara_jax.clients.task import Task
+from potara_jax.clients.training import Train
+from potara_jax.federated.aggregation import weighted_mean
+from potara_jax.federated.factors import add, factors, whole
+from potara_jax.federated.interface import Algorithm, Update
+from potara_jax.federated.registry import algorithm
+
+
+@algorithm(
+    "fedalt", "Bian et al. 2026, arXiv 2503.11880", "own and others', mixed by token"
+)
+def fedalt(task: Task, train: Train) -> Algorithm:
+    """FedALT. A client sends how its factors have changed; the server keeps their sum.
+
+    Modules that are trained whole stay with the client.
+    """
+
+    def init(adapter, size):
+        total = jax.tree.map(lambda x: size.clients * x, factors(adapter))
+        return {"sum": total, "clients": jnp.float32(size.clients)}
+
+    def init_client(adapter, client):
+        del client
+        return {"own": adapter, "gates": _gates(factors(adapter), jax.random.key(0))}
+
+    def broadcast(server, state):
+        others = jnp.maximum(server["clients"] - 1, 1)
+        rest = lambda total, own: (total - own) / others
+        return jax.tree.map(rest, server["sum"], factors(state["own"]))
+
+    def client(shared, rest, state, examples, key):
+        loss = task.objective(shared.base)
+        objective = lambda state, batch: loss(_mixed(state, rest), batch)
+        new, losses = train(objective, state, shared.pool, examples, key)
+        old = factors(state["own"])
+        change = jax.tree.map(jnp.subtract, factors(new["own"]), old)
+        return Update(new, change, losses)
+
+    def aggregate(server, uploads, weights):
+        change = weighted_mean(uploads, (weights > 0).astype(jnp.float32))
+        total = jax.tree.map(jnp.add, server["sum"], change)
+        return server | {"sum": total}
+
+    return Algorithm(
+        name="FedALT",
+        init=init,
+        init_client=init_client,
+        broadcast=broadcast,
+        client=client,
+        aggregate=aggregate,
+        personalise=lambda shared, rest, state: _mixed(state, rest),
+    )
+
+
+def _gates(adapter, key):
+    """Kaiming-uniform gates `[..., D, 2]`, one for either adapter; alike on all."""
+
+    def gate(e, key):
+        *stack, inputs, _ = e["a"].shape
+        bound = inputs**-0.5
+        return jax.random.uniform(key, (*stack, inputs, 2), minval=-bound, maxval=bound)
+
+    keys = jax.random.split(key, len(adapter))
+    return {p: gate(adapter[p], k) for p, k in zip(sorted(adapter), keys, strict=True)}
+
+
+def _mixed(state, rest):
+    both = add(factors(state["own"]), rest)
+    gated = {path: e | {"g": state["gates"][path]} for path, e in both.items()}
+    return whole(state["own"]) | gated

@@ -1,0 +1,96 @@
+"""FedDPA: a federated and a local LoRA, mixed for each input (Yang et al. 2024).
+
+In training (FedDPA-T) the local one learns beside the federated one, which stays fixed:
+
+    y = x W + s ((1 - c) x a_G b_G + c x a_L b_L)
+
+and the federated one as in FedIT. For a test input `c` is how near it is to `anchors`,
+a few of the client's training examples:
+
+    c(x) = largest * mean_s cos(e(x), e(x_s)),     e: last features, local adapter
+
+(arXiv 2403.19211, eqs. 7 to 9; FedDPA-F is the same mixture of FedIT's model and the
+same fine-tuned, without that training). The released code gives `c` to the federated
+adapter instead: `to_local=False`.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from potara_jax.clients.task import Task, of_logits
+from potara_jax.clients.training import Train
+from potara_jax.data.federation import Batch, take
+from potara_jax.federated.aggregation import select
+from potara_jax.federated.algorithms.fedit import fedit
+from potara_jax.federated.factors import mix
+from potara_jax.federated.interface import Algorithm, Update
+from potara_jax.federated.registry import algorithm
+
+
+@algorithm("feddpa_t", "Yang et al. 2024, arXiv 2403.19211", "mixed for each input")
+def feddpa_t(
+    task: Task,
+    train: Train,
+    *,
+    share: float = 0.5,
+    anchors: int = 5,
+    largest: float = 0.5,
+    to_local: bool = True,
+) -> Algorithm:
+    """FedDPA-T. `share` is the local adapter's in training. Round 0 is FedIT's."""
+
+    def client(shared, received, state, examples, key):
+        loss, first = task.objective(shared.base), shared.round == 0
+        mixed = lambda own, batch: loss(mix(own, received, share), batch)
+        own, before = train(mixed, state["local"], shared.pool, examples, key)
+        own = select(first, state["local"], own)
+        before = jnp.where(first, jnp.nan, before)
+        common, losses = train(loss, received, shared.pool, examples, key)
+        near = anchor_index(examples, anchors)
+        state = {"local": own, "anchors": near}
+        return Update(state, common, jnp.append(before, losses))
+
+    def personalise(shared, received, state):
+        near = take(shared.pool, state["anchors"])
+        return {"federated": received, "local": state["local"], "anchors": near}
+
+    return fedit(task, train)._replace(
+        name="FedDPA-T",
+        init_client=lambda adapter, client: {
+            "local": adapter,
+            "anchors": jnp.zeros(anchors, jnp.int32),
+        },
+        client=client,
+        personalise=personalise,
+        predict=lambda task: instance_wise(task, largest=largest, to_local=to_local),
+    )
+
+
+def anchor_index(examples, number: int):
+    """The client's first `number` examples, again from the first where it has fewer."""
+    return examples.index[jnp.arange(number) % examples.count]
+
+
+def instance_wise(task: Task, *, largest: float = 0.5, to_local: bool = True) -> Task:
+    """A task on `{"federated", "local", "anchors"}`, both adapters mixed by input."""
+
+    def logits(base, model, batch):
+        near = task.features(base, model["local"], model["anchors"])
+        of = task.features(base, model["local"], batch)
+        close = (_unit(of) @ _unit(near).T).mean(-1)
+        share = largest * close if to_local else 1 - largest * close
+
+        def one(example, share):
+            mixed = mix(model["local"], model["federated"], share)
+            alone = jax.tree.map(lambda x: x[None], example)
+            return task.logits(base, mixed, Batch(*alone))[0]
+
+        return jax.vmap(one)(batch, share)
+
+    return of_logits(logits)
+
+
+def _unit(rows):
+    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-9)

@@ -1,0 +1,88 @@
+"""LoRA-FAIR: the mean `b` is corrected to the mean delta (Bian et al. 2025).
+
+    b <- mean b + argmin_x  S(sum_k p_k a_k b_k, mean a (mean b + x)) + penalty |x|^2
+
+(arXiv 2411.14961). With the squared Frobenius distance for `S` it has a closed form of
+`R x R` matrices; with the paper's cosine it takes gradient steps on the server.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from potara_jax.adapters import algebra
+from potara_jax.clients.task import Task
+from potara_jax.clients.training import Train
+from potara_jax.federated import factors
+from potara_jax.federated.aggregation import weighted_mean
+from potara_jax.federated.algorithms.fedit import fedit
+from potara_jax.federated.interface import Algorithm
+from potara_jax.federated.registry import algorithm
+
+
+@algorithm(
+    "lora_fair", "Bian et al. 2025, arXiv 2411.14961", "FedIT, b corrected for the mean"
+)
+def lora_fair(
+    task: Task,
+    train: Train,
+    *,
+    penalty: float = 0.01,
+    distance: Literal["frobenius", "cosine"] = "frobenius",
+    steps: int = 100,
+    learning_rate: float = 0.01,
+) -> Algorithm:
+    """LoRA-FAIR.
+
+    penalty: times the mean eigenvalue of `a^T a`; infinite, it is FedIT.
+    steps, learning_rate: of the cosine's gradient descent.
+    """
+
+    def aggregate(server, uploads, weights):
+        mean = weighted_mean(uploads, weights)
+        stack = factors.stacked(uploads, weights)
+
+        def correct(entry, mean):
+            if distance == "frobenius":
+                return _closed(entry, mean, penalty)
+            return _descended(entry, mean, penalty, steps, learning_rate)
+
+        corrected = algebra.map_factors(correct, stack, factors.factors(mean))
+        return mean | corrected
+
+    return fedit(task, train)._replace(name="LoRA-FAIR", aggregate=aggregate)
+
+
+def _parts(stack, mean):
+    """`a^T M`, `a^T a` and its mean eigenvalue; `M` is the stack's delta, unformed."""
+    transposed = jnp.swapaxes(mean["a"], -1, -2)
+    target = algebra.product(algebra.product(transposed, stack["a"]), stack["b"])
+    gram = algebra.product(transposed, mean["a"])
+    rank = gram.shape[-1]
+    return target, gram, jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None] / rank
+
+
+def _closed(stack, mean, penalty):
+    target, gram, size = _parts(stack, mean)
+    error = target - algebra.product(gram, mean["b"])
+    ridge = gram + penalty * size * jnp.eye(gram.shape[-1])
+    return mean | {"b": mean["b"] + algebra.solve(ridge, error)}
+
+
+def _descended(stack, mean, penalty, steps, learning_rate):
+    target, gram, _ = _parts(stack, mean)
+    size = algebra.norm(stack)
+
+    def objective(x):
+        b = mean["b"] + x
+        inner = (target * b).sum((-1, -2))
+        square = (algebra.product(gram, b) * b).sum((-1, -2))
+        cosine = inner / jnp.sqrt(square * size**2 + 1e-20)
+        return (1 - cosine + penalty * (x**2).sum((-1, -2))).sum()
+
+    step = lambda _, x: x - learning_rate * jax.grad(objective)(x)
+    x = jax.lax.fori_loop(0, steps, step, jnp.zeros_like(mean["b"]))
+    return mean | {"b": mean["b"] + x}

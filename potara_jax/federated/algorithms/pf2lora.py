@@ -1,0 +1,53 @@
+"""PF2LoRA, first order: common factors and private ones of a lower rank.
+
+    y = x W + s (x a b + x c_k d_k)
+
+(2025, arXiv 2503.03920). The private factors are trained on the received ones, then the
+common on the private; the hypergradient's second-order term is left out.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from potara_jax.clients.task import Task
+from potara_jax.clients.training import Train
+from potara_jax.federated.algorithms.fedit import fedit
+from potara_jax.federated.factors import add, emptied, factors
+from potara_jax.federated.interface import Algorithm, Update
+from potara_jax.federated.registry import algorithm
+
+
+@algorithm(
+    "pf2lora",
+    "2025, arXiv 2503.03920 (first order)",
+    "common and private factors",
+)
+def pf2lora(task: Task, train: Train, *, share: float = 0.5) -> Algorithm:
+    """PF2LoRA; private factors have `share` of the rank."""
+
+    def small(adapter):
+        def entry(e):
+            rank = max(1, round(share * e["a"].shape[-1]))
+            return {"a": e["a"][..., :rank], "b": e["b"][..., :rank, :]}
+
+        return {path: entry(e) for path, e in emptied(adapter).items()}
+
+    def client(shared, received, own, examples, key):
+        loss, pool = task.objective(shared.base), shared.pool
+        of_own = lambda own, batch: loss(_both(received, own), batch)
+        own, first = train(of_own, own, pool, examples, key)
+        of_common = lambda common, batch: loss(_both(common, own), batch)
+        common, second = train(of_common, received, pool, examples, key)
+        return Update(own, common, jnp.append(first, second))
+
+    return fedit(task, train)._replace(
+        name="PF2LoRA",
+        init_client=lambda adapter, client: small(adapter),
+        client=client,
+        personalise=lambda shared, received, own: _both(received, own),
+    )
+
+
+def _both(common, own):
+    return common | add(factors(common), own)

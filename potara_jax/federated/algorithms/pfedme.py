@@ -1,0 +1,69 @@
+"""pFedMe: personal models on Moreau envelopes (Dinh et al. 2020).
+
+    theta ~ argmin f(theta) + strength / 2 |theta - w|^2     by `inner` steps a batch
+    w <- w - rate * strength (w - theta)
+
+(arXiv 2006.08848, algorithm 1, with the server's `beta` 1). The inner steps are those
+of the clients' optimiser; the personal model is `theta`.
+"""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+from potara_jax.clients.task import Task
+from potara_jax.clients.training import Train, done_steps, keep_done
+from potara_jax.data.federation import take
+from potara_jax.federated.algorithms.fedit import fedit
+from potara_jax.federated.factors import interpolate, squared_distance
+from potara_jax.federated.interface import Algorithm, Update
+from potara_jax.federated.registry import algorithm
+
+
+@algorithm("pfedme", "Dinh et al. 2020, arXiv 2006.08848", "personal Moreau envelopes")
+def pfedme(
+    task: Task,
+    train: Train,
+    *,
+    strength: float = 1.0,
+    rate: float = 0.5,
+    inner: int = 3,
+) -> Algorithm:
+    """pFedMe; `rate` is the outer step's, times `strength`, in (0, 1]."""
+
+    def client(shared, received, state, examples, key):
+        loss = task.objective(shared.base)
+
+        def step(carry, now):
+            row, real = now
+            common, theta, memory = carry
+            batch = take(shared.pool, row)
+
+            def envelope(theta):
+                pull = squared_distance(theta, common)
+                return loss(theta, batch) + strength / 2 * pull
+
+            def descend(inside, _):
+                theta, memory = inside
+                value, grads = jax.value_and_grad(envelope)(theta)
+                updates, memory = train.optimizer.update(grads, memory, theta)
+                return (optax.apply_updates(theta, updates), memory), value
+
+            inside = theta, memory
+            (theta, memory), values = jax.lax.scan(descend, inside, None, inner)
+            moved = interpolate(theta, common, rate)
+            return keep_done(real, (moved, theta, memory), carry, values)
+
+        index = train.batches(examples, key)
+        done = done_steps(train.steps, examples)
+        start = received, received, train.optimizer.init(received)
+        (common, theta, _), losses = jax.lax.scan(step, start, (index, done))
+        return Update(theta, common, losses.ravel())
+
+    return fedit(task, train)._replace(
+        name="pFedMe",
+        init_client=lambda adapter, client: adapter,
+        client=client,
+        personalise=lambda shared, received, theta: theta,
+    )

@@ -1,0 +1,73 @@
+"""SCAFFOLD: control variates correct the clients' drift (Karimireddy et al. 2020).
+
+    y <- y - eta (g + c - c_k),     c_k' = c_k - c + (x - y) / (K eta)
+    x <- x + mean(y - x),           c <- c + |S| / N mean(c_k' - c_k)
+
+(arXiv 1910.06378, algorithm 1, option II). It holds for SGD alone, so clients use it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from potara_jax.clients.task import Task
+from potara_jax.clients.training import Train
+from potara_jax.federated.aggregation import weighted_mean
+from potara_jax.federated.interface import Algorithm, Update
+from potara_jax.federated.registry import algorithm
+
+
+@algorithm(
+    "scaffold",
+    "Karimireddy et al. 2020, arXiv 1910.06378",
+    "control variates",
+)
+def scaffold(task: Task, train: Train, *, learning_rate: float = 0.5) -> Algorithm:
+    """SCAFFOLD with SGD of a learning rate. A client sends `y` and `c + c_k' - c_k`."""
+    train = dataclasses.replace(train, optimizer=optax.sgd(learning_rate))
+
+    def init(adapter, size):
+        share = jnp.float32(size.cohort / size.clients)
+        return {"x": adapter, "c": _zeros(adapter), "share": share}
+
+    def client(shared, received, own, examples, key):
+        loss, start = task.objective(shared.base), received["x"]
+        push = jax.tree.map(jnp.subtract, received["c"], own)
+
+        def objective(adapter, batch):
+            return loss(adapter, batch) + optax.tree.vdot(push, adapter)
+
+        adapter, losses = train(objective, start, shared.pool, examples, key)
+        steps = jnp.maximum(jnp.isfinite(losses).sum(), 1)
+        drift = lambda x, y: (x - y) / (steps * learning_rate)
+        change = jax.tree.map(
+            lambda x, y, c: drift(x, y) - c, start, adapter, received["c"]
+        )
+        own = jax.tree.map(jnp.add, own, change)
+        control = jax.tree.map(jnp.add, received["c"], change)
+        return Update(own, {"x": adapter, "c": control}, losses)
+
+    def aggregate(server, uploads, weights):
+        there = (weights > 0) / jnp.maximum((weights > 0).sum(), 1)
+        moved = weighted_mean(uploads["c"], there)
+        step = lambda old, new: old + server["share"] * (new - old)
+        control = jax.tree.map(step, server["c"], moved)
+        return server | {"x": weighted_mean(uploads["x"], weights), "c": control}
+
+    return Algorithm(
+        name="SCAFFOLD",
+        init=init,
+        init_client=lambda adapter, client: _zeros(adapter),
+        broadcast=lambda server, state: {"x": server["x"], "c": server["c"]},
+        client=client,
+        aggregate=aggregate,
+        personalise=lambda shared, received, state: received["x"],
+    )
+
+
+def _zeros(adapter):
+    return jax.tree.map(jnp.zeros_like, adapter)

@@ -1,0 +1,198 @@
+"""What algorithms do with adapters: split them, mix two, cut ranks, average deltas.
+
+Dimension letters: `C` clients, `D` inputs, `R` rank, `K` outputs; `...` scanned layers.
+A module that is trained whole (a head) has no factors; it goes along as each function
+says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from potara_jax.adapters import algebra
+from potara_jax.adapters.lora import Adapter, Array, is_factors
+from potara_jax.federated.aggregation import weighted_mean
+
+Deltas = dict[str, Array]
+
+
+def only_a(adapter: Adapter) -> Adapter:
+    """The factors `a`."""
+    return {p: {"a": e["a"]} for p, e in adapter.items() if is_factors(e)}
+
+
+def all_but_a(adapter: Adapter) -> Adapter:
+    """The factors `b`, and the modules that are trained whole."""
+    return {p: {k: v for k, v in e.items() if k != "a"} for p, e in adapter.items()}
+
+
+def join(*parts: Adapter) -> Adapter:
+    """Parts of an adapter together."""
+    paths = sorted({path for part in parts for path in part})
+    entry = lambda path: {k: v for part in parts for k, v in part.get(path, {}).items()}
+    return {path: entry(path) for path in paths}
+
+
+def factors(adapter: Adapter) -> Adapter:
+    """The modules with factors."""
+    return {path: entry for path, entry in adapter.items() if is_factors(entry)}
+
+
+def whole(adapter: Adapter) -> Adapter:
+    """The modules that are trained whole."""
+    return {path: entry for path, entry in adapter.items() if not is_factors(entry)}
+
+
+def last_modules(adapter: Adapter, blocks: int = 1) -> set[str]:
+    """The modules that are trained whole; where there is none, the last blocks' own.
+
+    A block is the part of a path before its first slash, in the order of its numbers.
+    """
+    if whole(adapter):
+        return set(whole(adapter))
+    block = lambda path: path.split("/")[0]
+    names = sorted({block(path) for path in adapter}, key=_by_number)
+    return {path for path in adapter if block(path) in names[-blocks:]}
+
+
+def _by_number(name: str) -> list:
+    return [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)]
+
+
+def divide(adapter: Adapter, paths: set[str]) -> tuple[Adapter, Adapter]:
+    """The modules at the paths, and the others."""
+    inside = {p: e for p, e in adapter.items() if p in paths}
+    return inside, {p: e for p, e in adapter.items() if p not in paths}
+
+
+def mix(first: Adapter, second: Adapter, share: Array | float) -> Adapter:
+    """`share` of one adapter's output and `1 - share` of another's, exactly.
+
+    The ranks add up. Modules that are trained whole are averaged.
+    """
+
+    def concatenated(one, other):
+        one = one | {"b": share * one["b"]}
+        return algebra.concatenate(one, other | {"b": (1 - share) * other["b"]})
+
+    return _both(concatenated, share, first, second)
+
+
+def add(first: Adapter, second: Adapter) -> Adapter:
+    """Both adapters' outputs summed, exactly; whole modules are the first's."""
+    return _both(algebra.concatenate, 1.0, first, second)
+
+
+def _both(join_factors: Callable, share, first: Adapter, second: Adapter) -> Adapter:
+    average = lambda x, y: share * x + (1 - share) * y
+    return {
+        path: join_factors(entry, second[path])
+        if is_factors(entry)
+        else jax.tree.map(average, entry, second.get(path, entry))
+        for path, entry in first.items()
+    }
+
+
+def interpolate(first: Any, second: Any, share: Array | float) -> Any:
+    """`share x + (1 - share) y` of all numbers: factors, not deltas."""
+    return jax.tree.map(lambda x, y: share * x + (1 - share) * y, first, second)
+
+
+def squared_distance(first: Any, second: Any) -> Array:
+    """`|x - y|^2` over all numbers."""
+    squares = jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), first, second)
+    return sum(jax.tree.leaves(squares))
+
+
+# --- Ranks ---------------------------------------------------------------------------
+
+
+def rank_of(adapter: Adapter) -> int:
+    """The rank of an adapter's factors, which is one."""
+    return next(iter(factors(adapter).values()))["a"].shape[-1]
+
+
+def cut(adapter: Adapter, rank: Array | int) -> Adapter:
+    """The adapter with zeros beyond a rank; whole modules as they are.
+
+    Zero columns of `a` with zero rows of `b` have zero gradients: they stay zero in
+    training, so a client's rank is what it was given.
+    """
+
+    def entry(e):
+        if not is_factors(e):
+            return e
+        inside = jnp.arange(e["a"].shape[-1]) < rank
+        a = jnp.where(inside, e["a"], 0)
+        return {"a": a, "b": jnp.where(inside[:, None], e["b"], 0)}
+
+    return {path: entry(e) for path, e in adapter.items()}
+
+
+def rank_for(adapter: Adapter, ranks: tuple[int, ...], client: Array) -> Array:
+    """A client's rank, int32: the ranks are dealt in turn; none given: the adapter's.
+
+    Raises `ValueError` where a rank is not between 1 and the adapter's.
+    """
+    largest = rank_of(adapter)
+    bad = [rank for rank in ranks if not 1 <= rank <= largest]
+    if bad:
+        raise ValueError(f"rank {bad[0]} of a client: it must be in 1 to {largest}")
+    given = jnp.array(ranks or (largest,), jnp.int32)
+    return given[client % len(given)]
+
+
+def emptied(adapter: Adapter) -> Adapter:
+    """The factors with `b` = 0."""
+    return {p: e | {"b": 0 * e["b"]} for p, e in factors(adapter).items()}
+
+
+# --- Deltas --------------------------------------------------------------------------
+
+
+def mean_delta(uploads: Adapter, weights: Array) -> Deltas:
+    """`sum_c p_c a_c b_c` of every module with factors: dense `[..., D, K]`, one."""
+    product = "c,c...dr,c...rk->...dk"
+    return {
+        path: jnp.einsum(product, weights, e["a"], e["b"], precision="highest")
+        for path, e in factors(uploads).items()
+    }
+
+
+def stacked(uploads: Adapter, weights: Array) -> Adapter:
+    """Factors of rank `C R` whose delta is `sum_c p_c a_c b_c`, without forming it."""
+
+    def entry(e):
+        a = jnp.moveaxis(jnp.tensordot(jnp.diag(weights), e["a"], 1), 0, -2)
+        b = jnp.moveaxis(e["b"], 0, -3)
+        flat = lambda x, axis: x.reshape(*_merged(x.shape, axis))
+        return {"a": flat(a, -2), "b": flat(b, -3)}
+
+    return {path: entry(e) for path, e in factors(uploads).items()}
+
+
+def _merged(shape: tuple[int, ...], axis: int) -> list[int]:
+    """A shape with an axis and the next made one."""
+    at = len(shape) + axis
+    return [*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :]]
+
+
+def add_deltas(first: Deltas, second: Deltas) -> Deltas:
+    """Their sum."""
+    return jax.tree.map(jnp.add, first, second)
+
+
+def zero_deltas(adapter: Adapter) -> Deltas:
+    """Dense zeros of every module with factors."""
+    shape = lambda e: (*e["a"].shape[:-1], e["b"].shape[-1])
+    return {path: jnp.zeros(shape(e)) for path, e in factors(adapter).items()}
+
+
+def mean_whole(uploads: Adapter, weights: Array) -> Adapter:
+    """The mean of the modules that are trained whole."""
+    return weighted_mean(whole(uploads), weights)

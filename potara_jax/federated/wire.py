@@ -1,0 +1,200 @@
+"""What may happen to an upload on its way: clipping, noise and compression.
+
+All of it acts on an upload's *change*: what it differs by from what the client
+received, where the two are alike in structure (most algorithms), else the upload as it
+is. The server, which knows what it sent, adds that again. So a wire composes with any
+algorithm, and the ledger counts the message that travels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = jax.Array
+Message = Any
+
+
+class Compression(NamedTuple):
+    """`encode(tree, key) -> message` and `decode(message, like) -> tree`.
+
+    feedback: what is lost is added to the client's next change (Seide et al. 2014;
+      Karimireddy et al. 2019, arXiv 1901.09847).
+    """
+
+    encode: Callable[[Any, Array], Message]
+    decode: Callable[[Message, Any], Any]
+    feedback: bool = False
+
+
+class Privacy(NamedTuple):
+    """Client-level differential privacy (McMahan et al. 2018, arXiv 1710.06963).
+
+    Every change is clipped to the norm `clip`, and the sum over a cohort gets Gaussian
+    noise of standard deviation `noise * clip`: each client adds its share, which is
+    what the server would add, or what secure aggregation would see. All weigh alike.
+    """
+
+    clip: float
+    noise: float
+
+
+class Wire(NamedTuple):
+    """The way of an upload to the server; as it is by default."""
+
+    compression: Compression | None = None
+    privacy: Privacy | None = None
+
+
+AS_IT_IS = Wire()
+
+
+class Sent(NamedTuple):
+    """What travels, what the server makes of it, and what the client still owes."""
+
+    message: Message
+    upload: Any
+    owed: Any
+
+
+def send(
+    wire: Wire, upload: Any, received: Any, owed: Any, key: Array, *, cohort: int
+) -> Sent:
+    """One client's upload through the wire; `cohort` clients share the noise."""
+    if wire == AS_IT_IS:
+        return Sent(upload, upload, owed)
+    noise_key, code_key = jax.random.split(key)
+    known = _reference(upload, received)
+    change = _map_floats(jnp.subtract, upload, known)
+    if wire.privacy:
+        change = _private(wire.privacy, change, noise_key, cohort)
+    message, arrived, owed = _compressed(wire.compression, change, owed, code_key)
+    return Sent(message, _map_floats(jnp.add, arrived, known), owed)
+
+
+def _compressed(how: Compression | None, change, owed, key):
+    if how is None:
+        return change, change, owed
+    if how.feedback:
+        change = _map_floats(jnp.add, change, owed)
+    message = how.encode(change, key)
+    arrived = how.decode(message, change)
+    left = _map_floats(jnp.subtract, change, arrived) if how.feedback else owed
+    return message, arrived, left
+
+
+def _private(how: Privacy, change, key, cohort: int):
+    norm = optax.tree.norm(change)
+    scale = jnp.minimum(1.0, how.clip / jnp.maximum(norm, 1e-30))
+    deviation = how.noise * how.clip / math.sqrt(cohort)
+    leaves, structure = jax.tree.flatten(change)
+    keys = jax.random.split(key, len(leaves))
+    noisy = [
+        x * scale + deviation * jax.random.normal(k, x.shape, x.dtype)
+        for x, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(structure, noisy)
+
+
+def _reference(upload, received):
+    """What the client received, where that is of the upload's kind, else zeros."""
+    shape = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    alike = jax.tree.structure(upload) == jax.tree.structure(received)
+    if alike and shape(upload) == shape(received):
+        return received
+    return jax.tree.map(jnp.zeros_like, upload)
+
+
+def _map_floats(fn, tree, other):
+    """`fn` over two trees' floating-point leaves; others are the first tree's."""
+    apply = lambda x, y: fn(x, y) if _is_float(x) else x
+    return jax.tree.map(apply, tree, other)
+
+
+def _is_float(x) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+# --- Ways to compress ----------------------------------------------------------------
+
+
+def bfloat16() -> Compression:
+    """Two bytes a number, rounded to nearest."""
+    cast = lambda dtype: lambda x: x.astype(dtype) if _is_float(x) else x
+    return Compression(
+        lambda tree, key: jax.tree.map(cast(jnp.bfloat16), tree),
+        lambda message, like: jax.tree.map(
+            lambda x, y: x.astype(y.dtype), message, like
+        ),
+    )
+
+
+def int8() -> Compression:
+    """One byte a number and four an array, rounded at random without bias.
+
+    An array's scale is its largest magnitude over 127; `x / scale` is rounded up with
+    the probability of its fraction (QSGD, Alistarh et al. 2017, arXiv 1610.02132).
+    """
+
+    def encode(tree, key):
+        leaves, structure = jax.tree.flatten(tree)
+        keys = jax.random.split(key, len(leaves))
+        coded = [_to_int8(x, k) for x, k in zip(leaves, keys, strict=True)]
+        return jax.tree.unflatten(structure, coded)
+
+    def decode(message, like):
+        return jax.tree.map(_from_int8, like, message)
+
+    return Compression(encode, decode)
+
+
+def _to_int8(x, key):
+    if not _is_float(x):
+        return x
+    scale = jnp.maximum(jnp.abs(x).max(), 1e-30) / 127
+    at_random = jnp.floor(x / scale + jax.random.uniform(key, x.shape))
+    return {"code": at_random.clip(-127, 127).astype(jnp.int8), "scale": scale}
+
+
+def _from_int8(like, coded):
+    if not _is_float(like):
+        return coded
+    return (coded["code"] * coded["scale"]).astype(like.dtype)
+
+
+def top_k(share: float) -> Compression:
+    """The share of an array's entries of largest magnitude, each with its place.
+
+    Four bytes more an entry for the place (Stich et al. 2018, arXiv 1809.07599). What
+    is not sent is owed. Raises `ValueError` where the share is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"a top-k share is {share}: it must be in (0, 1]")
+
+    def encode(tree, key):
+        return jax.tree.map(lambda x: _largest(x, share), tree)
+
+    def decode(message, like):
+        return jax.tree.map(_put_back, like, message)
+
+    return Compression(encode, decode, feedback=True)
+
+
+def _largest(x, share):
+    if not _is_float(x):
+        return x
+    flat = x.ravel()
+    _, place = jax.lax.top_k(jnp.abs(flat), math.ceil(share * flat.size))
+    return {"value": flat[place], "place": place.astype(jnp.int32)}
+
+
+def _put_back(like, sparse):
+    if not _is_float(like):
+        return sparse
+    flat = jnp.zeros(like.size, like.dtype)
+    return flat.at[sparse["place"]].set(sparse["value"]).reshape(like.shape)

@@ -1,0 +1,148 @@
+"""What holds for every algorithm, on the linear model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from potara_jax.clients.training import Train
+from potara_jax.federated import rounds
+from potara_jax.federated.conditions import Conditions
+from potara_jax.federated.registry import load_all
+from tests.helpers_federated import (
+    assert_close,
+    assert_equal,
+    make_round,
+    problem,
+    run,
+    start,
+    task,
+)
+
+COUNTS = (4, 2, 1, 4)
+train = Train(optax.sgd(0.1), steps=3, batch_size=4)
+ALGORITHMS = {name: entry.make(task, train) for name, entry in load_all().items()}
+every = pytest.mark.parametrize("name", ALGORITHMS)
+
+
+def models(name, given, progress, number=4):
+    algorithm = ALGORITHMS[name]
+    shared = rounds.known(algorithm.turn(number), given.shared, progress.server, number)
+    clients = len(given.examples.count)
+    found = rounds.personalised(
+        algorithm, given.shared, progress, clients=clients, number=number
+    )
+    predict = algorithm.predict(task).logits
+    return jax.vmap(lambda model: predict(shared.base, model, shared.pool))(found)
+
+
+def ordered(given, order):
+    examples = jax.tree.map(lambda x: x[np.array(order)], given.examples)
+    return given._replace(examples=examples)
+
+
+@every
+def test_every_algorithm_is_listed_with_a_summary(name):
+    entry = load_all()[name]
+    assert entry.summary
+    assert name == "local" or "20" in entry.reference
+
+
+@every
+def test_structures_are_fixed_and_a_ragged_federation_is_finite(name):
+    before = start(ALGORITHMS[name], problem(COUNTS))
+    shape = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    progress, report = run(ALGORITHMS[name], problem(COUNTS), number=4)
+    assert shape(progress) == shape(before)
+    assert np.all(report.finite) and np.all(report.arrived)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(progress))
+    assert np.all(np.isfinite(models(name, problem(COUNTS), progress)))
+
+
+@every
+def test_clients_learn(name):
+    given = problem((8, 8, 8))
+    _, first = run(ALGORITHMS[name], given)
+    _, last = run(ALGORITHMS[name], given, number=30)
+    losses = lambda report: np.nanmean(report.losses[:, -1])
+    assert losses(last) < losses(first)
+
+
+@every
+def test_order_of_clients_changes_nothing(name):
+    order = [0, 3, 1, 2]
+    given = problem(COUNTS)
+    there, _ = run(ALGORITHMS[name], given, number=4)
+    moved, _ = run(ALGORITHMS[name], ordered(given, order), number=4)
+    logits = models(name, given, there)
+    assert_close(
+        models(name, given, moved), logits[np.array(order)], rtol=1e-3, atol=1e-4
+    )
+
+
+@every
+def test_padding_changes_nothing_to_the_bit(name):
+    exact, _ = run(ALGORITHMS[name], problem(COUNTS), number=3)
+    padded, _ = run(ALGORITHMS[name], problem(COUNTS, size=9), number=3)
+    assert_equal(padded, exact)
+
+
+@every
+def test_chunks_change_nothing(name):
+    whole, _ = run(ALGORITHMS[name], problem(COUNTS), number=3)
+    chunked, _ = run(ALGORITHMS[name], problem(COUNTS), number=3, chunk=2)
+    assert_close(chunked, whole, rtol=1e-3, atol=1e-4)
+
+
+@every
+def test_one_compilation_for_each_turn(name):
+    algorithm, given = ALGORITHMS[name], problem(COUNTS)
+    step, progress = rounds.make_round(algorithm), start(algorithm, given)
+    for number in range(4):
+        key = jax.random.key(0)
+        progress, _ = step(given.shared, progress, given.examples, key, number)
+    assert [program._cache_size() for program in step.programs] == [1] * len(
+        step.programs
+    )
+
+
+@every
+def test_rounds_go_on_from_stored_progress(name):
+    algorithm, given = ALGORITHMS[name], problem(COUNTS)
+    step, key = make_round(algorithm), jax.random.key(0)
+    progress = start(algorithm, given)
+    for number in range(4):
+        if number == 2:  # as a checkpoint has it: bytes of arrays, and no more
+            leaves, structure = jax.tree.flatten(progress)
+            stored = [np.array(x).tobytes() for x in leaves]
+            read = [
+                jnp.asarray(np.frombuffer(raw, x.dtype).reshape(x.shape))
+                for raw, x in zip(stored, leaves, strict=True)
+            ]
+            progress = jax.tree.unflatten(structure, read)
+        progress, _ = step(given.shared, progress, given.examples, key, number)
+    assert_equal(progress, run(algorithm, given, number=4)[0])
+
+
+@every
+def test_a_client_that_diverges_is_left_out(name):
+    given = problem(COUNTS)
+    pool = given.shared.pool
+    broken = pool.inputs.at[given.examples.index[1, 0]].set(jnp.nan)
+    shared = given.shared._replace(pool=pool._replace(inputs=broken))
+    progress, report = run(ALGORITHMS[name], given._replace(shared=shared), number=3)
+    np.testing.assert_array_equal(report.finite, [True, False, True, True])
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(progress))
+
+
+@every
+def test_all_conditions_at_once(name):
+    hard = Conditions(
+        cohort=2, by_examples=True, dropout=0.3, stragglers=0.5, newcomers=0.25
+    )
+    given = problem((4, 2, 1, 4, 3))
+    progress, report = run(ALGORITHMS[name], given, number=5, conditions=hard)
+    assert report.cohort.shape == (2,) and report.cohort.max() < 3
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(progress))
+    assert np.all(np.isfinite(models(name, given, progress, 5)))
