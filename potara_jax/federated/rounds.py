@@ -18,6 +18,7 @@ from potara_jax.clients.training import client_key
 from potara_jax.data.federation import Ragged
 from potara_jax.federated import conditions as conditions_
 from potara_jax.federated import ledger
+from potara_jax.federated import privacy as privacy_
 from potara_jax.federated import wire as wire_
 from potara_jax.federated.aggregation import all_finite, select
 from potara_jax.federated.conditions import EVERYBODY, Conditions
@@ -87,11 +88,15 @@ def owing(
     clients = len(examples.count)
     zeros = lambda x: jnp.zeros((clients, *x.shape), x.dtype)
     turns = algorithm.turns or (algorithm,)
-    uploads = [_upload_shape(turn, shared, progress, examples) for turn in turns]
+    uploads = [upload_shape(turn, shared, progress, examples) for turn in turns]
     return progress._replace(owed=tuple(jax.tree.map(zeros, up) for up in uploads))
 
 
-def _upload_shape(algorithm, shared, progress, examples):
+def upload_shape(
+    algorithm: Algorithm, shared: Shared, progress: Progress, examples: Ragged
+) -> Any:
+    """Shapes and dtypes of what one client sends in a round."""
+
     def upload(shared, server, states, examples):
         shared = known(algorithm, shared, server, 0)
         state, own = jax.tree.map(lambda x: x[0], (states, examples))
@@ -148,13 +153,16 @@ def _make_turn(algorithm, place, conditions, wire, chunk):
         pick = lambda tree: jax.tree.map(lambda x: x[cohort], tree)
         shared = known(algorithm, shared, progress.server, number)
         one = over_clients(
-            _one_client(algorithm, conditions, wire, len(cohort)),
+            _one_client(algorithm, conditions, wire),
             in_axes=(None, None, 0, 0, 0, 0, None),
             chunk=chunk,
         )
         owed = progress.owed[place] if progress.owed else ()
         mine = pick(progress.states), pick(owed), pick(examples), cohort
         result = one(shared, progress.server, *mine, key)
+        if wire.privacy:
+            keys = jax.vmap(lambda i: client_key(key, i, number))(cohort)
+            result = _noised(wire.privacy, result, keys)
         server = _aggregate(
             algorithm, progress.server, result, _weights(conditions, wire, mine[2])
         )
@@ -183,14 +191,14 @@ class _Result(NamedTuple):
     report: tuple
 
 
-def _one_client(algorithm, conditions, wire, cohort: int):
+def _one_client(algorithm, conditions, wire):
     def run(shared, server, state, owed, examples, client, key):
         key = client_key(key, client, shared.round)
         received = algorithm.broadcast(server, state)
         examples = conditions_.slowed(conditions, examples, key)
         update = algorithm.client(shared, received, state, examples, key)
         way = jax.random.fold_in(key, 3)
-        sent = wire_.send(wire, update.upload, received, owed, way, cohort=cohort)
+        sent = wire_.send(wire, update.upload, received, owed, way)
         finite = _finite(update.losses, (sent.upload, update.state))
         arrived = finite & ~conditions_.lost(conditions, key)
         keep = lambda new, old: select(arrived, new, old)
@@ -206,6 +214,13 @@ def _one_client(algorithm, conditions, wire, cohort: int):
         )
 
     return run
+
+
+def _noised(privacy, result: _Result, keys) -> _Result:
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 4))(keys)
+    return result._replace(
+        upload=privacy_.noised(privacy, result.upload, result.arrived, keys)
+    )
 
 
 def _finite(losses, results) -> Array:

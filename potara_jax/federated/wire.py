@@ -1,4 +1,4 @@
-"""What may happen to an upload on its way: clipping, noise and compression.
+"""What may happen to an upload on its way: compression, clipping and noise.
 
 All of it acts on an upload's *change*: what it differs by from what the client
 received, where the two are alike in structure (most algorithms), else the upload as it
@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+
+from potara_jax.federated.privacy import Privacy, clipped
 
 Array = jax.Array
 Message = Any
@@ -30,18 +31,6 @@ class Compression(NamedTuple):
     encode: Callable[[Any, Array], Message]
     decode: Callable[[Message, Any], Any]
     feedback: bool = False
-
-
-class Privacy(NamedTuple):
-    """Client-level differential privacy (McMahan et al. 2018, arXiv 1710.06963).
-
-    Every change is clipped to the norm `clip`, and the sum over a cohort gets Gaussian
-    noise of standard deviation `noise * clip`: each client adds its share, which is
-    what the server would add, or what secure aggregation would see. All weigh alike.
-    """
-
-    clip: float
-    noise: float
 
 
 class Wire(NamedTuple):
@@ -62,18 +51,15 @@ class Sent(NamedTuple):
     owed: Any
 
 
-def send(
-    wire: Wire, upload: Any, received: Any, owed: Any, key: Array, *, cohort: int
-) -> Sent:
-    """One client's upload through the wire; `cohort` clients share the noise."""
+def send(wire: Wire, upload: Any, received: Any, owed: Any, key: Array) -> Sent:
+    """One client's upload through the wire; the server clips what it decodes."""
     if wire == AS_IT_IS:
         return Sent(upload, upload, owed)
-    noise_key, code_key = jax.random.split(key)
     known = _reference(upload, received)
     change = _map_floats(jnp.subtract, upload, known)
+    message, arrived, owed = _compressed(wire.compression, change, owed, key)
     if wire.privacy:
-        change = _private(wire.privacy, change, noise_key, cohort)
-    message, arrived, owed = _compressed(wire.compression, change, owed, code_key)
+        arrived = clipped(wire.privacy, arrived)
     return Sent(message, _map_floats(jnp.add, arrived, known), owed)
 
 
@@ -86,19 +72,6 @@ def _compressed(how: Compression | None, change, owed, key):
     arrived = how.decode(message, change)
     left = _map_floats(jnp.subtract, change, arrived) if how.feedback else owed
     return message, arrived, left
-
-
-def _private(how: Privacy, change, key, cohort: int):
-    norm = optax.tree.norm(change)
-    scale = jnp.minimum(1.0, how.clip / jnp.maximum(norm, 1e-30))
-    deviation = how.noise * how.clip / math.sqrt(cohort)
-    leaves, structure = jax.tree.flatten(change)
-    keys = jax.random.split(key, len(leaves))
-    noisy = [
-        x * scale + deviation * jax.random.normal(k, x.shape, x.dtype)
-        for x, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(structure, noisy)
 
 
 def _reference(upload, received):
