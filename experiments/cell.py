@@ -15,14 +15,14 @@ from experiments.diagnostics import diagnostics
 from experiments.display import Display
 from experiments.merges import make_merges
 from experiments.methods import make_methods, row
-from experiments.phases import Outcome, run_phase
+from experiments.phases import Outcome, Phase, run_phase
 from experiments.problem import Problem
 from experiments.programs import Programs
 from experiments.recipes import SPECIAL
 from experiments.settings import Settings
 from experiments.store import Cell, Store
 from potara_jax.adapters.lora import Adapter
-from potara_jax.federated.rounds import stack
+from potara_jax.federated.rounds import stack, start
 
 
 def run_cell(
@@ -71,8 +71,8 @@ def _keep(store: Store, cell: Cell, adapters: Adapter) -> None:
 
 def _train(at: Context, store, display) -> Parents:
     federated, local = train_parents(at, store, display)
-    tuning, start = at.programs.fine_tuning, federated.adapters
-    tuned = _phase(at, store, display, tuning, start, at.fold(3))
+    tuning, begin = at.programs.fine_tuning, federated.models
+    tuned = train(at, store, display, tuning, begin, at.fold(3))
     return Parents(federated, local, tuned)
 
 
@@ -80,18 +80,18 @@ def train_parents(
     at: Context, store: Store, display: Display
 ) -> tuple[Outcome, Outcome]:
     """The federated phase, and the local one."""
-    phase = partial(_phase, at, store, display)
-    first = at.problem.adapter(at.fold(0))
-    start = stack(first, clients=at.settings.clients)
-    federated = phase(at.programs.federated, start, at.fold(1))
-    start = _local_start(at, first, federated.adapters)
-    return federated, phase(at.programs.local, start, at.fold(2))
+    run, first = partial(train, at, store, display), at.problem.adapter(at.fold(0))
+    alike = stack(first, clients=at.settings.clients)
+    federated = run(at.programs.federated, alike, at.fold(1))
+    begin = _local_start(at, first, federated.models)
+    return federated, run(at.programs.local, begin, at.fold(2))
 
 
-def _phase(at: Context, store, display, which, start, key) -> Outcome:
+def train(at: Context, store, display, phase: Phase, adapters, key) -> Outcome:
+    """A phase from every client's adapter; the server starts from the first one's."""
     return run_phase(
-        which,
-        start,
+        phase,
+        start(phase.algorithm, adapters, phase.conditions),
         at.problem.base,
         at.federation,
         key,

@@ -1,6 +1,7 @@
 """`potara`: every job from one command line.
 
     potara run EXPERIMENT [options]
+    potara compare EXPERIMENT [options]
     potara study EXPERIMENT [options]
     potara merge --federated DIR --local DIR --out DIR [options]
     potara inspect DIR
@@ -79,6 +80,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command(_experiment, "run an experiment: a table of methods and a report"),
+    "compare": Command(_experiment, "compare federated algorithms, on an experiment"),
     "study": Command(_experiment, "compare ways to weigh, on an experiment"),
     "merge": Command(_merge, "merge LoRA adapters that Hugging Face PEFT wrote"),
     "inspect": Command(_inspect, "show what such an adapter holds"),

@@ -15,6 +15,7 @@ from experiments.store import Cell
 from potara_jax.adapters.lora import Adapter
 from potara_jax.data.federation import Batch, Federation, Ragged, take
 from potara_jax.evaluation.metrics import Scores
+from potara_jax.federated.conditions import present
 from potara_jax.federated.interface import Shared
 from potara_jax.merging import Samples
 
@@ -33,6 +34,11 @@ class Context(NamedTuple):
     def shared(self) -> Shared:
         """The base and the pool."""
         return Shared(self.problem.base, self.federation.pool)
+
+    @property
+    def there(self) -> int:
+        """How many clients are there from the beginning: the first ones."""
+        return present(self.programs.federated.conditions, self.settings.clients)
 
     def fold(self, number: int) -> jax.Array:
         """A key for one purpose."""
@@ -72,6 +78,14 @@ def _gathered(pool: Batch, ragged: Ragged) -> Samples:
 def score(at: Context, adapters: Adapter) -> Scores:
     """Every client's model on its own test distribution."""
     return at.programs.evaluate(at.shared, adapters, at.federation.test)
+
+
+def score_last(at: Context, outcome: Outcome) -> Scores:
+    """The scores of a phase's last models."""
+    phase, last = at.programs.federated, len(outcome.history)
+    if last in outcome.marks:
+        return outcome.marks[last].scores
+    return phase.evaluate(outcome.shared, outcome.models, at.federation.test)
 
 
 def score_common(at: Context, adapters: Adapter) -> Scores:

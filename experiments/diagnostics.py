@@ -5,17 +5,16 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from experiments.context import Context, Parents, score, score_common
+from experiments.context import Context, Parents, score
 from experiments.merges import Merges, measure, merge
 from experiments.methods import Method, listed
 from experiments.phases import Outcome
 from experiments.recipes import OWN, SPECIAL
 from potara_jax.evaluation.metrics import Scores, segment_barrier
-from potara_jax.federated.rounds import stack
 
 _DECADES = (-4, 2)
 _SHOWN = (SPECIAL, OWN)
-_SHOWN_DAMPED = {"core": SPECIAL, "factor": "potara factor"}
+_SHOWN_DAMPED = (SPECIAL, "potara factor")
 
 
 def diagnostics(
@@ -55,7 +54,7 @@ def _damping(at: Context, merges: Merges, counts) -> dict:
     values = jnp.logspace(first, last, 2 * (last - first) + 1)
     if at.settings.damping == "quantile":
         values = jnp.linspace(0, 0.99, 12)
-    curvature = {n: merges.measured[m].curvature for n, m in _SHOWN_DAMPED.items()}
+    curvature = {name: merges.measured[name].curvature for name in _SHOWN_DAMPED}
     weights = {
         name: listed(at.programs.weight_at(found, counts, values))
         for name, found in curvature.items()
@@ -81,27 +80,27 @@ def _left_out(parents: Parents) -> list[dict]:
 
 
 def _communication(at: Context, parents: Parents, methods: list[Method]) -> list[dict]:
-    """Accuracy against bytes: of FedIT at some rounds, of the merges at two."""
-    last = at.settings.federated_rounds
+    """Accuracy against bytes: of the federated model at some rounds, of the merges."""
+    federated, last = parents.federated, at.settings.federated_rounds
     points = [
-        _point(m.name, last, m.cost.bytes_up + m.cost.bytes_down, m.scores)
+        _point(at, m.name, last, m.cost.bytes_up + m.cost.bytes_down, m.scores)
         for m in methods
-        if m.name in ("federated (FedIT)", "federated + fine-tuning", *_SHOWN)
+        if m.name in ("federated", "federated + fine-tuning", *_SHOWN)
     ]
-    marks = at.programs.federated.marks[:-1]
-    for place, mark in enumerate(marks):
-        common = jax.tree.map(lambda x, i=place: x[i], parents.federated.kept)
-        federated = stack(common, clients=at.settings.clients)
-        models = {"federated (FedIT)": score_common(at, federated)}
-        if place == len(marks) // 2:
-            models |= _merged_scores(at, (federated, parents.local.adapters))
-        spent = _spent(parents.federated, mark)
-        points += [_point(name, mark, spent, s) for name, s in models.items()]
+    for number, mark in federated.marks.items():
+        if number < last:
+            spent = bytes_until(federated, number)
+            points.append(_point(at, "federated", number, spent, mark.scores))
+    for number, models in federated.kept.items():
+        if number < last:
+            spent = bytes_until(federated, number)
+            found = _merged_scores(at, (models, parents.local.models))
+            points += [_point(at, name, number, spent, s) for name, s in found.items()]
     return points
 
 
-def _point(name: str, mark: int, spent: int, scores: Scores) -> dict:
-    mean = float(scores.accuracy.mean())
+def _point(at: Context, name: str, mark: int, spent: int, scores: Scores) -> dict:
+    mean = float(scores.accuracy[: at.there].mean())
     return {"method": name, "round": mark, "bytes": spent, "mean": mean}
 
 
@@ -110,7 +109,7 @@ def _merged_scores(at: Context, pair) -> dict[str, Scores]:
     return {n: score(at, merge(at, "delta", pair, w)) for n, w in weights.items()}
 
 
-def _spent(federated: Outcome, rounds: int) -> int:
+def bytes_until(outcome: Outcome, rounds: int) -> int:
     """Bytes of all clients for a model after some rounds, which they then receive."""
-    done = federated.history[:rounds]
-    return sum(r["bytes_up"] + r["bytes_down"] for r in done) + federated.final_bytes
+    sent = sum(r["bytes_up"] + r["bytes_down"] for r in outcome.history[:rounds])
+    return sent + sum(map(int, outcome.marks[rounds].received))

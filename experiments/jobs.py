@@ -1,4 +1,4 @@
-"""What can be done with an experiment: its table of methods, or a study of weights."""
+"""What can be done with an experiment: a table, a comparison, a study of weights."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from experiments import cell as table_cell
-from experiments import files, programs, study
+from experiments import compare, files, programs, study
 from experiments.settings import Settings
 from experiments.store import Cell, Store
-from potara_jax.evaluation import figures, report, study_report, table
+from potara_jax.evaluation import comparison, figures, report, study_report, table
 
 
 class Job(NamedTuple):
     """What the runner does in every cell, and with all of them.
 
-    `programs(settings, task)`; `cell(...)` gives a cell's record; `rounds(settings)` of
-    a cell; `summary(cell, record)` in one line; `results(records)` is what goes into
+    `programs(settings, problem)`; `cell(...)` gives a cell's record; `rounds(settings)`
+    of a cell; `summary(cell, record)` in one line; `results(records)` is what goes into
     `results.json`; `report(store, results, console)` writes and shows what it can.
     """
 
@@ -66,6 +66,26 @@ TABLE = Job(
     _table_summary,
     _table_results,
     _table_report,
+)
+
+
+# --- The comparison of algorithms ----------------------------------------------------
+
+
+def _compare_report(store: Store, results: dict, console: Console) -> None:
+    files.write_text(store.path / "clients.csv", table.clients_csv(results))
+    drawn = comparison.draw(results, store.path / "figures")
+    files.write_text(store.path / "report.html", comparison.render(results, drawn))
+    console.print(comparison.terminal_table(results))
+
+
+COMPARE = Job(
+    compare.make_programs,
+    compare.run_cell,
+    compare.number_of_rounds,
+    _table_summary,
+    lambda records: _table_results(records) | {"privacy": records[0]["privacy"]},
+    _compare_report,
 )
 
 

@@ -25,7 +25,7 @@ class Merges(NamedTuple):
 def make_merges(at: Context, parents: Parents) -> Merges:
     """All weights of a cell's federated and local adapters."""
     points = jnp.linspace(0, 1, at.settings.grid_points)
-    pair = parents.federated.adapters, parents.local.adapters
+    pair = parents.federated.models, parents.local.models
     curves = at.programs.curves(at.problem.base, *pair, heldout(at), points)
     interval = at.programs.interval(*_clients(at, pair, recipes.CURVATURE))
     measured = {name: measure(at, name, pair) for name in at.programs.weigh}

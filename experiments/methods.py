@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.context import Context, Parents, score, score_common
+from experiments.context import Context, Parents, score, score_common, score_last
 from experiments.merges import Merges, merge
 from experiments.phases import Outcome
 from experiments.recipes import Row
@@ -39,30 +39,33 @@ class Method(NamedTuple):
 
 def make_methods(at: Context, parents: Parents, merges: Merges) -> list[Method]:
     """Every row of the table, scored, oracles last."""
-    federated, local, tuned = (_cost(at, outcome) for outcome in parents)
-    tuned, both = _together(federated, tuned), _together(federated, local)
-    pair = parents.federated.adapters, parents.local.adapters
-    common = [
-        Method("base", _untrained(at), Cost()),
-        Method("federated (FedIT)", pair[0], federated),
-    ]
+    federated, local, tuned = (cost(at, outcome) for outcome in parents)
+    tuned, both = together(federated, tuned), together(federated, local)
+    pair = parents.federated.models, parents.local.models
+    ends = score(at, pair[1]), score_last(at, parents.federated)
     own = [
-        Method("local", pair[1], local),
-        Method("federated + fine-tuning", parents.fine_tuned.adapters, tuned),
-        *_merged_rows(at, pair, merges, both),
+        Method("federated + fine-tuning", parents.fine_tuned.models, tuned),
+        *merged_rows(at, pair, merges, both),
     ]
-    scored = [m._replace(scores=score_common(at, m.adapters)) for m in common]
-    scored += [m._replace(scores=score(at, m.adapters)) for m in own]
-    scored.append(_ensemble(at, pair, both))
-    ends = scored[2].scores, scored[1].scores
-    return scored + _oracles(at, pair, merges.points, ends, both)
+    return [
+        base(at),
+        Method("federated", pair[0], federated, scores=ends[1]),
+        Method("local", pair[1], local, scores=ends[0]),
+        *(m._replace(scores=score(at, m.adapters)) for m in own),
+        _ensemble(at, pair, both),
+        *_oracles(at, pair, merges.points, ends, both),
+    ]
 
 
-def _untrained(at: Context) -> Adapter:
-    return stack(at.problem.adapter(at.fold(0)), clients=at.settings.clients)
+def base(at: Context) -> Method:
+    """The model that all start from."""
+    adapters = stack(at.problem.adapter(at.fold(0)), clients=at.settings.clients)
+    return Method("base", adapters, Cost(), scores=score_common(at, adapters))
 
 
-def _merged_rows(at: Context, pair, merges: Merges, cost: Cost) -> list[Method]:
+def merged_rows(at: Context, pair, merges: Merges, cost: Cost) -> list[Method]:
+    """Every row that merges, not scored."""
+
     def method(row: Row) -> Method:
         weight = merges.measured[row.weighing].weight
         merged = merge(at, row.merge, pair, weight)
@@ -113,7 +116,7 @@ def _oracles(at: Context, pair, points, ends, cost: Cost) -> list[Method]:
     ]
 
 
-def _cost(at: Context, outcome: Outcome) -> Cost:
+def cost(at: Context, outcome: Outcome) -> Cost:
     """What a phase spent; its final models count as received."""
     total = lambda name: sum(record[name] for record in outcome.history)
     down = total("bytes_down") + outcome.final_bytes
@@ -121,20 +124,23 @@ def _cost(at: Context, outcome: Outcome) -> Cost:
     return Cost(total("bytes_up"), down, steps, outcome.seconds)
 
 
-def _together(first: Cost, second: Cost) -> Cost:
+def together(first: Cost, second: Cost) -> Cost:
+    """What two phases spent."""
     return Cost(*(a + b for a, b in zip(first, second, strict=True)))
 
 
 def row(at: Context, method: Method) -> dict:
     """A method as `results.json` has it."""
-    accuracy = np.asarray(method.scores.accuracy, np.float64)
+    accuracy, there = np.asarray(method.scores.accuracy, np.float64), at.there
+    late = accuracy[there:]
     parameters = adapter_parameters(method.adapters)
     return {
         "method": method.name,
         "oracle": method.oracle,
         **at.cell._asdict(),
-        "mean": float(accuracy.mean()),
-        "worst_decile": worst_decile(accuracy),
+        "mean": float(accuracy[:there].mean()),
+        "worst_decile": worst_decile(accuracy[:there]),
+        "newcomers": float(late.mean()) if late.size else None,
         "accuracy": accuracy.tolist(),
         "loss": np.asarray(method.scores.loss, np.float64).tolist(),
         "weights": listed(method.weight),

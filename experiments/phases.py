@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,47 +13,69 @@ import numpy as np
 from experiments.checkpoints import Saved
 from experiments.display import Display
 from experiments.store import Cell, Store
-from potara_jax.adapters.lora import Adapter
 from potara_jax.data.federation import Federation
+from potara_jax.evaluation.metrics import Scores
 from potara_jax.federated import ledger, rounds
 from potara_jax.federated.conditions import EVERYBODY, Conditions
 from potara_jax.federated.interface import Algorithm, Shared
+from potara_jax.federated.rounds import Progress
 from potara_jax.federated.wire import AS_IT_IS, Wire
+
+Models = Any
+Evaluate = Callable[[Shared, Models, Any], Scores]
 
 
 class Phase(NamedTuple):
     """Which algorithm runs, compiled, for how many rounds.
 
-    `marks`: rounds after which the first client's model is kept (the common one, where
-    the algorithm gives all clients the same).
+    `marks`: rounds after which every client's model is scored by `evaluate(shared,
+    models, test)`; `keep`: those of them whose models are kept.
     """
 
     name: str
     algorithm: Algorithm
     round: rounds.RoundFn
     rounds: int
+    evaluate: Evaluate | None = None
     marks: Sequence[int] = ()
+    keep: Sequence[int] = ()
     conditions: Conditions = EVERYBODY
     wire: Wire = AS_IT_IS
 
 
-class Outcome(NamedTuple):
-    """What a phase gives: every client's adapter `[C, ...]`, and its account.
+class Mark(NamedTuple):
+    """A phase after some rounds.
 
-    `kept` `[marks, ...]` are the adapters at the marks; `history` has a record a round;
-    `final_bytes` is what all clients receive to have their model at the end.
+    `scores`: of every client, `[C]`; `received`: bytes that a client receives to have
+    its model then, `[C]`; `seconds` until then.
     """
 
-    adapters: Adapter
-    kept: Adapter
+    scores: Scores
+    received: jax.Array
+    seconds: jax.Array
+
+
+class Outcome(NamedTuple):
+    """What a phase gives: every client's model `[C, ...]`, and its account.
+
+    `shared` is what all clients know by then; `progress` the state itself; `history`
+    has a record a round; `final_bytes`: what all clients receive to have their models;
+    `marks` and `kept` are by round.
+    """
+
+    models: Models
+    shared: Shared
+    progress: Progress
     history: list[dict]
     final_bytes: int
     seconds: float
+    marks: dict[int, Mark] = {}  # noqa: RUF012
+    kept: dict[int, Models] = {}  # noqa: RUF012
 
 
 def run_phase(
     phase: Phase,
-    start: Adapter,
+    progress: Progress,
     base,
     federation: Federation,
     key: jax.Array,
@@ -62,33 +84,29 @@ def run_phase(
     store: Store,
     display: Display,
 ) -> Outcome:
-    """All rounds of a phase, from where the store has it.
-
-    start: the adapters that the clients start from, `[C, ...]`; the server starts from
-    the first client's.
-    """
-    clients = federation.train.count.shape[0]
+    """All rounds of a phase, from `progress` or from where the store has it."""
     shared = Shared(base, federation.pool)
-    progress = rounds.start(phase.algorithm, start, phase.conditions)
     owing = phase.wire, shared, progress, federation.train
     progress = rounds.owing(phase.algorithm, *owing)
-    kept = _empty_marks(phase, shared, progress, clients)
-    saved = store.begin_phase(cell, phase.name, (progress, kept))
-    saved = saved or Saved(0, (progress, kept), [], 0.0)
+    seen = _nothing_seen(phase, shared, progress, federation)
+    saved = store.begin_phase(cell, phase.name, (progress, seen))
+    saved = saved or Saved(0, (progress, seen), [], 0.0)
     display.skip(saved.round)
     for number in range(saved.round, phase.rounds):
         began = time.monotonic()
-        progress, kept = saved.state
+        progress, seen = saved.state
         progress, report = phase.round(shared, progress, federation.train, key, number)
-        record = _record(cell, phase, number, jax.device_get(report), clients)
-        kept = _mark(phase, number, shared, progress, kept, clients)
+        record = _record(cell, phase, number, jax.device_get(report), federation)
         seconds = saved.seconds + time.monotonic() - began
+        if number + 1 in phase.marks:
+            args = shared, progress, federation, number + 1, seconds
+            seen = seen | {number + 1: _look(phase, *args)}
         history = [*saved.history, record]
-        saved = Saved(number + 1, (progress, kept), history, seconds)
+        saved = Saved(number + 1, (progress, seen), history, seconds)
         store.end_round(cell, phase.name, saved)
         display.round(f"{cell.name} {phase.name}", record["loss"])
         _name_left_out(saved.history, cell, store)
-    return _outcome(phase, shared, saved, clients)
+    return _outcome(phase, shared, saved, federation)
 
 
 def _name_left_out(history: list[dict], cell: Cell, store: Store) -> None:
@@ -101,36 +119,65 @@ def _name_left_out(history: list[dict], cell: Cell, store: Store) -> None:
         )
 
 
-def _outcome(phase, shared, saved, clients) -> Outcome:
-    progress, kept = saved.state
-    adapters = _models(phase, shared, progress, clients, phase.rounds)
-    final = _final_bytes(phase, progress, clients)
-    return Outcome(adapters, kept, saved.history, final, saved.seconds)
+def _outcome(phase, shared, saved, federation) -> Outcome:
+    (progress, seen), number = saved.state, phase.rounds
+    clients = len(federation.train.count)
+    return Outcome(
+        _models(phase, shared, progress, clients, number),
+        rounds.known(phase.algorithm.turn(number), shared, progress.server, number),
+        progress,
+        saved.history,
+        sum(map(int, _received(phase, progress, clients, number))),
+        saved.seconds,
+        {number: mark for number, (mark, _) in seen.items()},
+        {number: seen[number][1] for number in phase.keep},
+    )
 
 
-def _models(phase, shared, progress, clients, number) -> Any:
+def _models(phase, shared, progress, clients, number) -> Models:
     return rounds.personalised(
         phase.algorithm, shared, progress, clients=clients, number=number
     )
 
 
-def _final_bytes(phase, progress, clients) -> int:
-    """What all clients receive after the last round, to have their models."""
-    algorithm = phase.algorithm.turn(phase.rounds)
+def _received(phase, progress, clients, number) -> jax.Array:
+    """Bytes that every client receives after some rounds, to have its model."""
+    algorithm = phase.algorithm.turn(number)
 
     def one(_, state):
         received = algorithm.broadcast(progress.server, state)
         announced = algorithm.announce(progress.server)
         return jnp.uint32(ledger.payload_bytes((received, announced)))
 
-    each = jax.vmap(one)(jnp.arange(clients), progress.states)
-    return sum(map(int, each))
+    return jax.vmap(one)(jnp.arange(clients), progress.states)
 
 
-def _record(cell, phase, number, report, clients: int) -> dict:
+def _look(phase, shared, progress, federation, number, seconds) -> tuple[Mark, Models]:
+    clients = len(federation.train.count)
+    models = _models(phase, shared, progress, clients, number)
+    known = rounds.known(phase.algorithm.turn(number), shared, progress.server, number)
+    scores = phase.evaluate(known, models, federation.test)
+    received = _received(phase, progress, clients, number)
+    mark = Mark(scores, received, jnp.float32(seconds))
+    keep = number in phase.keep  # a copy: the next round takes the state itself
+    return mark, jax.tree.map(jnp.copy, models) if keep else ()
+
+
+def _nothing_seen(phase, shared, progress, federation) -> dict:
+    """Zeros in the place of what is seen at the marks."""
+    clients = len(federation.train.count)
+    models = lambda *args: _models(phase, *args, clients, phase.rounds)
+    shapes = jax.eval_shape(models, shared, progress)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    none = jnp.zeros(clients)
+    mark = Mark(Scores(none, none), none.astype(jnp.uint32), jnp.float32(0))
+    return {n: (mark, zeros if n in phase.keep else ()) for n in phase.marks}
+
+
+def _record(cell, phase, number, report, federation) -> dict:
     left_out = report.cohort[~report.finite]
     losses = report.losses[np.isfinite(report.losses)]
-    announced = int(report.bytes_announced) * clients
+    announced = int(report.bytes_announced) * len(federation.train.count)
     return {
         "heterogeneity": cell.heterogeneity,
         "seed": cell.seed,
@@ -146,22 +193,14 @@ def _record(cell, phase, number, report, clients: int) -> dict:
     }
 
 
-def _first(phase, shared, progress, clients, number) -> Adapter:
-    adapters = _models(phase, shared, progress, clients, number)
-    return jax.tree.map(lambda x: x[0], adapters)
-
-
-def _empty_marks(phase, shared, progress, clients) -> Adapter:
-    if not phase.marks:
-        return {}
-    first = lambda shared, progress: _first(phase, shared, progress, clients, 0)
-    shapes = jax.eval_shape(first, shared, progress)
-    return jax.tree.map(lambda x: jnp.zeros((len(phase.marks), *x.shape)), shapes)
-
-
-def _mark(phase, number, shared, progress, kept, clients) -> Adapter:
-    if number + 1 not in phase.marks:
-        return kept
-    place = list(phase.marks).index(number + 1)
-    first = _first(phase, shared, progress, clients, number + 1)
-    return jax.tree.map(lambda all_, x: all_.at[place].set(x), kept, first)
+def until(outcome: Outcome, number: int) -> Outcome:
+    """A phase as it was after some rounds, of those whose models are kept."""
+    if number == len(outcome.history):
+        return outcome
+    mark = outcome.marks[number]
+    return outcome._replace(
+        models=outcome.kept[number],
+        history=outcome.history[:number],
+        final_bytes=sum(map(int, mark.received)),
+        seconds=float(mark.seconds),
+    )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-
 from potara_jax.adapters import lora
 from potara_jax.adapters.lora import Adapter, Params
 from potara_jax.clients.task import Task
@@ -17,18 +15,19 @@ class Problem(NamedTuple):
     """A pre-trained model, what is adapted of it, and who adapts it.
 
     `federations`: by `(heterogeneity, seed)`, all padded to one length, so that one
-    compiled program serves them all.
+    compiled program serves them all. `adapter(key, rank)`: a fresh one; by default of
+    the settings' rank.
     """
 
     task: Task
     base: Params
-    adapter: Callable[[jax.Array], Adapter]
+    adapter: Callable[..., Adapter]
     federations: dict[tuple[str, int], Federation]
 
 
 def initial_adapter(
     sites: dict[str, lora.Site], *, rank: int, base: Params, trained: tuple[str, ...]
-) -> Callable[[jax.Array], Adapter]:
+) -> Callable[..., Adapter]:
     """A function from a key to an adapter: fresh factors, the base's whole modules."""
     whole = lora.trained_modules(base, trained)
-    return lambda key: lora.init(key, sites, rank=rank) | whole
+    return lambda key, rank=rank: lora.init(key, sites, rank=rank) | whole

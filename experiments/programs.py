@@ -6,19 +6,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import optax
 
-from experiments import recipes
+from experiments import federating, recipes
+from experiments.federating import clients_together
 from experiments.phases import Phase
+from experiments.problem import Problem
 from experiments.settings import Settings
 from potara_jax import merging
 from potara_jax.clients.task import Task, of_logits
-from potara_jax.clients.training import Train
 from potara_jax.evaluation.metrics import common_evaluator, evaluator
-from potara_jax.federated.algorithms.fedit import fedit
-from potara_jax.federated.algorithms.local import local_only
-from potara_jax.federated.conditions import Conditions
-from potara_jax.federated.rounds import make_round
 from potara_jax.merging import ensemble, loss_curves, sensitivity
 from potara_jax.merging.weights import DAMPINGS, potara_weight
 
@@ -63,13 +59,20 @@ class Programs(NamedTuple):
     sensitivity: Callable
 
 
-def make_programs(settings: Settings, task: Task) -> Programs:
+def make_programs(settings: Settings, problem: Problem) -> Programs:
     """All programs of a run."""
+    phases = parents(settings, problem, marks=MARKS)
+    return merging_programs(settings, problem.task, *phases)
+
+
+def merging_programs(
+    settings: Settings, task: Task, federated: Phase, local: Phase
+) -> Programs:
+    """All programs of a run with the two phases given."""
     together = clients_together(settings)
-    local = local_phase(settings, task)
     weighings = recipes.weighings(settings, task)
     return Programs(
-        federated=federated_phase(settings, task),
+        federated=federated,
         local=local,
         fine_tuning=local._replace(name="fine-tuning"),
         rows=recipes.rows(settings, task),
@@ -107,30 +110,37 @@ def _weigh(weighings, together) -> dict[str, Weigh]:
     }
 
 
-def clients_together(settings: Settings) -> int | None:
-    """Clients measured at once: one on a CPU, whose cache its activations then fit."""
-    return 1 if jax.default_backend() == "cpu" else settings.chunk
+def parents(
+    settings: Settings, problem: Problem, *, marks: int = 0
+) -> tuple[Phase, Phase]:
+    """The federated phase, scored at some marks, and the local one.
+
+    Raises `ValueError` where the federated model is no single adapter to merge.
+    """
+    algorithm = federating.make(settings, problem.task, settings.federated)
+    if not federating.is_adapter(algorithm, problem):
+        raise ValueError(
+            f"--federated is {settings.federated}: its model is not one adapter of the "
+            "pre-trained base, and cannot be merged"
+        )
+    last = settings.federated_rounds
+    at = marks_of(last, marks)
+    federated = federating.federated_phase(
+        settings,
+        problem,
+        algorithm,
+        name="federated",
+        last=last,
+        marks=at,
+        keep=at[(len(at) - 1) // 2 :][:1],
+    )
+    alone = federating.make(settings, problem.task, "local")
+    return federated, federating.local_phase(settings, problem, alone)
 
 
-def local_phase(settings: Settings, task: Task) -> Phase:
-    """Every client for itself."""
-    algorithm = local_only(task, _training(settings))
-    run = make_round(algorithm, chunk=settings.chunk)
-    return Phase("local", algorithm, run, settings.local_rounds)
-
-
-def _training(settings):
-    optimizer = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
-    return Train(optimizer, steps=settings.local_steps, batch_size=settings.batch_size)
-
-
-def federated_phase(settings: Settings, task: Task) -> Phase:
-    """Rounds of FedIT."""
-    algorithm, last = fedit(task, _training(settings)), settings.federated_rounds
-    conditions = Conditions(cohort=settings.fraction)
-    run = make_round(algorithm, conditions=conditions, chunk=settings.chunk)
-    marks = sorted({max(1, last * i // MARKS) for i in range(1, MARKS + 1)})
-    return Phase("federated", algorithm, run, last, marks, conditions)
+def marks_of(last: int, number: int) -> list[int]:
+    """So many rounds, evenly spread up to the last."""
+    return sorted({max(1, last * i // number) for i in range(1, number + 1)})
 
 
 def _weight_at(damping):

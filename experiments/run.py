@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import tyro
 from rich.console import Console
 
-from experiments import digits, files, jobs, study
+from experiments import compare, digits, files, jobs, study
 from experiments.display import Display
 from experiments.jobs import Job
 from experiments.problem import Problem
 from experiments.settings import Settings, resolved
 from experiments.store import Cell, Store, open_store
+from potara_jax.federated.registry import load_file
 
 _USER_ERROR = 2
 _INTERRUPTED = 130
@@ -32,10 +33,19 @@ class Experiment(NamedTuple):
     settings: dict[str, type[Settings]]
 
 
-JOBS: dict[str, Job] = {"run": jobs.TABLE, "study": jobs.STUDY}
+JOBS: dict[str, Job] = {
+    "run": jobs.TABLE,
+    "compare": jobs.COMPARE,
+    "study": jobs.STUDY,
+}
 EXPERIMENTS = {
     "digits": Experiment(
-        digits.problem, {"run": digits.Digits, "study": study.StudyDigits}
+        digits.problem,
+        {
+            "run": digits.Digits,
+            "compare": compare.CompareDigits,
+            "study": study.StudyDigits,
+        },
     )
 }
 
@@ -62,6 +72,8 @@ def run(name: str, settings: Settings, console: Console, job: str = "run") -> No
     with ExitStack() as held:
         with _refusing():
             settings.check()
+            for path in settings.load:
+                load_file(path)
             held.enter_context(files.locked(settings.out))
             config = {"experiment": name, "job": job, **resolved(settings)}
             store = open_store(settings.out, config, rerun=settings.rerun, warn=note)
@@ -79,7 +91,8 @@ def _all_cells(name, job: Job, settings, store: Store, console) -> list[dict]:
         store = store._replace(warn=display.note)
         with _refusing():
             problem = EXPERIMENTS[name].problem(settings, display.note)
-        programs = job.programs(settings, problem.task)
+        with _refusing():
+            programs = job.programs(settings, problem)
         for cell in cells:
             if store.cell(cell) is not None:
                 display.skip(rounds)

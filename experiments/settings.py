@@ -16,6 +16,8 @@ class Settings:
     A cell is one heterogeneity with one seed.
     """
 
+    load: tuple[Path, ...] = ()
+    """Python files that register algorithms of your own."""
     out: Path = Path("runs/run")
     """Run folder. A finished run is shown again, an unfinished one is continued."""
     rerun: bool = False
@@ -52,11 +54,33 @@ class Settings:
     """AdamW's learning rate; its state is fresh in every round."""
     weight_decay: float = 1e-4
     """AdamW's weight decay."""
-    fraction: float = 1.0
-    """Share of the clients that take part in a federated round."""
+    federated: str = "fedit"
+    """The algorithm of the federated model; any whose model is one adapter."""
     local_start: Literal["shared", "independent", "federated"] = "shared"
     """Where local training starts: the factors that the federation starts from, factors
     of each client's own, or the federated adapter."""
+
+    cohort: str = "1.0"
+    """Clients of a federated round: their share, as 0.5 or 1.0, or their number."""
+    weighted_cohorts: bool = False
+    """Draw a cohort's clients by their numbers of examples, not uniformly."""
+    dropout: float = 0.0
+    """Probability that a client is lost after having trained in a round."""
+    stragglers: float = 0.0
+    """Probability that a client finishes only a part of a round's steps."""
+    newcomers: float = 0.0
+    """Share of the clients that join after the federated rounds."""
+    compression: Literal["none", "bfloat16", "int8", "top_k"] = "none"
+    """How clients compress what they send."""
+    top_k_share: float = 0.1
+    """Share of an array's entries that top_k sends."""
+    privacy_clip: float | None = None
+    """Client-level differential privacy: the norm that a client's change is clipped to,
+    in every round."""
+    privacy_noise: float = 1.0
+    """Noise of the sum of a round's changes, over the clip."""
+    privacy_delta: float = 1e-5
+    """The delta at which epsilon is reported."""
 
     samples: int = 30
     """Examples of a client that a weight is measured on, training or held-out."""
@@ -80,9 +104,10 @@ class Settings:
         for name in _POSITIVE:
             value = getattr(self, name)
             _require(value is None or value > 0, self, name, "must be above 0")
-        _require(0 < self.fraction <= 1, self, "fraction", "must be in (0, 1]")
-        _require(self.weight_decay >= 0, self, "weight_decay", "must be 0 or more")
-        _require(self.grid_points > 1, self, "grid_points", "must be 2 or more")
+        for name, (good, allowed) in _ALLOWED.items():
+            _require(good(getattr(self, name)), self, name, allowed)
+        alone = self.privacy_clip is None or not self.weighted_cohorts
+        _require(alone, self, "weighted_cohorts", "has no account of --privacy-clip")
         for name in ("seeds", "heterogeneity", "targets"):
             values = getattr(self, name)
             _require(values, self, name, "must name at least one")
@@ -92,6 +117,19 @@ class Settings:
             good = value == TASKS or _positive_number(value)
             allowed = f"must be numbers above 0 or '{TASKS}'"
             _require(good, self, "heterogeneity", allowed)
+
+
+def _is_cohort(text: str) -> bool:
+    if text.isdigit():
+        return int(text) > 0
+    return _positive_number(text) and float(text) <= 1
+
+
+def _positive_number(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
 
 
 _POSITIVE = (
@@ -105,8 +143,23 @@ _POSITIVE = (
     "learning_rate",
     "samples",
     "damping_value",
+    "privacy_clip",
     "chunk",
 )
+_UP_TO_ONE = (lambda x: 0 < x <= 1, "must be in (0, 1]")
+_BELOW_ONE = (lambda x: 0 <= x < 1, "must be in [0, 1)")
+_NOT_NEGATIVE = (lambda x: x >= 0, "must be 0 or more")
+_ALLOWED = {
+    "cohort": (_is_cohort, "must be a share, as 0.5 or 1.0, or a number, as 10"),
+    "dropout": _BELOW_ONE,
+    "stragglers": _BELOW_ONE,
+    "newcomers": _BELOW_ONE,
+    "top_k_share": _UP_TO_ONE,
+    "privacy_delta": (lambda x: 0 < x < 1, "must be in (0, 1)"),
+    "privacy_noise": _NOT_NEGATIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "grid_points": (lambda x: x > 1, "must be 2 or more"),
+}
 _NOT_OF_THE_RESULT = ("out", "rerun", "cache")
 
 
@@ -120,15 +173,14 @@ def _show(value) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _positive_number(text: str) -> bool:
-    try:
-        return 0 < float(text) < float("inf")
-    except ValueError:
-        return False
-
-
 def resolved(settings: Settings) -> dict:
     """All settings that determine the results, as JSON values."""
     values = dataclasses.asdict(settings)
     kept = {k: v for k, v in values.items() if k not in _NOT_OF_THE_RESULT}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
+    return {name: _json(value) for name, value in kept.items()}
+
+
+def _json(value):
+    if isinstance(value, tuple):
+        return [_json(each) for each in value]
+    return str(value) if isinstance(value, Path) else value

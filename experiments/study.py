@@ -26,8 +26,10 @@ import numpy as np
 from experiments.cell import train_parents
 from experiments.context import Context, heldout, score, training
 from experiments.digits import Digits
+from experiments.federating import clients_together
 from experiments.phases import Phase
-from experiments.programs import clients_together, federated_phase, local_phase
+from experiments.problem import Problem
+from experiments.programs import parents
 from experiments.recipes import one_example
 from potara_jax import merging
 from potara_jax.clients.task import Task
@@ -93,8 +95,10 @@ class Programs(NamedTuple):
     evaluate: Callable
 
 
-def make_programs(settings: StudyDigits, task: Task) -> Programs:
+def make_programs(settings: StudyDigits, problem: Problem) -> Programs:
     """All programs of a study."""
+    task = problem.task
+    federated, local = parents(settings, problem)
     together = clients_together(settings)
     weigh = {
         ("potara", *key): Weigh(_closed(task, key, numbers, together), numbers)
@@ -104,8 +108,8 @@ def make_programs(settings: StudyDigits, task: Task) -> Programs:
         numbers = _FEW if name in _COSTLY else NUMBERS
         weigh[(name,)] = Weigh(_nested(estimator, numbers, together), numbers)
     return Programs(
-        federated=federated_phase(settings, task),
-        local=local_phase(settings, task),
+        federated=federated,
+        local=local,
         merge={
             space: merging.combine(space=space, clients_at_once=together)
             for space in ("delta", "factor")
@@ -185,7 +189,7 @@ def run_cell(cell, settings, programs, problem, *, store, display) -> dict:
     key = jax.random.key(cell.seed)
     at = Context(settings, programs, problem, federation, cell, key)
     federated, local = train_parents(at, store, display)
-    pair = federated.adapters, local.adapters
+    pair = federated.models, local.models
     curves = {space: _curve(at, pair, space) for space in programs.merge}
     exact = curves["delta"]
     return {

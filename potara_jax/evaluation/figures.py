@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,18 +58,15 @@ _LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)))
 
 
 def styles(results: Results) -> dict[str, Style]:
-    """A look for every name in the results.
+    """A look for every method in the results.
 
-    The names of the diagnostics are short: `FedIT` looks like `federated (FedIT)` and
-    the estimator `core` like `potara core`. These come first, with the
-    clearest looks: they share panels, where the others mostly have a labelled row.
+    Those of the diagnostics come first, with the clearest looks: they share panels,
+    where the others mostly have a labelled row.
     """
-    names = list(dict.fromkeys(record["method"] for record in results["methods"]))
-    whole = {short: _whole(short, names) for short in _short_names(results)}
+    names = [record["method"] for record in results["methods"]]
     silent = [name for name in PARENTS if name in names]
-    order = dict.fromkeys([*whole.values(), *silent, *names])
-    looks = {name: _style(number) for number, name in enumerate(order)}
-    return looks | {short: looks[name] for short, name in whole.items()}
+    order = dict.fromkeys([*_sharing_panels(results), *silent, *names])
+    return {name: _style(number) for number, name in enumerate(order)}
 
 
 def _style(number: int) -> Style:
@@ -83,20 +79,12 @@ def _style(number: int) -> Style:
     return Style(colour, _MARKERS[number % len(_MARKERS)], _LINES[turn % 3])
 
 
-def _short_names(results: Results) -> list[str]:
+def _sharing_panels(results: Results) -> list[str]:
     entries = results["diagnostics"]
     chosen = [name for e in entries for name in e.get("segment", {}).get("chosen", {})]
     damped = [name for e in entries for name in e.get("damping", {}).get("weights", {})]
     sent = [point["method"] for e in entries for point in e.get("communication", [])]
-    return list(dict.fromkeys([*chosen, *damped, *sent]))
-
-
-def _whole(short: str, names: list[str]) -> str:
-    """The method that a diagnostic's short name means; else that name itself."""
-    exact = [name for name in (short, f"potara {short}") if name in names]
-    brackets = [name for name in names if f"({short})" in name]
-    words = [name for name in names if short in re.findall(r"\w+", name)]
-    return [*exact, *brackets, *words, short][0]
+    return [*chosen, *damped, *sent]
 
 
 def _diagnostics(results: Results, key: str) -> dict[str, list[Any]]:

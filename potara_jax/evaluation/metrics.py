@@ -15,7 +15,7 @@ import numpy as np
 from potara_jax.adapters.lora import Adapter
 from potara_jax.clients.axis import over_clients
 from potara_jax.clients.task import Task
-from potara_jax.data.federation import Weighted, take
+from potara_jax.data.federation import Batch, Weighted, take
 
 Array = jax.Array
 
@@ -76,8 +76,12 @@ def worst_decile(values: np.ndarray) -> float:
 
 
 def adapter_parameters(adapters: Adapter) -> int:
-    """Numbers that a client's model adds at inference, from adapters `[C, ...]`."""
-    return sum(leaf[0].size for leaf in jax.tree.leaves(adapters))
+    """Numbers that a client's model adds at inference, from adapters `[C, ...]`.
+
+    Examples that a model keeps are no parameters.
+    """
+    leaves = jax.tree.leaves(adapters, is_leaf=lambda x: isinstance(x, Batch))
+    return sum(leaf[0].size for leaf in leaves if not isinstance(leaf, Batch))
 
 
 def segment_barrier(losses: Array, points: Array) -> Array:

@@ -18,7 +18,7 @@ from rich.text import Text
 Results = dict[str, Any]
 Record = dict[str, Any]
 
-PARENTS = ("federated (FedIT)", "local")
+PARENTS = ("federated", "local")
 DAGGER = "†"
 ORACLES = f"{DAGGER} Oracle: looks at the test data. A bound, not a method."
 GAIN = "Gain: over the better of federated and local in each seed, in points."

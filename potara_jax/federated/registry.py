@@ -9,9 +9,10 @@ other module:
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from potara_jax.federated.interface import Algorithm
@@ -46,10 +47,25 @@ def algorithm(name: str, reference: str, summary: str) -> Callable[[Make], Make]
     return register
 
 
+def load_file(path: Path) -> None:
+    """Import a Python file that registers algorithms.
+
+    Raises `ValueError` where it cannot be imported.
+    """
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or not path.is_file():
+        raise ValueError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's code makes of it
+        raise ValueError(f"{path} cannot be imported: {error!r}") from error
+
+
 def load_all() -> dict[str, Entry]:
-    """The registry, after every file of the package's algorithms is imported."""
+    """The registry by name, with every algorithm of the package imported."""
     from potara_jax.federated import algorithms
 
     for found in pkgutil.iter_modules(algorithms.__path__):
         importlib.import_module(f"{algorithms.__name__}.{found.name}")
-    return ALGORITHMS
+    return dict(sorted(ALGORITHMS.items()))

@@ -145,6 +145,14 @@ def make_round(
     return run_round
 
 
+def frozen(algorithm: Algorithm) -> Algorithm:
+    """An algorithm whose server learns nothing: for clients that join later."""
+    return algorithm._replace(
+        aggregate=lambda server, uploads, weights: server,
+        turns=tuple(frozen(turn) for turn in algorithm.turns),
+    )
+
+
 def _make_turn(algorithm, place, conditions, wire, chunk):
     def run_round(shared, progress, examples, key, number):
         clients = examples.count.shape[0]

@@ -7,7 +7,7 @@ import numpy as np
 METHODS = (
     "base model",
     "local",
-    "federated (FedIT)",
+    "federated",
     "FedIT + fine-tuning",
     "FedPer",
     "average",
@@ -109,7 +109,7 @@ def _damping(rng, clients) -> dict:
     weights = lambda scale: (1 / (1 + np.exp(scale * pull - 0.3))).tolist()
     return {
         "values": values.tolist(),
-        "weights": {"core": weights(1.5), "factor": weights(4.0)},
+        "weights": {"potara core": weights(1.5), "potara factor": weights(4.0)},
         "chosen": 0.1,
     }
 
@@ -124,7 +124,7 @@ def _communication(rng) -> list[dict]:
             "mean": float(reached(number, top)),
         }
         for method, cost, top in (
-            ("FedIT", 1.6e6, 0.80),
+            ("federated", 1.6e6, 0.80),
             ("FFA-LoRA", 0.8e6, 0.78),
             ("potara core", 1.6e6, 0.90),
         )

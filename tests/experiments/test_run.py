@@ -97,7 +97,7 @@ def test_a_run_leaves_everything_that_it_promises(undisturbed):
 def test_the_ledger_counts_what_travelled(undisturbed):
     per_client = 4 * 2 * (64 + 64) * 4  # layers, rank, inputs + outputs, float32
     by_name = {m["method"]: m for m in results(undisturbed)["methods"]}
-    federated, merged = by_name["federated (FedIT)"], by_name["potara core"]
+    federated, merged = by_name["federated"], by_name["potara core"]
     assert federated["bytes_up"] == 3 * 3 * per_client
     assert federated["bytes_down"] == (3 + 1) * 3 * per_client
     assert merged["bytes_up"] == federated["bytes_up"]
@@ -163,7 +163,9 @@ def test_another_configuration_in_the_folder_is_refused(cache, undisturbed):
         (["--rank", "65"], "rank 65"),
         (["--clients", "0"], "--clients is 0"),
         (["--clients", "5000"], "5000 clients"),
-        (["--fraction", "1.1"], "--fraction is 1.1"),
+        (["--cohort", "1.1"], "--cohort is 1.1"),
+        (["--federated", "fedsomething"], "there is no algorithm 'fedsomething'"),
+        (["--federated", "fedalt"], "--federated is fedalt"),
         (["--targets", "qurey"], "'qurey'"),
         (["--targets", "("], "regular expression"),
         (["--out", "/dev/null/run"], "--out"),

@@ -1,0 +1,170 @@
+"""The rows of a comparison: algorithms at a budget, pipelines, and Potara's parents."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.context import Context, Parents, score
+from experiments.merges import measure, merge
+from experiments.methods import Cost, Method, cost, row, together
+from experiments.phases import Outcome, until
+from experiments.recipes import OWN, SPECIAL
+from potara_jax.data.federation import take
+from potara_jax.evaluation.metrics import worst_decile
+from potara_jax.federated.algorithms.feddpa import anchor_index
+
+ANCHORS = 5
+
+
+class Trained(NamedTuple):
+    """What a cell has trained: Potara's parents; every algorithm, to the last round.
+
+    `doubled`: the federated, local and fine-tuned models of rank 2r.
+    """
+
+    parents: Parents
+    outcomes: dict[str, Outcome]
+    doubled: list[Outcome]
+
+
+def records(at: Context, programs, trained: Trained, methods: list[Method]) -> list:
+    """Every row, as `results.json` has it, with its place among the budgets."""
+    budget = next(m for m in methods if m.name == SPECIAL).cost
+    federated, local, tuned = trained.doubled
+    long = trained.outcomes | {
+        "federated, rank 2r": federated,
+        "local, rank 2r": local,
+    }
+    short = [m for m in methods if m.name not in trained.outcomes]
+    short += _pipelines(at, programs, trained)
+    short += _exchanged(at, programs, trained)
+    begun = cost(at, until(federated, at.settings.federated_rounds))
+    both = together(begun, cost(at, tuned))
+    models, name = tuned.models, "federated + fine-tuning, rank 2r"
+    short.append(Method(name, models, both, scores=score(at, models)))
+    found = [
+        _at_budget(at, name, outcome, budget) | {"personal": _personal(programs, name)}
+        for name, outcome in long.items()
+    ]
+    return found + [row(at, m) | _fixed(at, m, budget) for m in short]
+
+
+def _personal(programs, name: str) -> bool:
+    """Whether the clients of a row have models of their own."""
+    known = programs.contenders.get(name)
+    return known.personal if known else name.startswith("local")
+
+
+# --- Algorithms, at the rounds where they have spent what Potara has -----------------
+
+
+def _at_budget(at: Context, name: str, outcome: Outcome, budget: Cost) -> dict:
+    """The row of an algorithm where it has spent what Potara has, or a little less.
+
+    Where it spends more bytes from the first mark on, that is by steps alone.
+    """
+    curve = [_point(at, outcome, number) for number in outcome.marks]
+    allowed = {
+        "equal_bytes": [p for p in curve if p["bytes"] <= _bytes(budget)],
+        "equal_steps": [p for p in curve if p["steps"] <= budget.local_steps],
+    }
+    both = [p for p in allowed["equal_steps"] if p in allowed["equal_bytes"]]
+    chosen = (both or allowed["equal_steps"] or curve[:1])[-1]["round"]
+    seen = outcome.marks[chosen]
+    spent = cost(at, _seen(outcome, chosen))
+    method = Method(name, outcome.models, spent, scores=seen.scores)
+    best = {k: points[-1]["mean"] if points else None for k, points in allowed.items()}
+    return row(at, method) | best | {"over": not both, "curve": curve}
+
+
+def _seen(outcome: Outcome, number: int) -> Outcome:
+    """An outcome's account after some rounds."""
+    mark = outcome.marks[number]
+    return outcome._replace(
+        history=outcome.history[:number],
+        final_bytes=sum(map(int, mark.received)),
+        seconds=float(mark.seconds),
+    )
+
+
+def _point(at: Context, outcome: Outcome, number: int) -> dict:
+    spent = cost(at, _seen(outcome, number))
+    accuracy = np.asarray(outcome.marks[number].scores.accuracy, np.float64)
+    return {
+        "round": number,
+        "bytes": _bytes(spent),
+        "steps": spent.local_steps,
+        "mean": float(accuracy[: at.there].mean()),
+        "worst_decile": worst_decile(accuracy[: at.there]),
+    }
+
+
+def _bytes(spent: Cost) -> int:
+    return spent.bytes_up + spent.bytes_down
+
+
+def _fixed(at: Context, method: Method, budget: Cost) -> dict:
+    """What a method has at the budgets that can only be had as a whole."""
+    mean = float(np.asarray(method.scores.accuracy, np.float64)[: at.there].mean())
+    bytes_fit = _bytes(method.cost) <= _bytes(budget)
+    steps_fit = method.cost.local_steps <= budget.local_steps
+    return {
+        "equal_bytes": mean if bytes_fit else None,
+        "equal_steps": mean if steps_fit else None,
+        "over": not (bytes_fit and steps_fit),
+        "curve": [],
+    }
+
+
+# --- Methods of several phases -------------------------------------------------------
+
+
+def _pipelines(at: Context, programs, trained: Trained) -> list[Method]:
+    federated, _, tuned = trained.parents
+    spent = together(cost(at, federated), cost(at, tuned))
+    methods = [_feddpa_f(at, programs, federated, tuned, spent)]
+    if "fdlora" in trained.outcomes:
+        outcome = until(trained.outcomes["fdlora"], at.settings.federated_rounds)
+        methods.append(_fdlora(at, outcome))
+    return methods
+
+
+def _feddpa_f(at: Context, programs, federated, tuned, spent: Cost) -> Method:
+    """FedDPA-F: FedIT's model and the same fine-tuned, mixed for each input."""
+    near = jax.vmap(lambda own: anchor_index(own, ANCHORS))(at.federation.train)
+    model = {
+        "federated": federated.models,
+        "local": tuned.models,
+        "anchors": take(at.federation.pool, near),
+    }
+    scores = programs.evaluate_by_instance(at.shared, model, at.federation.test)
+    return Method("feddpa_f", model, spent, scores=scores)
+
+
+def _fdlora(at: Context, outcome: Outcome) -> Method:
+    """FDLoRA with its fusion: weights of factors, searched for on held-out samples."""
+    pair = outcome.models["shared"], outcome.models["personal"]
+    weight = measure(at, "lorahub", pair).weight
+    merged = merge(at, "factor", pair, weight)
+    spent, scores = cost(at, outcome), score(at, merged)
+    return Method("fdlora + fusion", merged, spent, scores=scores)
+
+
+def _exchanged(at: Context, programs, trained: Trained) -> list[Method]:
+    """Potara with every other algorithm's model in the place of the federated one."""
+    local, rows = trained.parents.local, []
+    for name, contender in programs.contenders.items():
+        if not contender.mergeable:
+            continue
+        outcome = until(trained.outcomes[name], at.settings.federated_rounds)
+        pair, spent = (outcome.models, local.models), cost(at, outcome)
+        for weighing in (SPECIAL, OWN):
+            weight = measure(at, weighing, pair).weight
+            merged = merge(at, "delta", pair, weight)
+            title, both = f"{weighing} ({name})", together(spent, cost(at, local))
+            scores = score(at, merged)
+            rows.append(Method(title, merged, both, weight, scores))
+    return rows
