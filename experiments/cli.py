@@ -82,6 +82,7 @@ COMMANDS = {
     "run": Command(_experiment, "run an experiment: a table of methods and a report"),
     "compare": Command(_experiment, "compare federated algorithms, on an experiment"),
     "study": Command(_experiment, "compare ways to weigh, on an experiment"),
+    "tune": Command(_experiment, "search learning rates for federated algorithms"),
     "merge": Command(_merge, "merge LoRA adapters that Hugging Face PEFT wrote"),
     "inspect": Command(_inspect, "show what such an adapter holds"),
 }

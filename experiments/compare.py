@@ -29,7 +29,7 @@ from experiments.methods import make_methods
 from experiments.newcomers import joining_phase, welcome
 from experiments.phases import Evaluate, Phase, until
 from experiments.problem import Problem
-from experiments.settings import Settings
+from experiments.settings import Settings, check_algorithms
 from potara_jax.evaluation.metrics import evaluator
 from potara_jax.federated.algorithms.feddpa import instance_wise
 from potara_jax.federated.registry import load_all
@@ -46,6 +46,11 @@ class CompareDigits(Digits):
     """Run folder. A finished comparison is shown again, an unfinished one continued."""
     algorithms: tuple[str, ...] = ()
     """Algorithms to compare with the federated and the local model; default: all."""
+
+    def check(self) -> None:
+        """As every experiment's, and the algorithms' names."""
+        super().check()
+        check_algorithms(self)
 
 
 class Contender(NamedTuple):

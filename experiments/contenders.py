@@ -126,7 +126,7 @@ def _pipelines(at: Context, programs, trained: Trained) -> list[Method]:
     federated, _, tuned = trained.parents
     spent = together(cost(at, federated), cost(at, tuned))
     methods = [_feddpa_f(at, programs, federated, tuned, spent)]
-    if "fdlora" in trained.outcomes:
+    if "fdlora" in trained.outcomes and "lorahub" in at.programs.weigh:
         outcome = until(trained.outcomes["fdlora"], at.settings.federated_rounds)
         methods.append(_fdlora(at, outcome))
     return methods

@@ -4,7 +4,7 @@
 
 A small Vision Transformer is pre-trained on upstream images turned by 90, 180 and 270
 degrees, which no client ever sees; clients hold upright images of a few classes each.
-With three seeds at Dirichlet 0.1 and 0.5 it takes under five minutes on two cores.
+With three seeds at Dirichlet 0.1 and 0.5 it takes eight minutes on two cores.
 
 The setting is this project's own: learning rate, rank and rounds were chosen on the
 held-out samples of one seed that is not among the defaults (100), for the federated and

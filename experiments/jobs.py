@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
 from experiments import cell as table_cell
-from experiments import compare, files, programs, study
+from experiments import compare, files, programs, study, tune
 from experiments.settings import Settings
 from experiments.store import Cell, Store
 from potara_jax.evaluation import comparison, figures, report, study_report, table
@@ -19,7 +22,8 @@ class Job(NamedTuple):
 
     `programs(settings, problem)`; `cell(...)` gives a cell's record; `rounds(settings)`
     of a cell; `summary(cell, record)` in one line; `results(records)` is what goes into
-    `results.json`; `report(store, results, console)` writes and shows what it can.
+    `results.json`; `report(store, results, console)` writes and shows what it can, and
+    returns the path to look at.
     """
 
     programs: Callable[..., Any]
@@ -27,7 +31,7 @@ class Job(NamedTuple):
     rounds: Callable[[Settings], int]
     summary: Callable[[Cell, dict], str]
     results: Callable[[list[dict]], dict]
-    report: Callable[[Store, dict, Console], None]
+    report: Callable[[Store, dict, Console], Path]
 
 
 # --- The table of methods ------------------------------------------------------------
@@ -51,12 +55,13 @@ def _table_results(records: list[dict]) -> dict:
     }
 
 
-def _table_report(store: Store, results: dict, console: Console) -> None:
+def _table_report(store: Store, results: dict, console: Console) -> Path:
     """Whatever can be made of the results, made anew."""
     files.write_text(store.path / "clients.csv", table.clients_csv(results))
     drawn = figures.draw(results, store.path / "figures")
     files.write_text(store.path / "report.html", report.render(results, drawn))
     console.print(table.terminal_table(table.summarise(results)))
+    return store.path / "report.html"
 
 
 TABLE = Job(
@@ -72,11 +77,12 @@ TABLE = Job(
 # --- The comparison of algorithms ----------------------------------------------------
 
 
-def _compare_report(store: Store, results: dict, console: Console) -> None:
+def _compare_report(store: Store, results: dict, console: Console) -> Path:
     files.write_text(store.path / "clients.csv", table.clients_csv(results))
     drawn = comparison.draw(results, store.path / "figures")
     files.write_text(store.path / "report.html", comparison.render(results, drawn))
     console.print(comparison.terminal_table(results))
+    return store.path / "report.html"
 
 
 COMPARE = Job(
@@ -86,6 +92,36 @@ COMPARE = Job(
     _table_summary,
     lambda records: _table_results(records) | {"privacy": records[0]["privacy"]},
     _compare_report,
+)
+
+
+# --- The search for hyper-parameters -------------------------------------------------
+
+
+def _tune_summary(cell: Cell, record: dict) -> str:
+    best = max(record["trials"], key=lambda trial: trial["mean"])
+    return f"{cell.name}: best is {best['algorithm']} with {100 * best['mean']:.1f} %"
+
+
+def _tune_report(store: Store, results: dict, console: Console) -> Path:
+    files.write_json(store.path / "tuned.json", results["best"])
+    shown = Table("Algorithm", "Trial", "Held-out accuracy %", box=SIMPLE_HEAD)
+    for trial in results["trials"]:
+        name, how = trial["algorithm"], trial["trial"]
+        best = "bold" if results["best"][name] == how else ""
+        said = ", ".join(f"{key} {value:g}" for key, value in how.items())
+        shown.add_row(name, said, f"{100 * trial['mean']:.1f}", style=best)
+    console.print(shown)
+    return store.path / "tuned.json"
+
+
+TUNE = Job(
+    tune.make_programs,
+    tune.run_cell,
+    tune.number_of_rounds,
+    _tune_summary,
+    tune.results,
+    _tune_report,
 )
 
 
@@ -102,11 +138,12 @@ def _study_summary(cell: Cell, record: dict) -> str:
     return f"{cell.name}: the best constant weight beats both models by {better:.1f}"
 
 
-def _study_report(store: Store, results: dict, console: Console) -> None:
+def _study_report(store: Store, results: dict, console: Console) -> Path:
     files.write_text(store.path / "study.csv", study_report.csv_text(results))
     drawn = study_report.draw(results, store.path / "figures")
     files.write_text(store.path / "report.html", study_report.render(results, drawn))
     console.print(study_report.terminal_table(results))
+    return store.path / "report.html"
 
 
 STUDY = Job(

@@ -70,16 +70,18 @@ def merging_programs(
 ) -> Programs:
     """All programs of a run with the two phases given."""
     together = clients_together(settings)
-    weighings = recipes.weighings(settings, task)
+    rows = recipes.rows(settings, task)
+    used = {row.weighing for row in rows}
+    weighings = recipes.weighings(settings, task, used)
     return Programs(
         federated=federated,
         local=local,
         fine_tuning=local._replace(name="fine-tuning"),
-        rows=recipes.rows(settings, task),
+        rows=rows,
         weigh=_weigh(weighings, together),
         derived={
             name: Derive(d.source, jax.jit(jax.vmap(d.of)))
-            for name, d in recipes.derived(settings).items()
+            for name, d in recipes.derived(settings, used).items()
         },
         merge={
             name: merging.combine(how.method, space=how.space, rank=how.rank)

@@ -5,7 +5,7 @@ Names are those of `potara_jax.merging`'s registry, and what is special about a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -47,17 +47,39 @@ class Row(NamedTuple):
     merge: str
 
 
+# Gradient descent as in the study: more steps gained nothing there.
+LEARNED = {"steps": 25, "learning_rate": 0.05}
 # The paper's, gauge-free, and this project's, which lost to none in the study.
 SPECIAL, OWN = "potara core", "hermite_bayes"
 
 
+_ALWAYS = (SPECIAL, OWN, "potara factor")
+
+
 def rows(settings: Settings, task: Task) -> tuple[Row, ...]:
-    """The rows of the table that merge, in order."""
+    """The rows of the table that merge, in order: those that the settings ask for."""
+    wanted = {*settings.merges, *_ALWAYS}
+    return tuple(
+        row
+        for row in _all_rows(settings)
+        if (not settings.merges or row.name in wanted)
+        and (row.merge != "regmean" or task.inputs)
+    )
+
+
+def check(settings: Settings) -> None:
+    """Raise `ValueError` where the settings ask for a row that there is not."""
+    known = [row.name for row in _all_rows(settings)]
+    unknown = [name for name in settings.merges if name not in known]
+    if unknown:
+        raise ValueError(f"--merges names {unknown[0]}; there are {', '.join(known)}")
+
+
+def _all_rows(settings: Settings) -> tuple[Row, ...]:
     other = "train" if settings.curvature_on == "heldout" else "held-out"
     by_loss = ("hermite", "hermite_pooled", "gauss_newton", "grid", "grid_pooled")
     data_free = ("task_arithmetic", "ties", "ties (knots)", "dare", "slerp")
     subspace = ("tsv", "iso", "wudi")
-    grams = ("regmean",) if task.inputs else ()
     return (
         Row("uniform", "half", "delta"),
         Row("potara factor", "potara factor", "factor"),
@@ -69,28 +91,31 @@ def rows(settings: Settings, task: Task) -> tuple[Row, ...]:
         Row("fisher", "fisher", "core"),
         *(Row(name, name, "delta") for name in (OWN, *by_loss, "learned", "soup")),
         Row("lorahub", "lorahub", "factor"),
-        *(Row(name, "half", name) for name in (*data_free, *subspace, *grams)),
+        *(Row(name, "half", name) for name in (*data_free, *subspace, "regmean")),
     )
 
 
-def derived(settings: Settings) -> dict[str, Derived]:
-    """Weights that need no measurement of their own, by the name that rows use."""
+def derived(settings: Settings, used: Collection[str]) -> dict[str, Derived]:
+    """Weights that need no measurement of their own, of those that rows use."""
     damping = DAMPINGS[settings.damping](settings.damping_value)
     per_module = lambda c, n: merging.potara_weight(c, damping, n, per="module")
-    return {
+    known = {
         "potara core, per module": Derived(SPECIAL, per_module),
         "fisher": Derived(SPECIAL, lambda c, n: merging.fisher_weight(c)),
     }
+    return {name: known[name] for name in known if name in used}
 
 
-def weighings(settings: Settings, task: Task) -> dict[str, Weighing]:
-    """Every way to weigh that looks at samples, by the name that rows use."""
+def weighings(
+    settings: Settings, task: Task, used: Collection[str]
+) -> dict[str, Weighing]:
+    """Ways to weigh that look at samples, of those that rows use, by that name."""
     likelihood = LIKELIHOODS[settings.curvature](one_example(task.logits))
     damping = DAMPINGS[settings.damping](settings.damping_value)
     core = merging.potara(likelihood, damping, space="core")
     factor = merging.potara(likelihood, damping, space="factor")
     points = settings.grid_points
-    return {
+    known = {
         "half": Weighing(merging.constant(0.5)),
         "potara factor": Weighing(factor, CURVATURE),
         SPECIAL: Weighing(core, CURVATURE),
@@ -101,10 +126,11 @@ def weighings(settings: Settings, task: Task) -> dict[str, Weighing]:
         "gauss_newton": Weighing(merging.gauss_newton(task.logits)),
         "grid": Weighing(merging.grid(task.loss, points=points)),
         "grid_pooled": Weighing(merging.grid_pooled(task.loss, points=points)),
-        "learned": Weighing(merging.learned(task.loss)),
+        "learned": Weighing(merging.learned(task.loss, **LEARNED)),
         "soup": Weighing(merging.soup(task.loss)),
         "lorahub": Weighing(merging.lorahub(task.loss)),
     }
+    return {name: known[name] for name in known if name in used}
 
 
 class Merging(NamedTuple):

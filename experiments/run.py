@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import tyro
 from rich.console import Console
 
-from experiments import compare, digits, files, jobs, study
+from experiments import compare, digits, files, jobs, recipes, study, tune
 from experiments.display import Display
 from experiments.jobs import Job
 from experiments.problem import Problem
@@ -37,6 +37,7 @@ JOBS: dict[str, Job] = {
     "run": jobs.TABLE,
     "compare": jobs.COMPARE,
     "study": jobs.STUDY,
+    "tune": jobs.TUNE,
 }
 EXPERIMENTS = {
     "digits": Experiment(
@@ -45,6 +46,7 @@ EXPERIMENTS = {
             "run": digits.Digits,
             "compare": compare.CompareDigits,
             "study": study.StudyDigits,
+            "tune": tune.TuneDigits,
         },
     )
 }
@@ -71,17 +73,17 @@ def run(name: str, settings: Settings, console: Console, job: str = "run") -> No
     note = lambda text: console.print(text, highlight=False, markup=False)
     with ExitStack() as held:
         with _refusing():
-            settings.check()
             for path in settings.load:
                 load_file(path)
+            settings.check()
+            recipes.check(settings)
             held.enter_context(files.locked(settings.out))
             config = {"experiment": name, "job": job, **resolved(settings)}
             store = open_store(settings.out, config, rerun=settings.rerun, warn=note)
         if store.results() is None:
             records = _all_cells(name, JOBS[job], settings, store, console)
             _finish(store, config, JOBS[job].results(records))
-        JOBS[job].report(store, store.results(), console)
-        note(f"report: {store.path / 'report.html'}")
+        note(f"report: {JOBS[job].report(store, store.results(), console)}")
 
 
 def _all_cells(name, job: Job, settings, store: Store, console) -> list[dict]:

@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from potara_jax.federated.registry import load_all
+
 TASKS = "tasks"
 
 
@@ -96,6 +98,9 @@ class Settings:
     grid_points: int = 11
     """Merge weights that grid search and the oracles try."""
 
+    merges: tuple[str, ...] = ()
+    """Rows of the table that merge; default: all. Potara and hermite_bayes always."""
+
     chunk: int | None = None
     """Clients trained at once, to bound memory; default: all of a round."""
 
@@ -104,6 +109,9 @@ class Settings:
         for name in _POSITIVE:
             value = getattr(self, name)
             _require(value is None or value > 0, self, name, "must be above 0")
+        known = load_all()
+        allowed = f"must be one of {', '.join(known)}"
+        _require(self.federated in known, self, "federated", allowed)
         for name, (good, allowed) in _ALLOWED.items():
             _require(good(getattr(self, name)), self, name, allowed)
         alone = self.privacy_clip is None or not self.weighted_cohorts
@@ -117,6 +125,12 @@ class Settings:
             good = value == TASKS or _positive_number(value)
             allowed = f"must be numbers above 0 or '{TASKS}'"
             _require(good, self, "heterogeneity", allowed)
+
+
+def check_algorithms(settings) -> None:
+    """Raise `ValueError` where one of `settings.algorithms` is not registered."""
+    good = set(settings.algorithms) <= set(load_all())
+    _require(good, settings, "algorithms", f"must be of {', '.join(load_all())}")
 
 
 def _is_cohort(text: str) -> bool:

@@ -30,7 +30,7 @@ from experiments.federating import clients_together
 from experiments.phases import Phase
 from experiments.problem import Problem
 from experiments.programs import parents
-from experiments.recipes import one_example
+from experiments.recipes import LEARNED, one_example
 from potara_jax import merging
 from potara_jax.clients.task import Task
 from potara_jax.evaluation.metrics import evaluator
@@ -40,7 +40,6 @@ from potara_jax.merging.weights import DAMPINGS
 
 NUMBERS = (5, 10, 30, 100)
 _FEW = NUMBERS[:3]
-_LEARNED = {"steps": 25, "learning_rate": 0.05}
 _DAMPINGS = (
     *(("relative", value) for value in (0.01, 0.1, 0.3, 1.0, 3.0)),
     *(("harmonic", value) for value in (0.1, 1.0)),
@@ -128,7 +127,7 @@ def _by_loss(task: Task, settings) -> dict[str, Estimator]:
         "grid": merging.grid(task.loss, points=points),
         "grid_pooled": merging.grid_pooled(task.loss, points=points),
         "soup": merging.soup(task.loss),
-        "learned": merging.learned(task.loss, **_LEARNED),
+        "learned": merging.learned(task.loss, **LEARNED),
         "gauss_newton": merging.gauss_newton(task.logits),
     }
 
@@ -305,7 +304,7 @@ def passes(key: tuple, at: Context) -> float:
         "grid": points,
         "grid_pooled": points,
         "soup": 3,
-        "learned": 3 * _LEARNED["steps"],
+        "learned": 3 * LEARNED["steps"],
         "gauss_newton": 3 * (2 + modules),
     }
     if key[0] == "potara":

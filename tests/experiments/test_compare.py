@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import recipes, run
+from experiments import run
 from experiments.compare import CompareDigits, names, number_of_rounds
 from potara_jax.evaluation import comparison
 from potara_jax.federated.registry import ALGORITHMS, load_all
@@ -37,15 +37,6 @@ def example() -> str:
     return re.search(r"```python\n(.*?)```", page, re.S).group(1)
 
 
-def few(patch):
-    """Few merges, which are enough: all of them are in the test of a run."""
-    rows = recipes.rows
-    kept = ("uniform", recipes.SPECIAL, recipes.OWN, "potara factor")
-    patch.setattr(
-        recipes, "rows", lambda *a: tuple(r for r in rows(*a) if r.name in kept)
-    )
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
@@ -54,10 +45,9 @@ def finished(tmp_path_factory):
     words += ["--algorithms", "fedsa", "fdlora", "flora", "fedprox", MINE]
     words += ["--load", str(folder / "mine.py")]
     words += ["--out", str(folder / "run"), "--cache", str(folder / "cache")]
-    with pytest.MonkeyPatch.context() as patch:
-        few(patch)
-        assert run.main(["compare", "digits", *words]) == 0
-        results = json.loads((folder / "run/results.json").read_text())
+    words += ["--merges", "uniform", "lorahub"]
+    assert run.main(["compare", "digits", *words]) == 0
+    results = json.loads((folder / "run/results.json").read_text())
     ALGORITHMS.pop(MINE)
     return folder / "run", results
 
@@ -150,7 +140,7 @@ def test_rounds_are_counted_for_the_display(finished):
 def test_an_unknown_algorithm_is_refused(tmp_path, capsys):
     words = ["compare", "digits", "--algorithms", "fedx", "--out", str(tmp_path / "x")]
     assert run.main(words) == 2
-    assert "there is no algorithm 'fedx'; there are" in capsys.readouterr().err
+    assert "--algorithms is fedx: it must be of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["raise ValueError('no')", "syntax error"])

@@ -29,6 +29,7 @@ TINY = {
     "base-steps": 3,
     "targets": "query",
     "rank": 2,
+    "merges": "uniform grid fisher",
 }
 
 
@@ -38,7 +39,7 @@ def cache(tmp_path_factory) -> Path:
 
 
 def words(cache: Path, out: Path) -> list[str]:
-    tiny = [word for k, v in TINY.items() for word in (f"--{k}", str(v))]
+    tiny = [word for k, v in TINY.items() for word in (f"--{k}", *str(v).split())]
     return ["digits", *tiny, "--out", str(out), "--cache", str(cache)]
 
 
@@ -164,8 +165,8 @@ def test_another_configuration_in_the_folder_is_refused(cache, undisturbed):
         (["--clients", "0"], "--clients is 0"),
         (["--clients", "5000"], "5000 clients"),
         (["--cohort", "1.1"], "--cohort is 1.1"),
-        (["--federated", "fedsomething"], "there is no algorithm 'fedsomething'"),
-        (["--federated", "fedalt"], "--federated is fedalt"),
+        (["--federated", "fedx"], "--federated is fedx: it must be one of apfl,"),
+        (["--merges", "grid", "gird"], "--merges names gird; there are uniform,"),
         (["--targets", "qurey"], "'qurey'"),
         (["--targets", "("], "regular expression"),
         (["--out", "/dev/null/run"], "--out"),
@@ -178,6 +179,12 @@ def test_a_wrong_setting_is_one_line_and_status_two(tmp_path, capsys, options, n
     assert error.startswith("potara: ") and error.count("\n") == 1
     assert named in error
     assert not (tmp_path / "bases").exists()
+
+
+def test_a_federated_model_of_several_adapters_is_refused(cache, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["run", *words(cache, out), "--federated", "fedalt"]) == 2
+    assert "--federated is fedalt: its model is not one ada" in capsys.readouterr().err
 
 
 def test_a_client_whose_update_is_not_finite_is_named(tmp_path, capsys, monkeypatch):

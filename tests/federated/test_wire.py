@@ -195,7 +195,6 @@ def test_noise_comes_from_the_seed_and_the_round():
 
 def test_epsilon_of_full_cohorts_is_that_of_the_gaussian_mechanism():
     """A round's Renyi divergence of order `x` is `x / (2 (noise / 2)^2)`."""
-    pytest.importorskip("dp_accounting")
     found = epsilon(Privacy(1.0, 8.0), clients=10, cohort=10, rounds=5, delta=1e-5)
     orders = np.linspace(1.01, 100, 20000)
     divergence = 5 * orders / (2 * 4.0**2)
@@ -204,7 +203,6 @@ def test_epsilon_of_full_cohorts_is_that_of_the_gaussian_mechanism():
 
 
 def test_epsilon_falls_with_noise_and_grows_with_rounds_and_cohorts():
-    pytest.importorskip("dp_accounting")
     at = lambda noise=4.0, cohort=10, rounds=20: epsilon(
         Privacy(1.0, noise), clients=100, cohort=cohort, rounds=rounds, delta=1e-5
     )

@@ -1,0 +1,149 @@
+"""Learning rates and hyper-parameters for every federated algorithm.
+
+    potara tune digits
+
+Every algorithm has the same number of trials: five learning rates of its clients, or,
+where it has a hyper-parameter of its own, three of them and two more values of that. A
+trial is scored by the clients' accuracy on held-out examples, after as many rounds as
+Potara federates, on a seed that is in no table. The best trials are written to
+`tuned.json` in the run folder; what the package uses lies in `experiments/tuned.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import federating
+from experiments.cell import train
+from experiments.context import Context
+from experiments.digits import Digits
+from experiments.phases import Phase
+from experiments.problem import Problem
+from experiments.settings import check_algorithms
+from potara_jax.data.federation import Weighted
+from potara_jax.federated.registry import load_all
+from potara_jax.federated.rounds import stack
+
+RATES = (1e-3, 2.5e-3, 5e-3, 1e-2, 2e-2)
+_OWN = {  # a hyper-parameter's values besides its default
+    "apfl": ("learning_rate", (0.0, 1.0)),
+    "ditto": ("strength", (0.01, 1.0)),
+    "fdlora": ("learning_rate", (0.5, 1.5)),
+    "fedadam": ("rate", (0.003, 0.03)),
+    "fedala": ("rate", (0.1, 10.0)),
+    "fedavgm": ("momentum", (0.3, 0.9)),
+    "feddpa_t": ("share", (0.3, 0.7)),
+    "fedprox": ("mu", (0.001, 0.1)),
+    "fedrot": ("strength", (0.3, 1.0)),
+    "fedrpca": ("boost", (1.5, 4.0)),
+    "fedyogi": ("rate", (0.003, 0.03)),
+    "hetlora": ("penalty", (0.001, 0.1)),
+    "lora_fair": ("penalty", (0.001, 0.1)),
+    "pf2lora": ("share", (0.25, 1.0)),
+    "pfedme": ("strength", (0.1, 10.0)),
+}
+_SGD = {"scaffold": [{"learning_rate": rate} for rate in (0.05, 0.1, 0.2, 0.5, 1.0)]}
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneDigits(Digits):
+    """A search on held-out examples, of the same size for every algorithm."""
+
+    out: Path = Path("runs/tune-digits")
+    """Run folder. A finished search is shown again, an unfinished one is continued."""
+    seeds: tuple[int, ...] = (100,)
+    """Seeds of the search; not those of any table."""
+    algorithms: tuple[str, ...] = ()
+    """Algorithms to search for; default: all."""
+
+    def check(self) -> None:
+        """As every experiment's, and the algorithms' names."""
+        super().check()
+        check_algorithms(self)
+
+
+class Programs(NamedTuple):
+    """A phase a trial; `federated` is what every experiment's context has."""
+
+    federated: Phase
+    trials: dict[str, list[tuple[dict, Phase]]]
+
+
+def trials(name: str) -> list[dict]:
+    """What is tried for an algorithm: keyword arguments of `federating.make`."""
+    if name in _SGD:
+        return _SGD[name]
+    if name not in _OWN:
+        return [{"local_rate": rate} for rate in RATES]
+    own, values = _OWN[name]
+    middle = RATES[len(RATES) // 2]
+    first = [{"local_rate": rate} for rate in RATES[1:-1]]
+    return first + [{"local_rate": middle, own: value} for value in values]
+
+
+def names(settings: TuneDigits) -> list[str]:
+    """The algorithms to search for."""
+    return [n for n in settings.algorithms or load_all() if n != "local"]
+
+
+def number_of_rounds(settings: TuneDigits) -> int:
+    """Rounds of a cell."""
+    return settings.federated_rounds * sum(map(len, map(trials, names(settings))))
+
+
+def make_programs(settings: TuneDigits, problem: Problem) -> Programs:
+    """A phase for every trial."""
+
+    def phase(name: str, place: int, how: dict) -> Phase:
+        algorithm = federating.make(settings, problem.task, name, **how)
+        title, last = f"{name}-{place}", settings.federated_rounds
+        return federating.federated_phase(
+            settings, problem, algorithm, name=title, last=last
+        )
+
+    found = {
+        name: [(how, phase(name, i, how)) for i, how in enumerate(trials(name))]
+        for name in names(settings)
+    }
+    return Programs(next(iter(found.values()))[0][1], found)
+
+
+def run_cell(cell, settings, programs: Programs, problem, *, store, display) -> dict:
+    """Every trial of a cell, scored on held-out examples: its record."""
+    federation, key = problem.federations[cell], jax.random.key(cell.seed)
+    at = Context(settings, programs, problem, federation, cell, key)
+    alike = stack(problem.adapter(at.fold(0)), clients=settings.clients)
+    scored = []
+    for name, tried in programs.trials.items():
+        for how, phase in tried:
+            outcome = train(at, store, display, phase, alike, at.fold(1))
+            mean = _heldout_accuracy(at, phase, outcome)
+            scored.append({"algorithm": name, "trial": how, "mean": mean})
+    return {**cell._asdict(), "trials": scored}
+
+
+def _heldout_accuracy(at: Context, phase: Phase, outcome) -> float:
+    index, count, _ = at.federation.heldout
+    real = jnp.arange(index.shape[1]) < count[:, None]
+    test = Weighted(index, real / jnp.maximum(count[:, None], 1))
+    scores = phase.evaluate(outcome.shared, outcome.models, test)
+    return float(np.asarray(scores.accuracy, np.float64)[: at.there].mean())
+
+
+def results(records: list[dict]) -> dict:
+    """The mean of every trial over cells, and the best of every algorithm."""
+    each = [record["trials"] for record in records]
+    means = [
+        first | {"mean": float(np.mean([t["mean"] for t in same]))}
+        for first, same in zip(each[0], zip(*each, strict=True), strict=True)
+    ]
+    names = dict.fromkeys(trial["algorithm"] for trial in means)
+    own = {n: [t for t in means if t["algorithm"] == n] for n in names}
+    best = {n: max(tried, key=lambda t: t["mean"])["trial"] for n, tried in own.items()}
+    return {"trials": means, "best": best}
