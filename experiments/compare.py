@@ -138,7 +138,7 @@ def _contender(settings, problem, name: str) -> Contender:
     phase = _phase(settings, problem, name)
     personal = federating.is_personal(phase.algorithm, problem)
     joining = joining_phase(settings, phase) if personal else None
-    mergeable = federating.is_adapter(phase.algorithm, problem)
+    mergeable = federating.rank_of(phase.algorithm, problem) is not None
     return Contender(phase, joining, personal, mergeable)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from experiments.phases import Evaluate, Phase
@@ -14,9 +13,9 @@ from experiments.settings import Settings
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.evaluation.metrics import common_evaluator, evaluator
-from potara_jax.federated import privacy, rounds, wire
+from potara_jax.federated import factors, privacy, probing, rounds, wire
 from potara_jax.federated.conditions import Conditions, size
-from potara_jax.federated.interface import Algorithm
+from potara_jax.federated.interface import Algorithm, Shared
 from potara_jax.federated.registry import load_all
 from potara_jax.federated.wire import Privacy, Wire
 
@@ -126,28 +125,36 @@ def clients_together(settings: Settings) -> int | None:
 
 
 def is_personal(algorithm: Algorithm, problem: Problem) -> bool:
-    """Whether clients keep anything of their own, so that their models may differ."""
-    adapter = jax.eval_shape(problem.adapter, jax.random.key(0))
-    state = jax.eval_shape(algorithm.init_client, adapter, jnp.int32(0))
-    return bool(jax.tree.leaves(state))
+    """Whether clients end with models of their own."""
+    shared, start = _beginning(algorithm, problem, clients=2)
+    return probing.is_personal(algorithm, shared, start.server, start.states)
 
 
-def is_adapter(algorithm: Algorithm, problem: Problem) -> bool:
-    """Whether an algorithm's model is one adapter of the base as it was."""
-    adapter = jax.eval_shape(problem.adapter, jax.random.key(0))
+def _beginning(algorithm: Algorithm, problem: Problem, *, clients: int):
+    """What clients share, and the progress, before the first round."""
     federation = next(iter(problem.federations.values()))
+    adapter = problem.adapter(jax.random.key(0))
+    start = rounds.start(algorithm, rounds.stack(adapter, clients=clients))
+    shared = Shared(problem.base, federation.pool)
+    return rounds.known(algorithm.turn(0), shared, start.server, 0), start
 
-    def model(adapter):
-        start = rounds.start(algorithm, rounds.stack(adapter, clients=2))
-        shared = rounds.Shared(problem.base, federation.pool)
-        return rounds.personalised(algorithm, shared, start, clients=2)
 
-    found = jax.eval_shape(model, adapter)
-    same = jax.tree.structure(found) == jax.tree.structure(adapter)
-    shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree)]
-    unstacked = [shape[1:] for shape in shapes(found)]
-    fixed = algorithm.rebase is Algorithm._field_defaults["rebase"]
-    return fixed and same and unstacked == shapes(adapter)
+def rank_of(algorithm: Algorithm, problem: Problem) -> int | None:
+    """The rank of an algorithm's model; None where that is not one adapter of the base
+    as it was.
+    """
+    adapter = problem.adapter(jax.random.key(0))
+
+    def model():
+        shared, start = _beginning(algorithm, problem, clients=1)
+        found = rounds.personalised(algorithm, shared, start, clients=1)
+        return jax.tree.map(lambda x: x[0], found)
+
+    found = jax.eval_shape(model)
+    one = jax.tree.structure(found) == jax.tree.structure(adapter)
+    if not one or probing.changes_base(algorithm, problem.base, adapter):
+        return None
+    return factors.rank_of(found)
 
 
 def epsilon(settings: Settings, phase: Phase, problem: Problem) -> float | None:
@@ -169,13 +176,10 @@ def epsilon(settings: Settings, phase: Phase, problem: Problem) -> float | None:
 
 def _sums_alone(settings, phase: Phase, problem: Problem) -> bool:
     federation = next(iter(problem.federations.values()))
-    adapter = problem.adapter(jax.random.key(0))
-    adapters = rounds.stack(adapter, clients=settings.clients)
-    start = rounds.start(phase.algorithm, adapters, phase.conditions)
-    shared = rounds.Shared(problem.base, federation.pool)
+    shared, start = _beginning(phase.algorithm, problem, clients=settings.clients)
 
     def alone(turn: Algorithm) -> bool:
         upload = rounds.upload_shape(turn, shared, start, federation.train)
-        return privacy.is_private(turn, start.server, start.states, upload)
+        return probing.sums_alone(turn, start.server, start.states, upload)
 
     return all(map(alone, phase.algorithm.turns or (phase.algorithm,)))

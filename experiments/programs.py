@@ -120,10 +120,10 @@ def parents(
     Raises `ValueError` where the federated model is no single adapter to merge.
     """
     algorithm = federating.make(settings, problem.task, settings.federated)
-    if not federating.is_adapter(algorithm, problem):
+    if federating.rank_of(algorithm, problem) != settings.rank:
         raise ValueError(
             f"--federated is {settings.federated}: its model is not one adapter of the "
-            "pre-trained base, and cannot be merged"
+            f"base, of rank {settings.rank}, to merge with a local one"
         )
     last = settings.federated_rounds
     at = marks_of(last, marks)

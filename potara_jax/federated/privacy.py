@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from potara_jax.federated.interface import Algorithm
+from potara_jax.federated.probing import is_float
 
 Array = jax.Array
 
@@ -28,9 +27,9 @@ class Privacy(NamedTuple):
 
 def clipped(how: Privacy, change: Any) -> Any:
     """A client's change, its numbers together at most `clip` long."""
-    norm = optax.tree.norm([x for x in jax.tree.leaves(change) if _is_float(x)])
+    norm = optax.tree.norm([x for x in jax.tree.leaves(change) if is_float(x)])
     scale = jnp.minimum(1.0, how.clip / jnp.maximum(norm, 1e-30))
-    return jax.tree.map(lambda x: x * scale if _is_float(x) else x, change)
+    return jax.tree.map(lambda x: x * scale if is_float(x) else x, change)
 
 
 def noised(how: Privacy, uploads: Any, arrived: Array, keys: Array) -> Any:
@@ -45,16 +44,12 @@ def noised(how: Privacy, uploads: Any, arrived: Array, keys: Array) -> Any:
         keys = jax.random.split(key, len(leaves))
         size = jnp.where(arrived, deviation, 0)
         noisy = [
-            x + size * jax.random.normal(k, x.shape, x.dtype) if _is_float(x) else x
+            x + size * jax.random.normal(k, x.shape, x.dtype) if is_float(x) else x
             for x, k in zip(leaves, keys, strict=True)
         ]
         return jax.tree.unflatten(structure, noisy)
 
     return jax.vmap(one)(uploads, arrived, keys)
-
-
-def _is_float(x) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def epsilon(
@@ -82,39 +77,3 @@ def epsilon(
     accountant = rdp.RdpAccountant(neighboring_relation=replaced)
     accountant.compose(sum_, rounds)
     return float(accountant.get_epsilon(delta))
-
-
-def is_private(algorithm: Algorithm, server: Any, states: Any, upload: Any) -> bool:
-    """Whether the clients' sum is all that an algorithm takes from them.
-
-    Tried with random numbers in place of the server's state, two clients' `states`
-    (`[C, ...]`) and uploads (of the shape of `upload`, one client's): an aggregate must
-    not change when both uploads are replaced by their mean, nor what is sent to a
-    client with that client's state.
-    """
-    rng = np.random.default_rng(0)
-    server = _random(server, rng)
-    uploads = [_random(upload, rng) for _ in range(2)]
-    middle = jax.tree.map(lambda x, y: (x + y) / 2 if _is_float(x) else x, *uploads)
-    stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
-    aggregate = lambda *each: algorithm.aggregate(
-        server, stack(*each), jnp.full(2, 0.5)
-    )
-    first = jax.tree.map(lambda x: x[0], states)
-    sent = [algorithm.broadcast(server, _random(first, rng)) for _ in range(2)]
-    return _close(aggregate(*uploads), aggregate(middle, middle)) and _close(*sent)
-
-
-def _random(tree, rng):
-    """Random numbers in [0, 1): a server's second moments are not negative."""
-
-    def draw(x):
-        value = rng.random(x.shape) if _is_float(x) else np.ones(x.shape)
-        return jnp.asarray(value, x.dtype)
-
-    return jax.tree.map(draw, tree)
-
-
-def _close(one, other) -> bool:
-    near = lambda x, y: np.allclose(x, y, rtol=1e-3, atol=1e-4)
-    return all(jax.tree.leaves(jax.tree.map(near, one, other)))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from potara_jax.federated.privacy import Privacy, clipped
+from potara_jax.federated.probing import is_float
 
 Array = jax.Array
 Message = Any
@@ -85,12 +86,8 @@ def _reference(upload, received):
 
 def _map_floats(fn, tree, other):
     """`fn` over two trees' floating-point leaves; others are the first tree's."""
-    apply = lambda x, y: fn(x, y) if _is_float(x) else x
+    apply = lambda x, y: fn(x, y) if is_float(x) else x
     return jax.tree.map(apply, tree, other)
-
-
-def _is_float(x) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 # --- Ways to compress ----------------------------------------------------------------
@@ -98,7 +95,7 @@ def _is_float(x) -> bool:
 
 def bfloat16() -> Compression:
     """Two bytes a number, rounded to nearest."""
-    cast = lambda dtype: lambda x: x.astype(dtype) if _is_float(x) else x
+    cast = lambda dtype: lambda x: x.astype(dtype) if is_float(x) else x
     return Compression(
         lambda tree, key: jax.tree.map(cast(jnp.bfloat16), tree),
         lambda message, like: jax.tree.map(
@@ -127,7 +124,7 @@ def int8() -> Compression:
 
 
 def _to_int8(x, key):
-    if not _is_float(x):
+    if not is_float(x):
         return x
     scale = jnp.maximum(jnp.abs(x).max(), 1e-30) / 127
     at_random = jnp.floor(x / scale + jax.random.uniform(key, x.shape))
@@ -135,7 +132,7 @@ def _to_int8(x, key):
 
 
 def _from_int8(like, coded):
-    if not _is_float(like):
+    if not is_float(like):
         return coded
     return (coded["code"] * coded["scale"]).astype(like.dtype)
 
@@ -159,7 +156,7 @@ def top_k(share: float) -> Compression:
 
 
 def _largest(x, share):
-    if not _is_float(x):
+    if not is_float(x):
         return x
     flat = x.ravel()
     _, place = jax.lax.top_k(jnp.abs(flat), math.ceil(share * flat.size))
@@ -167,7 +164,7 @@ def _largest(x, share):
 
 
 def _put_back(like, sparse):
-    if not _is_float(like):
+    if not is_float(like):
         return sparse
     flat = jnp.zeros(like.size, like.dtype)
     return flat.at[sparse["place"]].set(sparse["value"]).reshape(like.shape)

@@ -7,7 +7,8 @@ import pytest
 
 from potara_jax.federated import ledger, rounds, wire
 from potara_jax.federated.conditions import Conditions
-from potara_jax.federated.privacy import Privacy, clipped, epsilon, is_private, noised
+from potara_jax.federated.privacy import Privacy, clipped, epsilon, noised
+from potara_jax.federated.probing import sums_alone
 from potara_jax.federated.registry import load_all
 from potara_jax.federated.wire import Wire
 from tests.helpers_federated import (
@@ -220,7 +221,7 @@ def test_which_algorithms_need_the_sum_alone(name):
     given, algorithm = problem(COUNTS), make(name)
     progress = start(algorithm, given)
     upload = rounds.upload_shape(algorithm, given.shared, progress, given.examples)
-    found = is_private(algorithm, progress.server, progress.states, upload)
+    found = sums_alone(algorithm, progress.server, progress.states, upload)
     assert found == (name in PRIVATE)
 
 

@@ -17,6 +17,7 @@ from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.federated.algorithms.fedit import fedit
 from potara_jax.federated.interface import Algorithm
+from potara_jax.federated.probing import is_float
 from potara_jax.federated.registry import algorithm
 
 _PAPER = "Reddi et al. 2021, arXiv 2003.00295"
@@ -57,17 +58,13 @@ def with_server_optimizer(
 
 def _numbers(tree) -> list[jax.Array]:
     """The floating-point leaves."""
-    return [leaf for leaf in jax.tree.leaves(tree) if _is_float(leaf)]
+    return [leaf for leaf in jax.tree.leaves(tree) if is_float(leaf)]
 
 
 def _with_numbers(tree, numbers):
     numbers = iter(numbers)
-    put = lambda leaf: next(numbers) if _is_float(leaf) else leaf
+    put = lambda leaf: next(numbers) if is_float(leaf) else leaf
     return jax.tree.map(put, tree)
-
-
-def _is_float(leaf) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 @algorithm("fedavgm", "Hsu et al. 2019, arXiv 1909.06335", "FedIT, server momentum")

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+
+from potara_jax.evaluation import comparison
+from tests.evaluation import synthetic
+
+
+def results(**options) -> dict:
+    """Invented results of a comparison."""
+    made = synthetic(clients=4, methods=16, **options)
+    for place, record in enumerate(made["methods"]):
+        sent = record["bytes_up"] + record["bytes_down"]
+        late = record["method"] in ("potara core", "FedIT + fine-tuning")
+        record |= {
+            "equal_bytes": record["mean"] if place % 3 else None,
+            "equal_steps": record["mean"],
+            "over": record["method"] == "Ditto",
+            "personal": record["method"] in ("FedAMP", "local"),
+            "newcomers": None,
+            "curve": [] if late else [_point(n, sent, record) for n in (1, 2, 3)],
+        }
+    made["privacy"] = {"fedit": 1.234, "fedex": None}
+    return made
+
+
+def _point(number, sent, record) -> dict:
+    return {
+        "round": number,
+        "bytes": sent * number // 3,
+        "steps": 100 * number,
+        "mean": record["mean"] * number / 3,
+    }
+
+
+def test_the_most_accurate_is_first_at_every_heterogeneity():
+    lines = comparison.ranked(results())
+    for name in ("0.1", "tasks"):
+        means = [x.row.mean for x in lines if x.row.heterogeneity == name]
+        assert means == sorted(means, reverse=True) and len(means) == 16
+    assert [x.row.heterogeneity for x in lines] == ["0.1"] * 16 + ["tasks"] * 16
+
+
+def test_what_is_over_or_missing_is_marked():
+    lines = {line.row.method: line for line in comparison.ranked(results())}
+    text = comparison.texts(lines["Ditto"])
+    assert text["Method"] == "Ditto *"
+    given = results()
+    given["methods"][0]["equal_bytes"] = None
+    name = given["methods"][0]["method"]
+    line = next(x for x in comparison.ranked(given) if x.row.method == name)
+    assert comparison.texts(line)["At its bytes"] == "–"  # noqa: RUF001
+
+
+def test_newcomers_have_a_column_where_there_are_any():
+    assert "Newcomers %" not in _heads(results())
+    given = results()
+    for record in given["methods"]:
+        record["newcomers"] = 0.5
+    assert "Newcomers %" in _heads(given)
+
+
+def _heads(given) -> tuple:
+    return comparison.columns(comparison.ranked(given), comparison.COLUMNS)
+
+
+def test_the_best_that_keeps_to_the_budget_is_bold():
+    given = results(heterogeneities=("0.1",), seeds=1)
+    table = comparison.terminal_table(given)
+    lines = comparison.ranked(given)
+    fair = next(x for x in lines if not x.row.oracle and not x.over)
+    bold = [
+        str(cell)
+        for cell in table.columns[0].cells
+        if "bold" in str(getattr(cell, "style", ""))
+    ]
+    assert bold == [comparison.texts(fair)["Method"]]
+
+
+def test_curves_are_means_over_seeds_in_megabytes():
+    given = results(heterogeneities=("0.1",), seeds=2)
+    paths = comparison._paths(given, "0.1")
+    own = [r for r in given["methods"] if r["method"] == "FedPer"]
+    sent, reached, _ = paths["FedPer"]
+    mean = np.mean([[p["mean"] for p in r["curve"]] for r in own], 0)
+    np.testing.assert_allclose(reached, 100 * mean)
+    assert sent[0] == pytest.approx(own[0]["curve"][0]["bytes"] / 1e6)
+    assert {"potara core", "federated", "FedAMP"} <= set(paths)
+    assert not {"local", "base model"} & set(paths), "they send nothing"
+    colours = {name: path[2] for name, path in paths.items()}
+    assert colours["FedAMP"] != colours["federated"] != colours["potara core"]
+
+
+def test_the_page_has_everything(tmp_path):
+    given = results()
+    given["settings"] |= {"privacy_clip": 0.5, "privacy_delta": 1e-5}
+    drawn = comparison.draw(given, tmp_path)
+    assert [path.stem for path in drawn] == ["accuracy", "bytes", "clients"]
+    page = comparison.render(given, drawn)
+    assert page.count("<img") == 3
+    assert "fedit: epsilon 1.23 at delta 1e-05." in page
+    assert "the clients&#x27; sum): fedex." in page
+
+
+def test_without_privacy_nothing_is_said_of_it(tmp_path):
+    assert comparison.privacy(results()) == []
+
+
+def test_the_accuracy_figure_is_in_the_order_of_the_table():
+    given = results(heterogeneities=("0.1",))
+    (axes,) = comparison._accuracy(given).axes
+    shown = [text.get_text() for text in axes.get_yticklabels()]
+    assert shown == [line.row.method for line in comparison.ranked(given)]
