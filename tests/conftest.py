@@ -1,8 +1,16 @@
-"""The order of the tests: those that take minutes first, so that no process idles."""
+"""How the tests run: compiled quickly, and those that take minutes first."""
 
+import os
+from pathlib import Path
+
+# Many small programs, each run a few times: most of the time goes into LLVM's passes.
+_QUICK = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
+_COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
 _LONG = ("test_run.py", "test_compare.py", "test_study.py", "test_algorithms.py")
 
 
 def pytest_collection_modifyitems(items):
-    """Sort by file, the long ones first."""
+    """Sort by file, the long ones first, so that no process idles at the end."""
     items.sort(key=lambda item: item.path.name not in _LONG)

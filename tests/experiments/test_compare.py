@@ -42,7 +42,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     (folder / "mine.py").write_text(example())
     words = [word for k, v in TINY.items() for word in (f"--{k}", str(v))]
-    words += ["--algorithms", "fedsa", "fdlora", "flora", "fedprox", MINE]
+    words += ["--algorithms", "fedsa", "fdlora", "flora", MINE]
     words += ["--load", str(folder / "mine.py")]
     words += ["--out", str(folder / "run"), "--cache", str(folder / "cache")]
     words += ["--merges", "uniform", "lorahub"]
@@ -130,10 +130,10 @@ def test_rounds_are_counted_for_the_display(finished):
         federated_rounds=4,
         local_rounds=2,
         newcomers=0.25,
-        algorithms=("fedsa", "fdlora", "flora", "fedprox", "ffa"),
+        algorithms=("fedsa", "fdlora", "flora", "ffa"),
     )
     lines = [json.loads(x) for x in (finished[0] / "metrics.jsonl").open()]
-    nobody = settings.local_rounds  # joins fedprox: its model is common to all
+    nobody = settings.local_rounds  # joins flora: its model is common to all
     assert len(lines) + nobody == number_of_rounds(settings)
 
 

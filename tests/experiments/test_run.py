@@ -45,14 +45,11 @@ def words(cache: Path, out: Path) -> list[str]:
 
 def start(cache: Path, out: Path, *options: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "experiments.run", *words(cache, out), *options]
-    compiled = {
-        "JAX_COMPILATION_CACHE_DIR": str(cache / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    keep_all = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=os.environ | compiled,
+        env=os.environ | keep_all,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

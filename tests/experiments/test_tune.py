@@ -27,7 +27,7 @@ def finished(tmp_path_factory):
     words = [word for k, v in TINY.items() for word in (f"--{k}", str(v))]
     words += ["--out", str(folder / "run"), "--cache", str(folder / "cache")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune, "RATES", (1e-9, 0.02))
+        patch.setattr(tune, "RATES", (1e-9, 0.3))
         assert run.main(["tune", "digits", *words]) == 0
     return folder / "run"
 
@@ -35,7 +35,7 @@ def finished(tmp_path_factory):
 def test_the_best_trial_is_written_down(finished):
     results = json.loads((finished / "results.json").read_text())
     still, moving = results["trials"]
-    assert [t["trial"]["local_rate"] for t in (still, moving)] == [1e-9, 0.02]
+    assert [t["trial"]["local_rate"] for t in (still, moving)] == [1e-9, 0.3]
     assert still["mean"] != moving["mean"]
     best = max((still, moving), key=lambda t: t["mean"])["trial"]
     assert json.loads((finished / "tuned.json").read_text()) == {"ffa": best}
