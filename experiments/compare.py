@@ -167,10 +167,15 @@ def run_cell(
         "methods": contenders.records(at, programs, trained, methods),
         "diagnostics": diagnostics(at, trained.parents, merges, methods),
         "privacy": {
-            name: federating.epsilon(settings, c.phase, problem)
-            for name, c in programs.contenders.items()
+            name: federating.epsilon(settings, phase, problem)
+            for name, phase in _federated_phases(programs).items()
         },
     }
+
+
+def _federated_phases(programs: Programs) -> dict[str, Phase]:
+    others = {name: c.phase for name, c in programs.contenders.items()}
+    return {"federated": programs.table.federated, **others}
 
 
 def _train_all(at: Context, programs: Programs, store, display) -> Trained:

@@ -17,6 +17,8 @@ from potara_jax.evaluation.metrics import worst_decile
 from potara_jax.federated.algorithms.feddpa import anchor_index
 
 ANCHORS = 5
+TUNED = "federated + fine-tuning"
+_NO_MERGES = ("base", "federated", "local", TUNED)
 
 
 class Trained(NamedTuple):
@@ -31,25 +33,35 @@ class Trained(NamedTuple):
 
 
 def records(at: Context, programs, trained: Trained, methods: list[Method]) -> list:
-    """Every row, as `results.json` has it, with its place among the budgets."""
+    """Every row, as `results.json` has it, with what it reaches at Potara's budgets.
+
+    `kind`: an algorithm, a pipeline of several phases, a merge, Potara with another
+    parent, or a bound.
+    """
     budget = next(m for m in methods if m.name == SPECIAL).cost
-    federated, local, tuned = trained.doubled
-    long = trained.outcomes | {
-        "federated, rank 2r": federated,
-        "local, rank 2r": local,
+    kinds = {
+        "merge": [m for m in methods if not m.oracle and m.name not in _NO_MERGES],
+        "bound": [m for m in methods if m.oracle or m.name == "base"],
+        "pipeline": [m for m in methods if m.name == TUNED]
+        + _pipelines(at, programs, trained),
+        "exchanged": _exchanged(at, programs, trained),
     }
-    short = [m for m in methods if m.name not in trained.outcomes]
-    short += _pipelines(at, programs, trained)
-    short += _exchanged(at, programs, trained)
-    begun = cost(at, until(federated, at.settings.federated_rounds))
-    both = together(begun, cost(at, tuned))
-    models, name = tuned.models, "federated + fine-tuning, rank 2r"
-    short.append(Method(name, models, both, scores=score(at, models)))
-    found = [
-        _at_budget(at, name, outcome, budget) | {"personal": _personal(programs, name)}
-        for name, outcome in long.items()
+    fixed = [
+        row(at, method) | _fixed(at, method, budget) | {"kind": kind}
+        for kind, each in kinds.items()
+        for method in each
     ]
-    return found + [row(at, m) | _fixed(at, m, budget) for m in short]
+    return _algorithms(at, programs, trained, budget) + fixed
+
+
+def _algorithms(at: Context, programs, trained: Trained, budget: Cost) -> list[dict]:
+    federated, local, _ = trained.doubled
+    doubled = {"federated, rank 2r": federated, "local, rank 2r": local}
+    return [
+        _at_budget(at, name, outcome, budget)
+        | {"kind": "algorithm", "personal": _personal(programs, name)}
+        for name, outcome in (trained.outcomes | doubled).items()
+    ]
 
 
 def _personal(programs, name: str) -> bool:
@@ -125,11 +137,22 @@ def _fixed(at: Context, method: Method, budget: Cost) -> dict:
 def _pipelines(at: Context, programs, trained: Trained) -> list[Method]:
     federated, _, tuned = trained.parents
     spent = together(cost(at, federated), cost(at, tuned))
-    methods = [_feddpa_f(at, programs, federated, tuned, spent)]
+    methods = [
+        _tuned_doubled(at, trained),
+        _feddpa_f(at, programs, federated, tuned, spent),
+    ]
     if "fdlora" in trained.outcomes and "lorahub" in at.programs.weigh:
         outcome = until(trained.outcomes["fdlora"], at.settings.federated_rounds)
         methods.append(_fdlora(at, outcome))
     return methods
+
+
+def _tuned_doubled(at: Context, trained: Trained) -> Method:
+    federated, _, tuned = trained.doubled
+    begun = until(federated, at.settings.federated_rounds)
+    spent = together(cost(at, begun), cost(at, tuned))
+    scores = score(at, tuned.models)
+    return Method(f"{TUNED}, rank 2r", tuned.models, spent, scores=scores)
 
 
 def _feddpa_f(at: Context, programs, federated, tuned, spent: Cost) -> Method:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.context import Context, Parents, score
+from experiments.federating import epsilon
 from experiments.merges import Merges, measure, merge
 from experiments.methods import Method, listed
 from experiments.phases import Outcome
@@ -31,6 +32,7 @@ def diagnostics(
         "certainty": _certainty(at, merges, counts),
         "communication": _communication(at, parents, methods),
         "left_out": _left_out(parents),
+        "epsilon": epsilon(at.settings, at.programs.federated, at.problem),
     }
 
 

@@ -157,6 +157,13 @@ def rank_of(algorithm: Algorithm, problem: Problem) -> int | None:
     return factors.rank_of(found)
 
 
+def check(settings: Settings) -> None:
+    """Raise `ValueError` where an account of privacy is wanted and cannot be had."""
+    if settings.privacy_clip is not None:
+        asked = Privacy(settings.privacy_clip, settings.privacy_noise)
+        privacy.epsilon(asked, clients=2, cohort=1, rounds=1, delta=0.1)
+
+
 def epsilon(settings: Settings, phase: Phase, problem: Problem) -> float | None:
     """Epsilon of a phase's rounds; None where there is no account of it.
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import tyro
 from rich.console import Console
 
-from experiments import compare, digits, files, jobs, recipes, study, tune
+from experiments import compare, digits, federating, files, jobs, recipes, study, tune
 from experiments.display import Display
 from experiments.jobs import Job
 from experiments.problem import Problem
@@ -77,6 +77,7 @@ def run(name: str, settings: Settings, console: Console, job: str = "run") -> No
                 load_file(path)
             settings.check()
             recipes.check(settings)
+            federating.check(settings)
             held.enter_context(files.locked(settings.out))
             config = {"experiment": name, "job": job, **resolved(settings)}
             store = open_store(settings.out, config, rerun=settings.rerun, warn=note)

@@ -3,14 +3,15 @@
 It reads `results`, the dictionary of `results.json`. Its `methods` are records as those
 of a run, and have besides: `equal_bytes` and `equal_steps`, the accuracy where a method
 has spent as many bytes, or local steps, as Potara (None where it cannot spend so few);
-`over`, whether its row has spent more than Potara in either; and `curve`, what it
-reached on the way.
+`over`, whether its row has spent more than Potara in either; `curve`, what it reached
+on the way; and `kind`: an algorithm, a pipeline, a merge, Potara with another parent
+(`exchanged`, named after it in brackets), or a bound.
 """
 
 from __future__ import annotations
 
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -141,16 +142,71 @@ def notes(lines: list[Line]) -> list[str]:
 
 def draw(results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
     """Writes every figure; returns the files' paths."""
-    makers = {"accuracy": _accuracy, "bytes": by_bytes, "clients": figures.clients}
+    makers = {
+        "accuracy": accuracy,
+        "bytes": by_bytes,
+        "parents": by_parent,
+        "clients": figures.clients,
+    }
     return drawing.draw(makers, results, folder)
 
 
-def _accuracy(results: Results) -> Figure | None:
-    """All methods, in the order of their accuracy at the first heterogeneity."""
-    order = [line.row.method for line in ranked(results)]
-    place = {name: i for i, name in reversed(list(enumerate(order)))}
-    methods = sorted(results["methods"], key=lambda r: place[r["method"]])
-    return figures.accuracy(results | {"methods": methods})
+def accuracy(results: Results) -> Figure | None:
+    """Algorithms, pipelines and Potara, the most accurate first at the first panel."""
+    order = list(dict.fromkeys(line.row.method for line in ranked(results)))
+    ours = results["diagnostics"][0]["segment"]["chosen"]
+    shown = [
+        record
+        for record in results["methods"]
+        if record["kind"] in ("algorithm", "pipeline", "bound")
+        or record["method"] in ours
+    ]
+    shown.sort(key=lambda record: order.index(record["method"]))
+    return figures.accuracy(results | {"methods": shown})
+
+
+Series = dict[str, dict[str, float]]
+
+
+def by_parent(results: Results) -> Figure | None:
+    """Every algorithm, and Potara with its model as the federated one."""
+    found = {name: _parents(results, name) for name in by_heterogeneity(results)}
+    names = list(dict.fromkeys(n for each in found.values() for n in each["alone"]))
+    if not names:
+        return None
+    title = "What Potara makes of every algorithm's model, after the same rounds"
+    height = 0.9 + 0.24 * len(names)
+    figure, panels = drawing.panels(list(found), height=height, title=title)
+    entries: dict[str, Any] = {}
+    for axes, each in zip(panels, found.values(), strict=True):
+        for number, (series, means) in enumerate(each.items()):
+            places = [names.index(name) for name in means]
+            look = {"color": _SERIES[number % 3], "markersize": 5}
+            values = [100 * mean for mean in means.values()]
+            (entries[series],) = axes.plot(values, places, "o", **look)
+        axes.grid(axis="y", visible=False)
+    panels[0].set_yticks(range(len(names)), [drawing.plain(name) for name in names])
+    panels[0].set_ylim(len(names) - 0.4, -0.6)
+    drawing.name_axes(panels, x="accuracy [%]", y="")
+    drawing.legend(figure, entries)
+    return figure
+
+
+_SERIES = ("#7a7a7a", "#0072b2", "#d55e00")
+
+
+def _parents(results: Results, heterogeneity: str) -> Series:
+    """`{"alone" or a weight: {algorithm: mean}}`, of those that were merged."""
+    methods = by_heterogeneity(results)[heterogeneity]
+    last, found = results["settings"]["federated_rounds"], {"alone": {}}
+    for method, records in methods.items():
+        if records[0]["kind"] == "exchanged":
+            weight, name = method.removesuffix(")").split(" (", 1)
+            mean = lambda values: float(np.mean(list(values)))
+            found.setdefault(weight, {})[name] = mean(r["mean"] for r in records)
+            points = [p for r in methods[name] for p in r["curve"]]
+            found["alone"][name] = mean(p["mean"] for p in points if p["round"] == last)
+    return found
 
 
 _GROUPS = {
@@ -253,6 +309,11 @@ _CAPTIONS = {
         "Every method after some of its rounds: up and to the left is better, and "
         "where two lines cross one overtakes the other. Methods that communicate "
         "nothing are in the table alone.",
+    ),
+    "parents": (
+        "Other parents",
+        "Grey: an algorithm's model after as many rounds as Potara federates. In "
+        "colour: that model merged with the local one, by Potara's weights.",
     ),
     "clients": (
         "Who holds what",

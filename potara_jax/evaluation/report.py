@@ -76,6 +76,7 @@ def render(results: Results, figures: list[pathlib.Path]) -> str:
     rows = summarise(results)
     body = [
         page.paragraphs(summary(rows), kind="lead"),
+        page.paragraphs(privacy(results), kind="note"),
         "<h2>Methods</h2>",
         _tables(rows),
         *(page.figure(path, *_caption(path)) for path in figures),
@@ -101,6 +102,20 @@ _CERTAIN = (
     "of the 90 % bootstrap interval over the samples."
 )
 _LEFT_OUT = "A client whose update is not finite is left out of its round."
+
+
+def privacy(results: Results) -> list[str]:
+    """What the noise of the federated rounds guarantees, where there is any."""
+    if results["settings"].get("privacy_clip") is None:
+        return []
+    found = results["diagnostics"][0]["epsilon"]
+    if found is None:
+        return ["Privacy: no account, the server takes more than the clients' sum."]
+    delta = results["settings"]["privacy_delta"]
+    return [
+        "Differential privacy of clients in the federated rounds (one replaced by any "
+        f"other): epsilon {found:.3g} at delta {delta:g}."
+    ]
 
 
 def _caption(path: pathlib.Path) -> tuple[str, str]:

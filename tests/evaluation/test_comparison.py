@@ -17,9 +17,30 @@ def results(**options) -> dict:
             "over": record["method"] == "Ditto",
             "personal": record["method"] in ("FedAMP", "local"),
             "newcomers": None,
+            "kind": _KINDS.get(record["method"], "algorithm"),
             "curve": [] if late else [_point(n, sent, record) for n in (1, 2, 3)],
         }
+    made["settings"]["federated_rounds"] = 2
     made["privacy"] = {"fedit": 1.234, "fedex": None}
+    return made
+
+
+_KINDS = {
+    "potara core": "merge",
+    "Hermite": "merge",
+    "average": "merge",
+    "oracle grid": "bound",
+    "FedIT + fine-tuning": "pipeline",
+}
+
+
+def exchanged(**options) -> dict:
+    """Results with Potara on another parent."""
+    made = results(**options)
+    for record in list(made["methods"]):
+        if record["method"] == "FedPer":
+            twin = {"method": "hermite (FedPer)", "kind": "exchanged", "curve": []}
+            made["methods"].append(record | twin | {"mean": 0.99})
     return made
 
 
@@ -91,12 +112,12 @@ def test_curves_are_means_over_seeds_in_megabytes():
 
 
 def test_the_page_has_everything(tmp_path):
-    given = results()
+    given = exchanged()
     given["settings"] |= {"privacy_clip": 0.5, "privacy_delta": 1e-5}
     drawn = comparison.draw(given, tmp_path)
-    assert [path.stem for path in drawn] == ["accuracy", "bytes", "clients"]
+    assert [path.stem for path in drawn] == ["accuracy", "bytes", "parents", "clients"]
     page = comparison.render(given, drawn)
-    assert page.count("<img") == 3
+    assert page.count("<img") == 4
     assert "fedit: epsilon 1.23 at delta 1e-05." in page
     assert "the clients&#x27; sum): fedex." in page
 
@@ -105,8 +126,18 @@ def test_without_privacy_nothing_is_said_of_it(tmp_path):
     assert comparison.privacy(results()) == []
 
 
-def test_the_accuracy_figure_is_in_the_order_of_the_table():
-    given = results(heterogeneities=("0.1",))
-    (axes,) = comparison._accuracy(given).axes
+def test_the_accuracy_figure_is_in_the_order_of_the_table_without_other_merges():
+    given = exchanged(heterogeneities=("0.1",))
+    (axes,) = comparison.accuracy(given).axes
     shown = [text.get_text() for text in axes.get_yticklabels()]
-    assert shown == [line.row.method for line in comparison.ranked(given)]
+    table = [line.row.method for line in comparison.ranked(given)]
+    assert shown == [n for n in table if n not in ("average", "hermite (FedPer)")]
+
+
+def test_what_a_merge_makes_of_an_algorithm_stands_beside_it():
+    given = exchanged(heterogeneities=("0.1",))
+    own = [r["mean"] for r in given["methods"] if r["method"] == "FedPer"]
+    found = comparison._parents(given, "0.1")
+    assert found["hermite"] == {"FedPer": pytest.approx(0.99)}
+    assert found["alone"] == {"FedPer": pytest.approx(np.mean(own) * 2 / 3)}
+    assert comparison.by_parent(results()) is None

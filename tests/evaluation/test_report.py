@@ -285,3 +285,15 @@ def test_settings_and_versions_are_listed():
     for text in ("clients", "relative", "python", "0.10.2"):
         assert text in page.text
     assert "details" in page.tags
+
+
+@pytest.mark.parametrize(
+    ("found", "said"), [(1.234, "epsilon 1.23 at delta 1e-05"), (None, "no account")]
+)
+def test_the_page_says_what_privacy_there_is(found, said):
+    results = small()
+    assert report.privacy(results) == []
+    results["settings"] |= {"privacy_clip": 1.0, "privacy_delta": 1e-5}
+    results["diagnostics"][0]["epsilon"] = found
+    (sentence,) = report.privacy(results)
+    assert said in sentence

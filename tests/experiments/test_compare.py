@@ -116,10 +116,11 @@ def test_a_comparison_leaves_a_table_figures_and_a_page(finished):
     assert {p.name for p in (folder / "figures").iterdir()} == {
         "accuracy.png",
         "bytes.png",
+        "parents.png",
         "clients.png",
     }
     page = (folder / "report.html").read_text()
-    assert page.count("<img") == 3 and MINE in page
+    assert page.count("<img") == 4 and MINE in page
     lines = [line for line in comparison.ranked(results) if not line.row.oracle]
     means = [line.row.mean for line in lines]
     assert means == sorted(means, reverse=True)
