@@ -1,12 +1,12 @@
-"""Learning rates and hyper-parameters for every federated algorithm.
+"""Step sizes for every federated algorithm.
 
     potara tune digits
 
-Every algorithm has the same number of trials: five learning rates of its clients, or,
-where it has a hyper-parameter of its own, three of them and two more values of that. A
-trial is scored by the clients' accuracy on held-out examples, after as many rounds as
-Potara federates, on a seed that is in no table. The best trials are written to
-`tuned.json` in the run folder; what the package uses lies in `experiments/tuned.json`.
+Every algorithm has three trials: learning rates of its clients, or values of another
+step size where that matters more. All else is as in its paper. A trial is scored by the
+clients' accuracy on held-out examples, after as many rounds as Potara federates, on a
+seed that is in no table. The best trials are written to `tuned.json` in the run folder;
+what the comparison uses lies in `experiments/tuned.json`.
 """
 
 from __future__ import annotations
@@ -30,25 +30,13 @@ from potara_jax.data.federation import Weighted
 from potara_jax.federated.registry import load_all
 from potara_jax.federated.rounds import stack
 
-RATES = (1e-3, 2.5e-3, 5e-3, 1e-2, 2e-2)
-_OWN = {  # a hyper-parameter's values besides its default
-    "apfl": ("learning_rate", (0.0, 1.0)),
-    "ditto": ("strength", (0.01, 1.0)),
-    "fdlora": ("learning_rate", (0.5, 1.5)),
-    "fedadam": ("rate", (0.003, 0.03)),
-    "fedala": ("rate", (0.1, 10.0)),
-    "fedavgm": ("momentum", (0.3, 0.9)),
-    "feddpa_t": ("share", (0.3, 0.7)),
-    "fedprox": ("mu", (0.001, 0.1)),
-    "fedrot": ("strength", (0.3, 1.0)),
-    "fedrpca": ("boost", (1.5, 4.0)),
-    "fedyogi": ("rate", (0.003, 0.03)),
-    "hetlora": ("penalty", (0.001, 0.1)),
-    "lora_fair": ("penalty", (0.001, 0.1)),
-    "pf2lora": ("share", (0.25, 1.0)),
-    "pfedme": ("strength", (0.1, 10.0)),
+RATES = (2.5e-3, 5e-3, 1e-2)
+_OWN = {  # where a step size of another kind matters more than the clients'
+    "scaffold": ("learning_rate", (0.1, 0.3, 1.0)),
+    "fedadam": ("rate", (0.003, 0.01, 0.03)),
+    "fedyogi": ("rate", (0.003, 0.01, 0.03)),
+    "pfedme": ("strength", (0.1, 1.0, 10.0)),
 }
-_SGD = {"scaffold": [{"learning_rate": rate} for rate in (0.05, 0.1, 0.2, 0.5, 1.0)]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +65,8 @@ class Programs(NamedTuple):
 
 def trials(name: str) -> list[dict]:
     """What is tried for an algorithm: keyword arguments of `federating.make`."""
-    if name in _SGD:
-        return _SGD[name]
-    if name not in _OWN:
-        return [{"local_rate": rate} for rate in RATES]
-    own, values = _OWN[name]
-    middle = RATES[len(RATES) // 2]
-    first = [{"local_rate": rate} for rate in RATES[1:-1]]
-    return first + [{"local_rate": middle, own: value} for value in values]
+    own, values = _OWN.get(name, ("local_rate", RATES))
+    return [{own: value} for value in values]
 
 
 def names(settings: TuneDigits) -> list[str]:
