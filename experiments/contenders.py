@@ -36,10 +36,13 @@ def records(at: Context, programs, trained: Trained, methods: list[Method]) -> l
     """Every row, as `results.json` has it, with what it reaches at Potara's budgets.
 
     `kind`: an algorithm, a pipeline of several phases, a merge, Potara with another
-    parent, or a bound.
+    parent, a bound, or the local parent, which has trained for less than the budget.
     """
     budget = next(m for m in methods if m.name == SPECIAL).cost
+    begun = next(m for m in methods if m.name == "local")
+    title = f"local, {at.settings.local_rounds} rounds"
     kinds = {
+        "parent": [begun._replace(name=title)],
         "merge": [m for m in methods if not m.oracle and m.name not in _NO_MERGES],
         "bound": [m for m in methods if m.oracle or m.name == "base"],
         "pipeline": [m for m in methods if m.name == TUNED]

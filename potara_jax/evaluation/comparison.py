@@ -5,7 +5,7 @@ of a run, and have besides: `equal_bytes` and `equal_steps`, the accuracy where 
 has spent as many bytes, or local steps, as Potara (None where it cannot spend so few);
 `over`, whether its row has spent more than Potara in either; `curve`, what it reached
 on the way; and `kind`: an algorithm, a pipeline, a merge, Potara with another parent
-(`exchanged`, named after it in brackets), or a bound.
+(`exchanged`, named after it in brackets), a parent or a bound.
 """
 
 from __future__ import annotations
@@ -158,8 +158,7 @@ def accuracy(results: Results) -> Figure | None:
     shown = [
         record
         for record in results["methods"]
-        if record["kind"] in ("algorithm", "pipeline", "bound")
-        or record["method"] in ours
+        if record["kind"] not in ("merge", "exchanged") or record["method"] in ours
     ]
     shown.sort(key=lambda record: order.index(record["method"]))
     return figures.accuracy(results | {"methods": shown})

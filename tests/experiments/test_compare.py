@@ -67,7 +67,13 @@ def test_an_algorithm_of_ones_own_is_in_the_table(finished):
 def test_every_row_is_there_once(finished):
     found = [record["method"] for record in finished[1]["methods"]]
     expected = {"base", "federated", "local", "federated + fine-tuning", "fedsa"}
-    expected |= {"federated, rank 2r", "local, rank 2r", "feddpa_f", "fdlora + fusion"}
+    expected |= {
+        "local, 2 rounds",
+        "federated, rank 2r",
+        "local, rank 2r",
+        "feddpa_f",
+        "fdlora + fusion",
+    }
     expected |= {"potara core", "potara core (fedsa)", "hermite_bayes (mine)"}
     assert expected <= set(found)
     assert len(set(found)) == len(found)
