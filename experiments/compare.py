@@ -45,7 +45,8 @@ class CompareDigits(Digits):
     out: Path = Path("runs/compare-digits")
     """Run folder. A finished comparison is shown again, an unfinished one continued."""
     algorithms: tuple[str, ...] = ()
-    """Algorithms to compare with the federated and the local model; default: all."""
+    """Algorithms to compare with the federated and the local model, by the names of the
+    README (or of the error where one is wrong). Default: all."""
 
     def check(self) -> None:
         """As every experiment's, and the algorithms' names."""

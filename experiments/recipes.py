@@ -72,7 +72,7 @@ def check(settings: Settings) -> None:
     known = [row.name for row in _all_rows(settings)]
     unknown = [name for name in settings.merges if name not in known]
     if unknown:
-        raise ValueError(f"--merges names {unknown[0]}; there are {', '.join(known)}")
+        raise ValueError(f"--merges names {unknown[0]}; there are {'; '.join(known)}")
 
 
 def _all_rows(settings: Settings) -> tuple[Row, ...]:

@@ -19,7 +19,7 @@ class Settings:
     """
 
     load: tuple[Path, ...] = ()
-    """Python files that register algorithms of your own."""
+    """Python files that register algorithms of your own. Default: none."""
     out: Path = Path("runs/run")
     """Run folder. A finished run is shown again, an unfinished one is continued."""
     rerun: bool = False
@@ -99,7 +99,8 @@ class Settings:
     """Merge weights that grid search and the oracles try."""
 
     merges: tuple[str, ...] = ()
-    """Rows of the table that merge; default: all. Potara and hermite_bayes always."""
+    """Rows of the table that merge, by name; potara factor, potara core and
+    hermite_bayes are always there. Default: all."""
 
     chunk: int | None = None
     """Clients trained at once, to bound memory; default: all of a round."""

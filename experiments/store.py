@@ -117,7 +117,7 @@ def open_store(
     different, or files that are not of a run.
     """
     known = path / "config.json"
-    if known.exists() and rerun:
+    if known.exists() and (rerun or not _begun(path)):
         _clear(path)
     elif known.exists():
         _check_same(path, files.read_json(known), config)
@@ -126,6 +126,12 @@ def open_store(
     files.write_json(known, config)
     files.write_json(path / "versions.json", versions())
     return Store(path, warn)
+
+
+def _begun(path: Path) -> bool:
+    """Whether a folder holds a round: what was refused, or broke before, has none."""
+    held = ("results.json", "cells/*", "checkpoints/*/*/*")
+    return any(any(path.glob(pattern)) for pattern in held)
 
 
 def _clear(path: Path) -> None:

@@ -58,9 +58,9 @@ class Merge:
     """Their weights, one each; not given: the same for all, 1 in sum."""
 
     method: str = "linear"
-    """How to merge: see below."""
+    """How to merge: a name of the list above."""
     space: str | None = None
-    """Where to merge: see below. Not given: the first of the method's."""
+    """Where to merge: see above. Not given: the first of the method's."""
     rank: int | None = None
     """The largest rank of the result: deltas are truncated to it (by SVD). Not given:
     the exact rank."""

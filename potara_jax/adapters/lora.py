@@ -195,17 +195,20 @@ def _path(module: nn.Module) -> str:
 # --- Sites, initial factors ----------------------------------------------------------
 
 
-def find_sites(model: nn.Module, *inputs, targets: Sequence[str]) -> dict[str, Site]:
+def find_sites(
+    model: nn.Module, *inputs, targets: str | Sequence[str]
+) -> dict[str, Site]:
     """The kernels of `model` that `targets` name, by module path.
 
-    A target is a regular expression that must match the end of a path at a path
-    boundary: `query` and `attention/(query|value)` both match
+    `targets` is one target or several, each a regular expression that must match the
+    end of a path at a path boundary: `query` and `attention/(query|value)` both match
     `block_0/attention/query`. `inputs` (arrays or `jax.ShapeDtypeStruct`) are what the
     model is called with; nothing is computed.
 
     Raises `ValueError` where a target is no regular expression, matches no adaptable
     module, or matches a layer whose kernel has batch axes or groups.
     """
+    targets = (targets,) if isinstance(targets, str) else targets
     modules, params = _trace(model, *inputs)
     missing = [t for t in targets if not any(_matches(t, path) for path in modules)]
     if missing or not targets:

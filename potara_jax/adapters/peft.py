@@ -274,7 +274,8 @@ def _completed(source, entries, missing) -> Adapter:
     for path, (where, entry) in sorted(entries.items()):
         countable = is_factors(entry)
         if path not in source.adapter and not (countable and missing == "zero"):
-            mend = ", or with missing zero it counts as no change" if countable else ""
+            more = ", or count it as no change (--missing zero)"
+            mend = more if countable else ""
             raise ValueError(
                 f"'{path}' is in {where} but not in {source.path}: merge adapters of "
                 f"the same modules{mend}"
@@ -335,7 +336,7 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if not overwrite:
-        raise ValueError(f"{folder} is there already; name another, or overwrite it")
+        raise ValueError(f"{folder} is there already; name another (or --overwrite it)")
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} holds no adapter, so it is not overwritten")
     more = sorted({path.name for path in folder.iterdir()} - _OWN_FILES)

@@ -38,14 +38,15 @@ from potara_jax.evaluation.table import (
 
 COLUMNS = (
     *("Method", "Accuracy %", "Worst 10 %", "At its bytes", "At its steps"),
-    *("Newcomers %", "Bytes", "Local steps", "Parameters", "Seconds"),
+    *("Newcomers %", "Bytes", "Weight", "Local steps", "Parameters", "Training s"),
 )
 _TERMINAL = COLUMNS[:7]
 _MISSING = "–"  # noqa: RUF001
-OVER = "* spends more bytes or local steps than Potara does."
+OVER = "* spends more bytes or local steps than Potara core: it cannot spend so few."
 BUDGETS = (
-    "Accuracy: where a method has spent no more bytes and no more local steps than "
-    "Potara core; at its bytes, or at its steps: no more of these alone."
+    "Accuracy: after the most rounds in which a method has spent no more bytes and no "
+    "more local steps than Potara core; at its bytes, or at its steps: no more of "
+    "these alone."
 )
 
 
@@ -161,7 +162,9 @@ def accuracy(results: Results) -> Figure | None:
         if record["kind"] not in ("merge", "exchanged") or record["method"] in ours
     ]
     shown.sort(key=lambda record: order.index(record["method"]))
-    return figures.accuracy(results | {"methods": shown})
+    over = {record["method"] for record in shown if record["over"]}
+    named = [r | {"method": r["method"] + " *" * (r["method"] in over)} for r in shown]
+    return figures.accuracy(results | {"methods": named}, parents=())
 
 
 Series = dict[str, dict[str, float]]
@@ -299,9 +302,10 @@ _CAPTIONS = {
     "accuracy": (
         "Accuracy",
         "Each client is tested on its own distribution; a method's accuracy is the "
-        "mean over clients, where it has spent no more than Potara. Small dots are "
-        "seeds, the large marker is their mean and the bar one standard deviation to "
-        "each side.",
+        "mean over clients, where it has spent no more than Potara (but for *). Small "
+        "dots are seeds, the large marker is their mean and the bar one standard "
+        "deviation to each side. Of the merges only Potara's are shown; all are in the "
+        "table.",
     ),
     "bytes": (
         "Accuracy against bytes",
@@ -312,7 +316,8 @@ _CAPTIONS = {
     "parents": (
         "Other parents",
         "Grey: an algorithm's model after as many rounds as Potara federates. In "
-        "colour: that model merged with the local one, by Potara's weights.",
+        "colour: that model merged with the local one, which adds local steps and no "
+        "bytes.",
     ),
     "clients": (
         "Who holds what",

@@ -99,8 +99,11 @@ def _diagnostics(results: Results, key: str) -> dict[str, list[Any]]:
 # --- Accuracy ------------------------------------------------------------------------
 
 
-def accuracy(results: Results) -> Figure | None:
-    """Every method's accuracy: dots for seeds, a marker for their mean."""
+def accuracy(results: Results, *, parents: tuple[str, ...] = PARENTS) -> Figure | None:
+    """Every method's accuracy: dots for seeds, a marker for their mean.
+
+    parents: methods of which the better one is shown as a line.
+    """
     groups = by_heterogeneity(results)
     if not groups:
         return None
@@ -114,12 +117,12 @@ def accuracy(results: Results) -> Figure | None:
     for axes, methods in zip(panels, groups.values(), strict=True):
         for name, records in methods.items():
             _accuracy_row(axes, names.index(name), records, looks[name])
-        _better_parent(axes, methods)
+        _better_parent(axes, methods, parents)
         axes.grid(axis="y", visible=False)
     panels[0].set_yticks(range(len(names)), [drawing.plain(name) for name in names])
     panels[0].set_ylim(len(names) - 0.4, -0.6)
     drawing.name_axes(panels, x="accuracy [%]", y="")
-    drawing.legend(figure, _accuracy_legend(results))
+    drawing.legend(figure, _accuracy_legend(results, parents))
     return figure
 
 
@@ -139,19 +142,20 @@ def _accuracy_row(axes: Axes, place: int, records: list, look: Style) -> None:
     axes.text(1.01, place, text, transform=where, va="center", color=_INK, fontsize=8)
 
 
-def _better_parent(axes: Axes, methods: dict[str, list]) -> None:
-    parents = [methods[name] for name in PARENTS if name in methods]
-    if len(parents) == len(PARENTS):
-        best = max(np.mean([record["mean"] for record in each]) for each in parents)
+def _better_parent(axes: Axes, methods: dict[str, list], parents) -> None:
+    if parents and set(parents) <= set(methods):
+        mean = lambda name: np.mean([record["mean"] for record in methods[name]])
+        best = max(map(mean, parents))
         axes.axvline(100 * best, color=_FAINT, linewidth=1, linestyle=_DASHED, zorder=1)
 
 
-def _accuracy_legend(results: Results) -> dict[str, Any]:
+def _accuracy_legend(results: Results, parents) -> dict[str, Any]:
     """What the marks mean, of those that occur."""
     records = results["methods"]
     several = len({record["seed"] for record in records}) > 1
     oracles = any(record["oracle"] for record in records)
-    both = set(PARENTS) <= {record["method"] for record in records}
+    names = {record["method"] for record in records}
+    both = bool(parents) and set(parents) <= names
     entries = {
         "mean over seeds" if several else "the only seed": (_dot(7), True),
         "one seed": (_dot(3), several),

@@ -23,7 +23,8 @@ DAGGER = "†"
 ORACLES = f"{DAGGER} Oracle: looks at the test data. A bound, not a method."
 GAIN = "Gain: over the better of federated and local in each seed, in points."
 _SHARED = ("Method", "Accuracy %", "Gain", "Worst 10 %", "Weight")
-COLUMNS = (*_SHARED, "Bytes up", "Bytes down", "Local steps", "Parameters", "Seconds")
+_COSTS = ("Bytes up", "Bytes down", "Local steps", "Parameters", "Training s")
+COLUMNS = (*_SHARED, *_COSTS)
 _TERMINAL = (*_SHARED, "Bytes", "Local steps")
 _MISSING = "–"  # noqa: RUF001
 
@@ -166,7 +167,7 @@ def cells(row: Row) -> dict[str, str]:
         "Bytes down": size(row.bytes_down),
         "Local steps": f"{row.local_steps:,.0f}",
         "Parameters": f"{row.inference_parameters:,.0f}",
-        "Seconds": f"{row.seconds:,.1f}",
+        "Training s": f"{row.seconds:,.1f}",
     }
 
 

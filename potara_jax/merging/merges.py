@@ -71,6 +71,8 @@ def merge(
     of different modules, a rank that is too high, and where a key is missing.
     """
     method = method or linear()
+    if not isinstance(method, Merge):
+        raise ValueError(f"method is {method!r:.40}: it must be one such as linear()")
     space = _checked_space(method, space)
     _check(adapters, weights, method, key)
     count = len(adapters)
@@ -96,6 +98,8 @@ def _checked_space(method: Merge, space: str | None) -> str:
 def _check(adapters, weights, method, key) -> None:
     if not adapters:
         raise ValueError("there is no adapter to merge")
+    if weights is not None and not isinstance(weights, Sequence):
+        raise ValueError(f"weights are a list with one an adapter, not {weights!r:.40}")
     if weights is not None and len(weights) != len(adapters):
         raise ValueError(f"{len(adapters)} adapters need as many weights")
     for adapter in adapters[1:]:
@@ -143,6 +147,14 @@ def _combined(thetas, weights, method, adapter, key) -> Adapter:
 
 
 def _module(entries, weights, method, place) -> dict[str, Array]:
+    for weight in weights:
+        if isinstance(weight, Mapping) and set(weight) != set(entries[0]):
+            raise ValueError(
+                f"'{place.path}' has a weight for each of {sorted(weight)}, where its "
+                f"coordinates are {sorted(entries[0])}: merge in the space that the "
+                "weights were made in ('core', for Fisher's)"
+            )
+
     def one(number, name):
         own = [w[name] if isinstance(w, Mapping) else w for w in weights]
         key = None if place.key is None else jax.random.fold_in(place.key, number)
@@ -374,6 +386,8 @@ def wudi(*, ridge: float = 0.0) -> Merge:
     |theta_i|`, the solution of least norm. Cheng et al. 2025 (arXiv 2503.08099) descend
     towards it from the sum `sum_i n w_i theta_i` and stop early; it is RegMean with the
     deltas for data.
+
+    Without `ridge` the equations can mostly be met exactly, and weights change nothing.
 
     ridge: how strongly the solution is drawn to that sum, as a share of the mean
       squared singular value of the rows `A_i`. Without it the result explodes where the

@@ -96,7 +96,7 @@ METHODS: dict[str, Entry] = {
         merges.wudi,
         "nothing",
         _SUBSPACE,
-        "least interference with each delta's subspace, closed form",
+        "least interference with each delta's subspace; a weight counts with ridge",
         "arXiv 2503.08099",
     ),
     "regmean": Entry(

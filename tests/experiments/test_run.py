@@ -163,7 +163,7 @@ def test_another_configuration_in_the_folder_is_refused(cache, undisturbed):
         (["--clients", "5000"], "5000 clients"),
         (["--cohort", "1.1"], "--cohort is 1.1"),
         (["--federated", "fedx"], "--federated is fedx: it must be one of apfl,"),
-        (["--merges", "grid", "gird"], "--merges names gird; there are uniform,"),
+        (["--merges", "grid", "gird"], "--merges names gird; there are uniform;"),
         (["--targets", "qurey"], "'qurey'"),
         (["--targets", "("], "regular expression"),
         (["--out", "/dev/null/run"], "--out"),

@@ -33,8 +33,15 @@ def lines(store) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_another_configuration_is_refused_by_the_setting_that_differs(tmp_path):
+def test_a_run_without_a_round_makes_room_for_another(tmp_path):
     opened(tmp_path / "run")
+    other = {**CONFIG, "rank": 4}
+    opened(tmp_path / "run", other)
+    assert json.loads((tmp_path / "run/config.json").read_text()) == other
+
+
+def test_another_configuration_is_refused_by_the_setting_that_differs(tmp_path):
+    rounds(opened(tmp_path / "run"), 1)
     with pytest.raises(ValueError, match="--rank 8, not 4"):
         opened(tmp_path / "run", {**CONFIG, "rank": 4})
 

@@ -289,3 +289,23 @@ def test_half_precision_factors_are_merged_in_float32(dtype):
         expected = merges.merge(single, (0.3, 0.7), space=space)["m"]
         assert merged["a"].dtype == jnp.float32
         assert_close(dense(merged), dense(expected))
+
+
+def test_weights_of_parameters_are_refused_in_another_space():
+    adapters = [network(0), network(1)]
+    core = spaces.SPACES["core"].coordinates(adapters).thetas[0]
+    weight = jax.tree.map(lambda x: jnp.full(x.shape, 0.3), core)
+    with pytest.raises(ValueError, match=r"a weight for each of \['m'\], where its"):
+        merges.merge(adapters, [weight, weight], space="delta")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"method": "ties"}, "method is 'ties'"),
+        ({"weights": 0.3}, "a list with one an"),
+    ],
+)
+def test_what_is_no_method_or_no_weights_is_refused(how, said):
+    with pytest.raises(ValueError, match=said):
+        merges.merge([network(0), network(1)], **how)
