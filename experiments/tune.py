@@ -2,7 +2,7 @@
 
     potara tune digits
 
-Every algorithm has three trials: learning rates of its clients, or values of another
+Every algorithm has four trials: learning rates of its clients, or values of another
 step size where that matters more. All else is as in its paper. A trial is scored by the
 clients' accuracy on held-out examples, after as many rounds as Potara federates, on a
 seed that is in no table. The best trials are written to `tuned.json` in the run folder;
@@ -30,12 +30,12 @@ from potara_jax.data.federation import Weighted
 from potara_jax.federated.registry import load_all
 from potara_jax.federated.rounds import stack
 
-RATES = (2.5e-3, 5e-3, 1e-2)
+RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)
 _OWN = {  # where a step size of another kind matters more than the clients'
-    "scaffold": ("learning_rate", (0.1, 0.3, 1.0)),
-    "fedadam": ("rate", (0.003, 0.01, 0.03)),
-    "fedyogi": ("rate", (0.003, 0.01, 0.03)),
-    "pfedme": ("strength", (0.1, 1.0, 10.0)),
+    "scaffold": ("learning_rate", (0.1, 0.3, 1.0, 0.03)),
+    "fedadam": ("rate", (0.003, 0.01, 0.03, 0.1)),
+    "fedyogi": ("rate", (0.003, 0.01, 0.03, 0.1)),
+    "pfedme": ("strength", (0.1, 1.0, 10.0, 100.0)),
 }
 
 

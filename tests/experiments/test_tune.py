@@ -42,7 +42,7 @@ def test_the_best_trial_is_written_down(finished):
 
 
 def test_every_algorithm_has_as_many_trials():
-    assert {len(tune.trials(name)) for name in load_all() if name != "local"} == {3}
+    assert {len(tune.trials(name)) for name in load_all() if name != "local"} == {4}
 
 
 def test_trials_are_arguments_of_their_algorithms():
