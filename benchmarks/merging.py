@@ -17,7 +17,7 @@ from benchmarks import measure
 from benchmarks.measure import Line
 from potara_jax import merging
 from potara_jax.adapters import algebra, lora
-from potara_jax.clients.axis import over_clients
+from potara_jax.clients.axis import Layout, over_clients
 from potara_jax.clients.task import classification
 from potara_jax.data.federation import Batch
 from potara_jax.merging.curvature import Curvature, curvature
@@ -74,7 +74,7 @@ def bandwidth(sizes: Sizes) -> Iterator[Line]:
     statistics = _statistics(federated)
     counts = jnp.full(sizes.clients, 1000.0)
     one = partial(_weight, damping=merging.relative(0.3))
-    weigh = jax.jit(over_clients(one, chunk=sizes.together))
+    weigh = jax.jit(over_clients(one, layout=Layout(sizes.together)))
     call = partial(weigh, statistics, counts)
     trees = statistics.federated, statistics.local, statistics.correlation
     yield _against_copy("weight from statistics", call, trees, copy, sizes)

@@ -58,6 +58,11 @@ def restore(folder: Path, like: Any, warn: Callable[[str], None]) -> Saved | Non
     return None
 
 
+def last_round(folder: Path) -> int:
+    """The newest checkpoint's round, whole or not; 0 where there is none."""
+    return max(_rounds(folder), default=0)
+
+
 def _rounds(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []

@@ -3,6 +3,7 @@
     potara run EXPERIMENT [options]
     potara compare EXPERIMENT [options]
     potara study EXPERIMENT [options]
+    potara simulate EXPERIMENT [options]
     potara merge --federated DIR --local DIR --out DIR [options]
     potara inspect DIR
 
@@ -83,6 +84,7 @@ COMMANDS = {
     "compare": Command(_experiment, "compare federated algorithms, on an experiment"),
     "study": Command(_experiment, "compare ways to weigh, on an experiment"),
     "tune": Command(_experiment, "search learning rates for federated algorithms"),
+    "simulate": Command(_experiment, "a federation of many thousands of clients"),
     "merge": Command(_merge, "merge LoRA adapters that Hugging Face PEFT wrote"),
     "inspect": Command(_inspect, "show what such an adapter holds"),
 }

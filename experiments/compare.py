@@ -44,6 +44,10 @@ class CompareDigits(Digits):
 
     out: Path = Path("runs/compare-digits")
     """Run folder. A finished comparison is shown again, an unfinished one continued."""
+    federated_rounds: int = 30
+    """Rounds of the federated model; all algorithms run as long as Potara in all."""
+    local_rounds: int = 15
+    """Rounds that each client trains alone: the local phase, and fine-tuning."""
     algorithms: tuple[str, ...] = ()
     """Algorithms to compare with the federated and the local model, by the names of the
     README (or of the error where one is wrong). Default: all."""
@@ -105,12 +109,12 @@ def make_programs(settings: CompareDigits, problem: Problem) -> Programs:
     )
     alone = _longer(settings, local)
     table = programs.merging_programs(settings, problem.task, both, local)
-    at_once = federating.clients_together(settings)
+    how = federating.measuring_layout(settings)
     return Programs(
         table._replace(local=alone),
         {name: _contender(settings, problem, name) for name in names(settings)},
         _doubled(federated, alone, table.fine_tuning),
-        evaluator(instance_wise(problem.task), chunk=at_once),
+        evaluator(instance_wise(problem.task), layout=how),
     )
 
 

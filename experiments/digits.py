@@ -38,14 +38,19 @@ class Digits(Settings):
 
     out: Path = Path("runs/digits")
     """Run folder. A finished run is shown again, an unfinished one is continued."""
+    examples: int | None = None
+    """Training images of a client, in the median, which may then be those of others
+    too: for more clients than there are images. Default: images are dealt out, once."""
     base_seed: int = 0
     """Seed of the upstream images, and of the base's pre-training."""
     base_steps: int = 400
     """Steps of the base's pre-training."""
 
     def check(self) -> None:
-        """As `Settings.check`, and the base's settings."""
+        """As `Settings.check`, and those of the digits."""
         super().check()
+        if self.examples is not None and self.examples < 1:
+            raise ValueError(f"--examples is {self.examples}: it must be above 0")
         for name in ("base_seed", "base_steps"):
             if getattr(self, name) < 0:
                 option = "--" + name.replace("_", "-")
@@ -92,6 +97,7 @@ def _federation(images, settings, cell, size) -> Federation:
         heldout=settings.samples,
         seed=seed,
         size=size,
+        examples=settings.examples,
     )
 
 

@@ -10,6 +10,8 @@ import optax
 from experiments.phases import Evaluate, Phase
 from experiments.problem import Problem
 from experiments.settings import Settings
+from potara_jax.clients.axis import Layout
+from potara_jax.clients.mesh import make_mesh
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.evaluation.metrics import common_evaluator, evaluator
@@ -87,7 +89,7 @@ def federated_phase(
 ) -> Phase:
     """Rounds of an algorithm, scored at the marks."""
     how = {"conditions": conditions(settings), "wire": the_wire(settings)}
-    run = rounds.make_round(algorithm, chunk=settings.chunk, **how)
+    run = rounds.make_round(algorithm, layout=layout(settings), **how)
     return Phase(
         name,
         algorithm,
@@ -102,7 +104,7 @@ def federated_phase(
 
 def local_phase(settings: Settings, problem: Problem, algorithm: Algorithm, **more):
     """Rounds of every client for itself, under no conditions."""
-    run = rounds.make_round(algorithm, chunk=settings.chunk)
+    run = rounds.make_round(algorithm, layout=layout(settings))
     score = _scorer(settings, problem, algorithm)
     return Phase("local", algorithm, run, settings.local_rounds, score)._replace(**more)
 
@@ -110,7 +112,7 @@ def local_phase(settings: Settings, problem: Problem, algorithm: Algorithm, **mo
 def _scorer(settings, problem: Problem, algorithm: Algorithm) -> Evaluate:
     task = algorithm.predict(problem.task)
     if is_personal(algorithm, problem):
-        return evaluator(task, chunk=clients_together(settings))
+        return evaluator(task, layout=measuring_layout(settings))
     score = common_evaluator(task)
 
     def first(shared, models, test):
@@ -119,9 +121,15 @@ def _scorer(settings, problem: Problem, algorithm: Algorithm) -> Evaluate:
     return first
 
 
-def clients_together(settings: Settings) -> int | None:
-    """Clients measured at once: one on a CPU, whose cache its activations then fit."""
-    return 1 if jax.default_backend() == "cpu" else settings.chunk
+def layout(settings: Settings) -> Layout:
+    """How clients are trained: over all devices that there are."""
+    return Layout(settings.chunk, make_mesh() if jax.device_count() > 1 else None)
+
+
+def measuring_layout(settings: Settings) -> Layout:
+    """How clients are measured: one at a time on a CPU, to fit its cache."""
+    how = layout(settings)
+    return how._replace(chunk=1) if jax.default_backend() == "cpu" else how
 
 
 def is_personal(algorithm: Algorithm, problem: Problem) -> bool:

@@ -46,6 +46,19 @@ def read_whole_json(path: Path, warn: Callable[[str], None]) -> Any | None:
         return None
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """The JSON values of a file's lines, without the torn one of a killed run."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [value for value in map(_parsed, lines) if value is not None]
+
+
+def _parsed(line: str) -> Any | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder; `ValueError` where another process has it."""

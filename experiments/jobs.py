@@ -11,10 +11,17 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cell as table_cell
-from experiments import compare, files, programs, study, tune
+from experiments import compare, files, programs, simulate, study, tune
 from experiments.settings import Settings
 from experiments.store import Cell, Store
-from potara_jax.evaluation import comparison, figures, report, study_report, table
+from potara_jax.evaluation import (
+    comparison,
+    figures,
+    report,
+    simulation,
+    study_report,
+    table,
+)
 
 
 class Job(NamedTuple):
@@ -122,6 +129,33 @@ TUNE = Job(
     _tune_summary,
     tune.results,
     _tune_report,
+)
+
+
+# --- Simulations of many clients -----------------------------------------------------
+
+
+def _simulate_summary(cell: Cell, record: dict) -> str:
+    accuracy = 100 * record["curve"][-1]["mean"]
+    return f"{cell.name}: {record['algorithm']} reaches {accuracy:.1f} %"
+
+
+def _simulate_report(store: Store, results: dict, console: Console) -> Path:
+    speed = simulate.read_speed(store.path)
+    drawn = simulation.draw(results, speed, store.path / "figures")
+    page = simulation.render(results, speed, drawn)
+    files.write_text(store.path / "report.html", page)
+    console.print(simulation.terminal_table(results, speed))
+    return store.path / "report.html"
+
+
+SIMULATE = Job(
+    simulate.make_programs,
+    simulate.run_cell,
+    simulate.number_of_rounds,
+    _simulate_summary,
+    lambda records: {"cells": records},
+    _simulate_report,
 )
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.context import Context
+from experiments.federating import layout
 from experiments.phases import Outcome, Phase, run_phase
 from experiments.settings import Settings
 from potara_jax.evaluation.metrics import Scores
@@ -27,7 +28,7 @@ def joining_phase(settings: Settings, phase: Phase) -> Phase | None:
     return phase._replace(
         name=f"{phase.name}, newcomers",
         algorithm=algorithm,
-        round=make_round(algorithm, chunk=settings.chunk),
+        round=make_round(algorithm, layout=layout(settings)),
         rounds=settings.local_rounds,
         marks=(),
         keep=(),

@@ -96,7 +96,8 @@ def run_phase(
         began = time.monotonic()
         progress, seen = saved.state
         progress, report = phase.round(shared, progress, federation.train, key, number)
-        record = _record(cell, phase, number, jax.device_get(report), federation)
+        report, clients = jax.device_get(report), len(federation.train.count)
+        record = record_of(cell, phase.name, number, report, clients)
         seconds = saved.seconds + time.monotonic() - began
         if number + 1 in phase.marks:
             args = shared, progress, federation, number + 1, seconds
@@ -105,11 +106,11 @@ def run_phase(
         saved = Saved(number + 1, (progress, seen), history, seconds)
         store.end_round(cell, phase.name, saved)
         display.round(f"{cell.name} {phase.name}", record["loss"])
-        _name_left_out(saved.history, cell, store)
+        name_left_out(saved.history, cell, store)
     return _outcome(phase, shared, saved, federation)
 
 
-def _name_left_out(history: list[dict], cell: Cell, store: Store) -> None:
+def name_left_out(history: list[dict], cell: Cell, store: Store) -> None:
     """A line for a client that is left out now and was not in the round before."""
     before = set(history[-2]["left_out"]) if len(history) > 1 else set()
     for client in sorted(set(history[-1]["left_out"]) - before):
@@ -174,14 +175,15 @@ def _nothing_seen(phase, shared, progress, federation) -> dict:
     return {n: (mark, zeros if n in phase.keep else ()) for n in phase.marks}
 
 
-def _record(cell, phase, number, report, federation) -> dict:
+def record_of(cell: Cell, phase: str, number: int, report, clients: int) -> dict:
+    """A round's line in `metrics.jsonl`, from its report on the host."""
     left_out = report.cohort[~report.finite]
     losses = report.losses[np.isfinite(report.losses)]
-    announced = int(report.bytes_announced) * len(federation.train.count)
+    announced = int(report.bytes_announced) * clients
     return {
         "heterogeneity": cell.heterogeneity,
         "seed": cell.seed,
-        "phase": phase.name,
+        "phase": phase,
         "round": number + 1,
         "loss": float(np.mean(losses)) if losses.size else None,
         "clients": len(report.cohort),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 
 from experiments import federating, recipes
-from experiments.federating import clients_together
+from experiments.federating import measuring_layout
 from experiments.phases import Phase
 from experiments.problem import Problem
 from experiments.settings import Settings
@@ -69,7 +69,7 @@ def merging_programs(
     settings: Settings, task: Task, federated: Phase, local: Phase
 ) -> Programs:
     """All programs of a run with the two phases given."""
-    together = clients_together(settings)
+    layout = measuring_layout(settings)
     rows = recipes.rows(settings, task)
     used = {row.weighing for row in rows}
     weighings = recipes.weighings(settings, task, used)
@@ -78,7 +78,7 @@ def merging_programs(
         local=local,
         fine_tuning=local._replace(name="fine-tuning"),
         rows=rows,
-        weigh=_weigh(weighings, together),
+        weigh=_weigh(weighings, layout),
         derived={
             name: Derive(d.source, jax.jit(jax.vmap(d.of)))
             for name, d in recipes.derived(settings, used).items()
@@ -87,24 +87,24 @@ def merging_programs(
             name: merging.combine(how.method, space=how.space, rank=how.rank)
             for name, how in recipes.mergings(settings, task).items()
         },
-        curves=loss_curves(task.loss, clients_at_once=together),
+        curves=loss_curves(task.loss, layout=layout),
         interval=merging.over_each(
             merging.bootstrap(weighings[recipes.SPECIAL].estimator),
-            clients_at_once=together,
+            layout=layout,
         ),
-        evaluate=evaluator(task, chunk=together),
+        evaluate=evaluator(task, layout=layout),
         evaluate_common=common_evaluator(task),
-        evaluate_ensemble=evaluator(of_logits(ensemble(task.logits)), chunk=together),
+        evaluate_ensemble=evaluator(of_logits(ensemble(task.logits)), layout=layout),
         weight_at=jax.jit(_weight_at(DAMPINGS[settings.damping])),
         sensitivity=jax.jit(_sensitivity(settings)),
     )
 
 
-def _weigh(weighings, together) -> dict[str, Weigh]:
+def _weigh(weighings, layout) -> dict[str, Weigh]:
     """One program an estimator, whatever samples it looks at."""
     estimators = {id(w.estimator): w.estimator for w in weighings.values()}
     programs = {
-        key: merging.weigh(estimator, clients_at_once=together)
+        key: merging.weigh(estimator, layout=layout)
         for key, estimator in estimators.items()
     }
     return {

@@ -14,7 +14,17 @@ from typing import Any, NamedTuple
 import tyro
 from rich.console import Console
 
-from experiments import compare, digits, federating, files, jobs, recipes, study, tune
+from experiments import (
+    compare,
+    digits,
+    federating,
+    files,
+    jobs,
+    recipes,
+    simulate,
+    study,
+    tune,
+)
 from experiments.display import Display
 from experiments.jobs import Job
 from experiments.problem import Problem
@@ -38,6 +48,7 @@ JOBS: dict[str, Job] = {
     "compare": jobs.COMPARE,
     "study": jobs.STUDY,
     "tune": jobs.TUNE,
+    "simulate": jobs.SIMULATE,
 }
 EXPERIMENTS = {
     "digits": Experiment(
@@ -47,6 +58,7 @@ EXPERIMENTS = {
             "compare": compare.CompareDigits,
             "study": study.StudyDigits,
             "tune": tune.TuneDigits,
+            "simulate": simulate.SimulateDigits,
         },
     )
 }

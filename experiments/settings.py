@@ -102,14 +102,15 @@ class Settings:
     """Rows of the table that merge, by name; potara factor, potara core and
     hermite_bayes are always there. Default: all."""
 
-    chunk: int | None = None
-    """Clients trained at once, to bound memory; default: all of a round."""
+    chunk: int | Literal["auto"] = "auto"
+    """Clients of a round that are trained at once; auto: as many as fit the memory."""
 
     def check(self) -> None:
         """Raise `ValueError` with the setting, its value and what is allowed."""
         for name in _POSITIVE:
             value = getattr(self, name)
-            _require(value is None or value > 0, self, name, "must be above 0")
+            good = value is None or value == "auto" or value > 0
+            _require(good, self, name, "must be above 0")
         known = load_all()
         allowed = f"must be one of {', '.join(known)}"
         _require(self.federated in known, self, "federated", allowed)

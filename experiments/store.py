@@ -3,6 +3,7 @@
 config.json     settings that determine the results      versions.json  software
 metrics.jsonl   a line a round        cells/*.json   a finished cell
 checkpoints/    states between rounds, and the merged adapters
+states/  speed.jsonl     of a simulation: what clients keep, and how fast it was
 results.json  clients.csv  figures/*.png  report.html       of the finished run
 """
 
@@ -35,6 +36,7 @@ _FILES = (
     "report.html",
     "clients.csv",
     "metrics.jsonl",
+    "speed.jsonl",
     "versions.json",
     "config.json",
 )
@@ -78,9 +80,7 @@ class Store(NamedTuple):
             file.write(json.dumps(saved.history[-1]) + "\n")
 
     def _metrics(self) -> list[dict]:
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [value for value in map(_parsed, lines) if value is not None]
+        return files.read_json_lines(self.path / "metrics.jsonl")
 
     def cell(self, cell: Cell) -> dict | None:
         """A finished cell's record, if it is there and whole."""
@@ -98,14 +98,6 @@ class Store(NamedTuple):
 
 def _origin(line: dict) -> tuple[Cell, str]:
     return Cell(line["heterogeneity"], line["seed"]), line["phase"]
-
-
-def _parsed(line: str) -> dict | None:
-    """A line's value; None for the torn last line of a killed run."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
 
 
 def open_store(
@@ -136,7 +128,7 @@ def _begun(path: Path) -> bool:
 
 def _clear(path: Path) -> None:
     """Remove a run's files, and nothing else."""
-    for name in ("cells", "checkpoints", "figures"):
+    for name in ("cells", "checkpoints", "figures", "states"):
         shutil.rmtree(path / name, ignore_errors=True)
     for name in _FILES:
         (path / name).unlink(missing_ok=True)

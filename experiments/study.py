@@ -26,7 +26,7 @@ import numpy as np
 from experiments.cell import train_parents
 from experiments.context import Context, heldout, score, training
 from experiments.digits import Digits
-from experiments.federating import clients_together
+from experiments.federating import measuring_layout
 from experiments.phases import Phase
 from experiments.problem import Problem
 from experiments.programs import parents
@@ -98,23 +98,23 @@ def make_programs(settings: StudyDigits, problem: Problem) -> Programs:
     """All programs of a study."""
     task = problem.task
     federated, local = parents(settings, problem)
-    together = clients_together(settings)
+    layout = measuring_layout(settings)
     weigh = {
-        ("potara", *key): Weigh(_closed(task, key, numbers, together), numbers)
+        ("potara", *key): Weigh(_closed(task, key, numbers, layout), numbers)
         for key, numbers in _CURVATURES.items()
     }
     for name, estimator in _by_loss(task, settings).items():
         numbers = _FEW if name in _COSTLY else NUMBERS
-        weigh[(name,)] = Weigh(_nested(estimator, numbers, together), numbers)
+        weigh[(name,)] = Weigh(_nested(estimator, numbers, layout), numbers)
     return Programs(
         federated=federated,
         local=local,
         merge={
-            space: merging.combine(space=space, clients_at_once=together)
+            space: merging.combine(space=space, layout=layout)
             for space in ("delta", "factor")
         },
         weigh=weigh,
-        evaluate=evaluator(task, chunk=together),
+        evaluate=evaluator(task, layout=layout),
     )
 
 
@@ -132,7 +132,7 @@ def _by_loss(task: Task, settings) -> dict[str, Estimator]:
     }
 
 
-def _closed(task: Task, key: tuple[str, str, str], numbers, together):
+def _closed(task: Task, key: tuple[str, str, str], numbers, layout):
     """Potara's weights `[C, n, D]` from one curvature, at every damping."""
     fisher, space, factorisation = key
     likelihood = LIKELIHOODS[fisher](one_example(task.logits))
@@ -147,7 +147,7 @@ def _closed(task: Task, key: tuple[str, str, str], numbers, together):
         aware = [merging.bias_aware_weight(found, d, n) for d in made(_BIAS_AWARE)]
         return jnp.stack([*plain, *aware])
 
-    return merging.over_each(_by_number(weights, numbers), clients_at_once=together)
+    return merging.over_each(_by_number(weights, numbers), layout=layout)
 
 
 def _by_number(measure: Callable[[Client], Any], numbers) -> Callable[[Client], Any]:
@@ -161,11 +161,9 @@ def _by_number(measure: Callable[[Client], Any], numbers) -> Callable[[Client], 
     return measured
 
 
-def _nested(estimator: Estimator, numbers, together):
+def _nested(estimator: Estimator, numbers, layout):
     """An estimator's weights `[C, n]` on the first samples of every number."""
-    measure = merging.over_each(
-        _by_number(estimator.measure, numbers), clients_at_once=together
-    )
+    measure = merging.over_each(_by_number(estimator.measure, numbers), layout=layout)
 
     @jax.jit
     def program(base, federated, local, samples, trained_on, key):

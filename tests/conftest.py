@@ -3,12 +3,29 @@
 import os
 from pathlib import Path
 
+import jax
+import pytest
+
 # Many small programs, each run a few times: most of the time goes into LLVM's passes.
 _QUICK = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
 _COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
 _LONG = ("test_run.py", "test_compare.py", "test_study.py", "test_algorithms.py")
+
+
+_MAPS, _MANY = Path("/proc/self/maps"), 30_000  # of the 65,530 that Linux allows
+
+
+@pytest.fixture(autouse=True)
+def few_compiled():
+    """Forget what is compiled before it takes all memory maps that a process may have.
+
+    Every compiled function takes a few, and where none is left the process dies.
+    """
+    yield
+    if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MANY:
+        jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items):

@@ -39,6 +39,8 @@ Adapter = dict[str, Entry]
 Apply = Callable[..., Array]
 
 _COLLECTION = "lora"
+INT8_SCALE = "int8_scale"  # beside a kernel in int8, see `precision.to_int8`
+_SCALE = "params", INT8_SCALE
 
 
 class Site(NamedTuple):
@@ -398,7 +400,7 @@ def _adapted_layer(context) -> _Layer | None:
 
 def _adder(scale: float):
     def add_delta(next_fun, args, kwargs, context):
-        y, module = next_fun(*args, **kwargs), context.module
+        y, module = _rescaled(next_fun(*args, **kwargs), context), context.module
         layer = _adapted_layer(context)
         if layer is None:
             return y
@@ -412,6 +414,14 @@ def _adder(scale: float):
         return y + scale * layer.expand(module, hidden, read("b"), y.shape)
 
     return add_delta
+
+
+def _rescaled(y: Array, context) -> Array:
+    """A layer's output, in the units of its kernel where that is in int8."""
+    module = context.module
+    if context.method_name != "__call__" or not module.has_variable(*_SCALE):
+        return y
+    return y * module.get_variable(*_SCALE).astype(y.dtype)
 
 
 def _gated(hidden: Array, gates: Array) -> Array:
@@ -457,7 +467,11 @@ def bind_add(
     def add(base: Params, deltas: dict[str, Array]) -> Params:
         flat = flatten_dict(dict(base), sep="/")
         for path, delta in deltas.items():
-            flat[f"{path}/kernel"] += scale * _as_kernel(delta, sites[path])
+            kernel = flat[f"{path}/kernel"]
+            if not jnp.issubdtype(kernel.dtype, jnp.floating):
+                raise ValueError(f"'{path}' is {kernel.dtype}: nothing can be added")
+            added = kernel + scale * _as_kernel(delta, sites[path])
+            flat[f"{path}/kernel"] = added.astype(kernel.dtype)
         return unflatten_dict(flat, sep="/")
 
     return add

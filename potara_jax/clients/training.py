@@ -26,7 +26,7 @@ class Train:
     `train(objective, params, pool, examples, key) -> (params, losses)` trains any
     parameters on `objective(params, batch) -> scalar` with a fresh optimiser. Batches
     are drawn by `batch_index`. `losses` `[S]`, float32, are each step's, and NaN where
-    the client did not come so far: it does the first `ceil(share * S)` steps.
+    the client did not come so far, see `run_steps`.
     """
 
     optimizer: optax.GradientTransformation
@@ -35,19 +35,15 @@ class Train:
 
     def __call__(self, objective: Objective, params, pool: Batch, examples, key):
         """Train; see the class."""
-        index = self.batches(examples, key)
-        done = done_steps(self.steps, examples)
 
-        def step(carry, now):
-            row, real = now
+        def step(carry, row):
             params, state = carry
             loss, grads = jax.value_and_grad(objective)(params, take(pool, row))
             updates, state = self.optimizer.update(grads, state, params)
-            stepped = optax.apply_updates(params, updates), state
-            return keep_done(real, stepped, carry, loss)
+            return (optax.apply_updates(params, updates), state), loss
 
-        carry = params, self.optimizer.init(params)
-        (params, _), losses = jax.lax.scan(step, carry, (index, done))
+        carry, rows = (params, self.optimizer.init(params)), self.batches(examples, key)
+        (params, _), losses = run_steps(step, carry, rows, examples)
         return params, losses
 
     def batches(self, examples: Ragged, key: Array) -> Array:
@@ -56,19 +52,30 @@ class Train:
         return batch_index(key, examples, steps=steps, batch_size=size)
 
 
-def done_steps(steps: int, examples: Ragged) -> Array | None:
-    """Whether a client does each step, `[S]`; None where all clients do all."""
+def run_steps(
+    step: Callable[[Any, Array], tuple[Any, Array]],
+    carry: Any,
+    rows: Array,
+    examples: Ragged,
+) -> tuple[Any, Array]:
+    """`carry` after a client's steps `step(carry, row) -> (carry, loss)`, and losses.
+
+    rows: `[S, B]`, a batch's indices a step. A client does the first `ceil(share * S)`
+    of them; the losses `[S, ...]` of the others are NaN. Clients that are computed at
+    once take as many steps together as the one of them that does the most.
+    """
     if examples.share is None:
-        return None
-    return jnp.arange(steps) < jnp.ceil(examples.share * steps)
+        return jax.lax.scan(step, carry, rows)
+    shape = jax.eval_shape(step, carry, rows[0])[1]
+    none = jnp.full((len(rows), *shape.shape), jnp.nan, shape.dtype)
 
+    def do(number, state):
+        carry, losses = state
+        carry, loss = step(carry, rows[number])
+        return carry, losses.at[number].set(loss)
 
-def keep_done(done: Array | None, new: Any, old: Any, losses: Array) -> tuple:
-    """A step's result: `new`, or `old` with NaN losses where it is not done."""
-    if done is None:
-        return new, losses
-    kept = jax.tree.map(lambda x, y: jnp.where(done, x, y), new, old)
-    return kept, jnp.where(done, losses, jnp.nan)
+    last = jnp.ceil(examples.share * len(rows)).astype(jnp.int32)
+    return jax.lax.fori_loop(0, last, do, (carry, none))
 
 
 def batch_index(key: Array, examples: Ragged, *, steps: int, batch_size: int) -> Array:

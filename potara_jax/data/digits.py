@@ -73,6 +73,7 @@ def federation(
     heldout: int,
     seed: int,
     size: int | None = None,
+    examples: int | None = None,
 ) -> Federation:
     """Clients over the digits, whose `splits` have been dealt.
 
@@ -81,9 +82,11 @@ def federation(
     heldout: samples of each client that training does not see, from the common held-out
       images in the client's class proportions; two clients may hold the same image.
     size: the length to which clients are padded; default the largest client.
+    examples: the clients' median number of training images, which they then draw, each
+      by itself, so that two may hold the same; default: all are dealt out, once each.
     """
     rng = np.random.default_rng([seed, 2])
-    groups = _deal(rng, splits, heterogeneity, clients)
+    groups = _deal(rng, splits, heterogeneity, clients, examples)
     shares = partition.proportions(splits.labels, groups, CLASSES)
     drawn = [_draw(rng, splits, share, heldout) for share in shares]
     test = splits.parts["test"]
@@ -104,12 +107,14 @@ def federation(
     )
 
 
-def _deal(rng, splits, heterogeneity, clients) -> list[np.ndarray]:
+def _deal(rng, splits, heterogeneity, clients, examples) -> list[np.ndarray]:
     train = splits.parts["train"]
-    concentration = 100.0 if heterogeneity == "tasks" else float(heterogeneity)
-    dealt = partition.dirichlet(
-        rng, splits.labels[train], clients=clients, concentration=concentration
-    )
+    labels, how = splits.labels[train], {"clients": clients}
+    how["concentration"] = 100.0 if heterogeneity == "tasks" else float(heterogeneity)
+    if examples:
+        dealt = partition.draw(rng, labels, **how, examples=examples)
+    else:
+        dealt = partition.dirichlet(rng, labels, **how)
     return [train[group] for group in dealt]
 
 

@@ -32,7 +32,7 @@ def dirichlet(
         raise ValueError(
             f"{clients} clients with {minimum} examples each need "
             f"{clients * minimum} training examples, but there are {len(labels)}; "
-            "take fewer clients"
+            "take fewer clients, or let them share examples (--examples)"
         )
     for _ in range(_TRIES):
         size = rng.lognormal(0.0, 0.5, (clients, 1))
@@ -44,6 +44,41 @@ def dirichlet(
         f"no partition at Dirichlet {concentration} gives each of {clients} clients "
         f"{minimum} examples; take fewer clients or a larger concentration"
     )
+
+
+def draw(
+    rng: np.random.Generator,
+    labels: np.ndarray,
+    *,
+    clients: int,
+    concentration: float,
+    examples: int,
+    minimum: int = 8,
+) -> list[np.ndarray]:
+    """Index arrays, one a client, drawn for each client by itself.
+
+    As `dirichlet`, but two clients may hold the same example, so that there can be any
+    number of them. `examples` is the median of the clients' log-normal sizes. A client
+    holds no example twice: where a class has fewer than it wants, it gets fewer.
+    """
+    classes = int(labels.max()) + 1
+    shares = rng.dirichlet(np.full(classes, concentration), clients)
+    sizes = np.maximum(rng.lognormal(np.log(examples), 0.5, clients), minimum)
+    of_class = [np.flatnonzero(labels == label) for label in range(classes)]
+    return [
+        _drawn(rng, of_class, _largest_remainder(share, round(size)))
+        for share, size in zip(shares, sizes, strict=True)
+    ]
+
+
+def _drawn(rng, of_class, wanted) -> np.ndarray:
+    """Distinct examples of each class, as many as wanted or as there are."""
+    parts = [
+        rng.choice(own, min(count, len(own)), replace=False)
+        for own, count in zip(of_class, wanted, strict=True)
+        if count
+    ]
+    return rng.permutation(np.concatenate(parts))
 
 
 def _deal(rng, labels, share) -> list[np.ndarray]:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from potara_jax.adapters.lora import Adapter
-from potara_jax.clients.axis import over_clients
+from potara_jax.clients.axis import AT_ONCE, Layout, over_clients
+from potara_jax.clients.fitting import jit_over_clients
 from potara_jax.clients.task import Task
 from potara_jax.data.federation import Batch, Weighted, take
 
@@ -27,11 +28,10 @@ class Scores(NamedTuple):
     loss: Array
 
 
-def evaluator(task: Task, *, chunk: int | None = 1) -> Callable[..., Scores]:
+def evaluator(task: Task, *, layout: Layout = AT_ONCE) -> Callable[..., Scores]:
     """`evaluate(shared, adapters, test) -> Scores`, jitted, for adapters `[C, ...]`.
 
-    chunk: clients computed at once; on a CPU one at a time is fastest, because its
-    activations fit the cache.
+    On a CPU one client at a time is fastest, because its activations fit the cache.
     """
 
     def one(shared, adapter: Adapter, test: Weighted) -> Scores:
@@ -40,7 +40,8 @@ def evaluator(task: Task, *, chunk: int | None = 1) -> Callable[..., Scores]:
         loss = task.loss(shared.base, adapter, batch)
         return Scores(_mean(correct, test.weight), _mean(loss, test.weight))
 
-    return jax.jit(over_clients(one, in_axes=(None, 0, 0), chunk=chunk))
+    make = lambda layout: over_clients(one, in_axes=(None, 0, 0), layout=layout)
+    return jit_over_clients(make, layout, lambda *args: len(args[2].weight))
 
 
 def common_evaluator(task: Task) -> Callable[..., Scores]:

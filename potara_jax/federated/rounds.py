@@ -6,14 +6,19 @@ Dimension letters: `C` all clients, `c` the cohort, `S` local steps.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from potara_jax.adapters.lora import Adapter
-from potara_jax.clients.axis import over_clients
+from potara_jax.clients.axis import AT_ONCE, Layout, over_clients
+from potara_jax.clients.fitting import jit_over_clients
+from potara_jax.clients.mesh import by_client, everywhere, put, replicated
 from potara_jax.clients.training import client_key
 from potara_jax.data.federation import Ragged
 from potara_jax.federated import conditions as conditions_
@@ -39,6 +44,19 @@ class Progress(NamedTuple):
     server: Any
     states: Any
     owed: tuple = ()
+
+
+class Members(NamedTuple):
+    """The clients of a round, stacked `[c, ...]`.
+
+    Their numbers, their examples, their states, and what compression has kept back of
+    their uploads of the turn whose round it is.
+    """
+
+    client: Array
+    examples: Ragged
+    states: Any
+    owed: Any = ()
 
 
 class Report(NamedTuple):
@@ -118,7 +136,7 @@ def make_round(
     *,
     conditions: Conditions = EVERYBODY,
     wire: Wire = AS_IT_IS,
-    chunk: int | None = None,
+    layout: Layout = AT_ONCE,
 ) -> RoundFn:
     """`round(shared, progress, examples, key, number) -> (progress, report)`, jitted.
 
@@ -129,17 +147,26 @@ def make_round(
     is left out, as is one that drops out: its weight is zero and it keeps its old
     state. `progress` is donated. Compiled once for every one of the algorithm's turns.
 
+    Over a mesh, the clients' states stay split over its devices where their number can
+    be, and the server's state and the report are the same on all of them.
+
     Raises `ValueError` where a condition is out of range.
     """
     conditions_.check(conditions)
     programs = [
-        jax.jit(_make_turn(turn, place, conditions, wire, chunk), donate_argnums=1)
+        jit_over_clients(
+            partial(_make_turn, turn, place, conditions, wire),
+            layout,
+            lambda shared, progress, examples, *_: len(examples.count),
+            donate_argnums=1,
+        )
         for place, turn in enumerate(algorithm.turns or (algorithm,))
     ]
 
     def run_round(shared, progress, examples, key, number):
         program = programs[int(number) % len(programs)]
-        return program(shared, progress, examples, key, jnp.int32(number))
+        args = _placed(layout.mesh, shared, progress, examples, key)
+        return program(*args, np.int32(number))
 
     run_round.programs = programs
     return run_round
@@ -153,36 +180,63 @@ def frozen(algorithm: Algorithm) -> Algorithm:
     )
 
 
-def _make_turn(algorithm, place, conditions, wire, chunk):
+def _make_turn(algorithm, place, conditions, wire, layout):
+    """A round of all clients' states: the cohort's are taken out and put back."""
+    turn = make_turn(algorithm, conditions=conditions, wire=wire, layout=layout)
+
     def run_round(shared, progress, examples, key, number):
         clients = examples.count.shape[0]
         chex.assert_tree_shape_prefix(progress.states, (clients,))
         cohort = conditions_.draw_cohort(conditions, examples.count, key, number)
-        pick = lambda tree: jax.tree.map(lambda x: x[cohort], tree)
-        shared = known(algorithm, shared, progress.server, number)
-        one = over_clients(
-            _one_client(algorithm, conditions, wire),
-            in_axes=(None, None, 0, 0, 0, 0, None),
-            chunk=chunk,
-        )
+        everybody = len(cohort) == clients
+        pick = lambda tree: tree if everybody else jax.tree.map(_at(cohort), tree)
         owed = progress.owed[place] if progress.owed else ()
-        mine = pick(progress.states), pick(owed), pick(examples), cohort
-        result = one(shared, progress.server, *mine, key)
-        if wire.privacy:
-            keys = jax.vmap(lambda i: client_key(key, i, number))(cohort)
-            result = _noised(wire.privacy, result, keys)
-        server = _aggregate(
-            algorithm, progress.server, result, _weights(conditions, wire, mine[2])
-        )
-        put = lambda all_, new: all_.at[cohort].set(new)
-        states = jax.tree.map(put, progress.states, result.state)
-        owed = jax.tree.map(put, owed, result.owed)
-        owed = _replaced(progress.owed, place, owed)
-        announced = ledger.payload_bytes(algorithm.announce(progress.server))
-        report = Report(cohort, *result.report, jnp.asarray(announced, jnp.uint32))
-        return Progress(server, states, owed), report
+        members = Members(cohort, *map(pick, (examples, progress.states, owed)))
+        server, members, report = turn(shared, progress.server, members, key, number)
+        put = lambda old, new: new if everybody else _put(old, cohort, new)
+        owed = replaced(progress.owed, place, put(owed, members.owed))
+        progress = Progress(server, put(progress.states, members.states), owed)
+        return _pinned(layout, clients, progress, report)
 
     return run_round
+
+
+def make_turn(
+    algorithm: Algorithm,
+    *,
+    conditions: Conditions = EVERYBODY,
+    wire: Wire = AS_IT_IS,
+    layout: Layout = AT_ONCE,
+) -> Callable[..., tuple[Any, Members, Report]]:
+    """`turn(shared, server, members, key, number) -> (server, members, report)`.
+
+    A round of a cohort, given as `Members`, by one of an algorithm's turns: what
+    `make_round` is made of, for states that are kept elsewhere. Not jitted.
+    """
+    one = over_clients(
+        _one_client(algorithm, wire),
+        in_axes=(None, None, 0, 0, 0),
+        layout=layout,
+        work=lambda shared, server, members, *_: members.examples.share,
+    )
+
+    def turn(shared, server, members, key, number):
+        shared = known(algorithm, shared, server, number)
+        keys = jax.vmap(lambda i: client_key(key, i, number))(members.client)
+        slowed = lambda own, key: conditions_.slowed(conditions, own, key)
+        members = members._replace(examples=jax.vmap(slowed)(members.examples, keys))
+        lost = jax.vmap(lambda key: conditions_.lost(conditions, key))(keys)
+        result = one(shared, server, members, keys, lost)
+        if wire.privacy:
+            result = _noised(wire.privacy, result, keys)
+        weights = _weights(conditions, wire, members.examples)
+        announced = ledger.payload_bytes(algorithm.announce(server))
+        announced = jnp.asarray(announced, jnp.uint32)
+        report = Report(members.client, *result.report, announced)
+        members = members._replace(states=result.state, owed=result.owed)
+        return _aggregate(algorithm, server, result, weights), members, report
+
+    return turn
 
 
 def known(algorithm: Algorithm, shared: Shared, server: Any, number) -> Shared:
@@ -199,16 +253,15 @@ class _Result(NamedTuple):
     report: tuple
 
 
-def _one_client(algorithm, conditions, wire):
-    def run(shared, server, state, owed, examples, client, key):
-        key = client_key(key, client, shared.round)
+def _one_client(algorithm, wire):
+    def run(shared, server, member, key, lost):
+        _, examples, state, owed = member
         received = algorithm.broadcast(server, state)
-        examples = conditions_.slowed(conditions, examples, key)
         update = algorithm.client(shared, received, state, examples, key)
         way = jax.random.fold_in(key, 3)
         sent = wire_.send(wire, update.upload, received, owed, way)
         finite = _finite(update.losses, (sent.upload, update.state))
-        arrived = finite & ~conditions_.lost(conditions, key)
+        arrived = finite & ~lost
         keep = lambda new, old: select(arrived, new, old)
         nothing = jax.tree.map(jnp.zeros_like, sent.upload)
         down, up = map(_counted, (received, sent.message))
@@ -254,7 +307,36 @@ def _aggregate(algorithm, server, result: _Result, weights: Array):
     return select(total > 0, updated, server)
 
 
-def _replaced(values: tuple, place: int, value) -> tuple:
+def _at(cohort):
+    return lambda x: x[cohort]
+
+
+def _put(old, cohort, new):
+    return jax.tree.map(lambda all_, own: all_.at[cohort].set(own), old, new)
+
+
+def _pinned(layout: Layout, clients: int, progress: Progress, report: Report):
+    """Where everything stays on a mesh: without it, states would lose their split."""
+    if layout.mesh is None:
+        return progress, report
+    all_of_it, split = replicated(layout.mesh), by_client(layout.mesh, clients)
+    stay = jax.lax.with_sharding_constraint
+    server, own = stay(progress.server, all_of_it), stay(progress[1:], split)
+    return Progress(server, *own), stay(report, all_of_it)
+
+
+def _placed(mesh: Mesh | None, shared, progress, examples, key):
+    """Everything where it stays on a mesh; what is there already is left as it is."""
+    if mesh is None:
+        return shared, progress, examples, key
+    split = by_client(mesh, len(examples.count))
+    own, examples = put((progress[1:], examples), split)
+    alike = everywhere(mesh, (shared, progress.server, key))
+    return alike[0], Progress(alike[1], *own), examples, alike[2]
+
+
+def replaced(values: tuple, place: int, value) -> tuple:
+    """A tuple with one of its values replaced; an empty one stays empty."""
     return tuple(value if i == place else v for i, v in enumerate(values))
 
 

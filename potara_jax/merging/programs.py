@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from potara_jax.adapters.lora import Adapter, Array
-from potara_jax.clients.axis import over_clients
+from potara_jax.clients.axis import AT_ONCE, Layout, over_clients
+from potara_jax.clients.fitting import jit_over_clients
 from potara_jax.merging.curvature import Curvature, real
 from potara_jax.merging.estimators import (
     Client,
@@ -54,7 +55,7 @@ def personalise(
     *,
     space: str | None = None,
     rank: int | None = None,
-    clients_at_once: int | None = None,
+    layout: Layout = AT_ONCE,
 ) -> Callable[..., Merged]:
     """Weights from samples, and the merge, as one jitted program over all clients.
 
@@ -66,10 +67,10 @@ def personalise(
     method: how to merge; or a function from a client to that, for methods which look at
       its samples. Default: `linear()`.
     space, rank: as in `merges.merge`.
-    clients_at_once: clients computed together, to bound memory.
+    layout: how many clients are computed together, and on which devices.
     """
-    weigh_all = weigh(estimator, clients_at_once=clients_at_once)
-    merge_all = combine(method, space=space, rank=rank, clients_at_once=clients_at_once)
+    weigh_all = weigh(estimator, layout=layout)
+    merge_all = combine(method, space=space, rank=rank, layout=layout)
 
     @jax.jit
     def program(base, federated, local, samples, trained_on, key) -> Merged:
@@ -81,11 +82,9 @@ def personalise(
     return program
 
 
-def weigh(
-    estimator: Estimator, *, clients_at_once: int | None = None
-) -> Callable[..., Measured]:
+def weigh(estimator: Estimator, *, layout: Layout = AT_ONCE) -> Callable[..., Measured]:
     """The first half of `personalise`: `program(...) -> Measured`, jitted."""
-    measure = over_each(estimator.measure, clients_at_once=clients_at_once)
+    measure = over_each(estimator.measure, layout=layout)
 
     @jax.jit
     def program(base, federated, local, samples, trained_on, key) -> Measured:
@@ -101,7 +100,7 @@ def combine(
     *,
     space: str | None = None,
     rank: int | None = None,
-    clients_at_once: int | None = None,
+    layout: Layout = AT_ONCE,
 ) -> Callable[..., Adapter]:
     """The second half: `program(..., weight) -> adapters`, jitted.
 
@@ -116,11 +115,11 @@ def combine(
         key = jax.random.fold_in(client.key, 1)
         return merge(both, weights, method=how, space=space, rank=rank, key=key)
 
-    return over_each(one, clients_at_once=clients_at_once)
+    return over_each(one, layout=layout)
 
 
 def over_each(
-    fn: Callable[..., Any], *, clients_at_once: int | None = None
+    fn: Callable[..., Any], *, layout: Layout = AT_ONCE
 ) -> Callable[..., Any]:
     """`fn(client, *more)` over all clients: `program(base, ..., key, *more)`, jitted.
 
@@ -128,23 +127,21 @@ def over_each(
     leaf of `more` has the client axis. Client `k`'s key is `fold_in(key, k)`.
     """
 
-    @jax.jit
-    def program(base, federated, local, samples, trained_on, key, *more):
+    def program(layout, base, federated, local, samples, trained_on, key, *more):
         number = jnp.arange(samples.count.shape[0])
         keys = jax.vmap(partial(jax.random.fold_in, key))(number)
         weight = jax.vmap(real)(samples.examples, samples.count)
         rest = federated, local, samples.examples, weight, trained_on, keys
         one = lambda *args: fn(Client(*args[:7]), *args[7:])
         axes = (None, *[0] * (len(rest) + len(more)))
-        mapped = over_clients(one, in_axes=axes, chunk=clients_at_once)
+        mapped = over_clients(one, in_axes=axes, layout=layout)
         return mapped(base, *rest, *more)
 
-    return program
+    clients = lambda *args: len(args[3].count)
+    return jit_over_clients(lambda how: partial(program, how), layout, clients)
 
 
-def loss_curves(
-    loss: Loss, *, clients_at_once: int | None = None
-) -> Callable[..., Array]:
+def loss_curves(loss: Loss, *, layout: Layout = AT_ONCE) -> Callable[..., Array]:
     """`program(base, federated, local, samples, points) -> losses [C, T]`, jitted.
 
     Each client's mean loss along its segment at merge weights `points` `[T]`: what a
@@ -156,6 +153,6 @@ def loss_curves(
         client = Client(base, federated, local, samples.examples, weight, None, None)
         return jax.lax.map(segment_loss(loss, client), points)
 
-    return jax.jit(
-        over_clients(one, in_axes=(None, 0, 0, 0, None), chunk=clients_at_once)
-    )
+    axes = (None, 0, 0, 0, None)
+    make = lambda layout: over_clients(one, in_axes=axes, layout=layout)
+    return jit_over_clients(make, layout, lambda *args: len(args[3].count))

@@ -22,6 +22,9 @@ class ViTConfig:
     patch: side of a square patch, in pixels.
     width, depth, heads: of the transformer; the MLP is `mlp_ratio` times as wide.
     classes: outputs of the head.
+    dtype: of activations; parameters keep theirs.
+    remat: whether a block's activations are computed again for the gradient, which
+      takes less memory and a third more time.
     """
 
     patch: int = 16
@@ -30,6 +33,8 @@ class ViTConfig:
     heads: int = 12
     mlp_ratio: int = 4
     classes: int = 1000
+    dtype: str = "float32"
+    remat: bool = False
 
 
 class Attention(nn.Module):
@@ -39,11 +44,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD):
-        heads, width = self.config.heads, self.config.width
-        project = lambda name: nn.DenseGeneral((heads, width // heads), name=name)
+        heads, width, dtype = self.config.heads, self.config.width, self.config.dtype
+        each = (heads, width // heads)
+        project = lambda name: nn.DenseGeneral(each, dtype=dtype, name=name)
         query, key, value = (project(n)(x_BLD) for n in ("query", "key", "value"))
         mixed = jax.nn.dot_product_attention(query, key, value)
-        return nn.DenseGeneral(width, axis=(-2, -1), name="out")(mixed)
+        return nn.DenseGeneral(width, axis=(-2, -1), dtype=dtype, name="out")(mixed)
 
 
 class MLP(nn.Module):
@@ -53,8 +59,9 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD):
-        hidden = nn.Dense(self.config.mlp_ratio * self.config.width, name="up")(x_BLD)
-        return nn.Dense(self.config.width, name="down")(nn.gelu(hidden))
+        width, dtype = self.config.width, self.config.dtype
+        hidden = nn.Dense(self.config.mlp_ratio * width, dtype=dtype, name="up")(x_BLD)
+        return nn.Dense(width, dtype=dtype, name="down")(nn.gelu(hidden))
 
 
 class Block(nn.Module):
@@ -64,9 +71,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD):
-        normed = nn.LayerNorm(name="norm_1")(x_BLD)
+        norm = lambda name: nn.LayerNorm(dtype=self.config.dtype, name=name)
+        normed = norm("norm_1")(x_BLD)
         x_BLD = x_BLD + Attention(self.config, name="attention")(normed)
-        normed = nn.LayerNorm(name="norm_2")(x_BLD)
+        normed = norm("norm_2")(x_BLD)
         return x_BLD + MLP(self.config, name="mlp")(normed)
 
 
@@ -78,13 +86,18 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, image_BHWC):
         patch, width = (self.config.patch,) * 2, self.config.width
-        embed = nn.Conv(width, patch, strides=patch, padding="VALID", name="embed")
+        dtype = jnp.dtype(self.config.dtype)
+        how = {"strides": patch, "padding": "VALID", "dtype": dtype}
+        embed = nn.Conv(width, patch, **how, name="embed")
         x_BLD = embed(image_BHWC).reshape(image_BHWC.shape[0], -1, width)
         normal = nn.initializers.normal(0.02)
         token = self.param("token", nn.initializers.zeros, (1, 1, width))
-        x_BLD = jnp.concatenate([jnp.tile(token, (x_BLD.shape[0], 1, 1)), x_BLD], 1)
-        x_BLD += self.param("position", normal, (1, x_BLD.shape[1], width))
+        tokens = jnp.tile(token.astype(dtype), (x_BLD.shape[0], 1, 1))
+        x_BLD = jnp.concatenate([tokens, x_BLD], 1)
+        position = self.param("position", normal, (1, x_BLD.shape[1], width))
+        x_BLD += position.astype(dtype)
+        block = nn.remat(Block) if self.config.remat else Block
         for index in range(self.config.depth):
-            x_BLD = Block(self.config, name=f"block_{index}")(x_BLD)
-        pooled_BD = nn.LayerNorm(name="norm")(x_BLD)[:, 0]
-        return nn.Dense(self.config.classes, name="head")(pooled_BD)
+            x_BLD = block(self.config, name=f"block_{index}")(x_BLD)
+        pooled_BD = nn.LayerNorm(dtype=dtype, name="norm")(x_BLD)[:, 0]
+        return nn.Dense(self.config.classes, dtype=dtype, name="head")(pooled_BD)

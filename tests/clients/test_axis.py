@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.custom_batching import custom_vmap
 
-from potara_jax.clients.axis import over_clients
+from potara_jax.clients.axis import Layout, over_clients
 from tests.helpers_federated import assert_close
 
 CLIENTS = 6
@@ -43,18 +43,18 @@ def loop(arguments):
 
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_over_clients_equals_a_loop(arguments, loop, chunk):
-    mapped = over_clients(one_client, in_axes=(None, 0, 0, 0), chunk=chunk)
+    mapped = over_clients(one_client, in_axes=(None, 0, 0, 0), layout=Layout(chunk))
     assert_close(mapped(*arguments), loop)
 
 
 def test_over_clients_equals_a_loop_under_jit(arguments, loop):
-    mapped = over_clients(one_client, in_axes=[None, 0, 0, 0], chunk=4)
+    mapped = over_clients(one_client, in_axes=[None, 0, 0, 0], layout=Layout(4))
     assert_close(jax.jit(mapped)(*arguments), loop)
 
 
 @pytest.mark.parametrize("chunk", [None, 2, 4])
 def test_every_argument_has_the_client_axis_by_default(chunk):
-    mapped = over_clients(lambda x, y: x - 2 * y, chunk=chunk)
+    mapped = over_clients(lambda x, y: x - 2 * y, layout=Layout(chunk))
     np.testing.assert_array_equal(
         mapped(jnp.arange(5), jnp.ones(5, int)), [-2, -1, 0, 1, 2]
     )
@@ -66,7 +66,9 @@ def test_shared_arguments_may_stand_anywhere(order, chunk):
     values = [
         jnp.arange(3.0) + 10 * i if axis == 0 else i for i, axis in enumerate(order)
     ]
-    mapped = over_clients(lambda *args: jnp.stack(args), in_axes=order, chunk=chunk)
+    mapped = over_clients(
+        lambda *args: jnp.stack(args), in_axes=order, layout=Layout(chunk)
+    )
     for client, row in enumerate(mapped(*values)):
         wanted = [
             v[client] if axis == 0 else v for v, axis in zip(values, order, strict=True)
@@ -75,7 +77,7 @@ def test_shared_arguments_may_stand_anywhere(order, chunk):
 
 
 @pytest.mark.parametrize(
-    ("chunk", "sizes"), [(None, [7]), (3, [3, 1]), (7, [7]), (8, [7])]
+    ("chunk", "sizes"), [(None, [7]), (3, [3]), (4, [4]), (7, [7]), (8, [7])]
 )
 def test_shared_arguments_stay_unbatched_and_chunks_bound_the_clients(chunk, sizes):
     seen = []
@@ -90,6 +92,6 @@ def test_shared_arguments_stay_unbatched_and_chunks_bound_the_clients(chunk, siz
         return x @ base, True
 
     base, x = jnp.full((2, 3), 2.0), jnp.ones((7, 4, 2))
-    result = over_clients(product, in_axes=(None, 0), chunk=chunk)(base, x)
+    result = over_clients(product, in_axes=(None, 0), layout=Layout(chunk))(base, x)
     np.testing.assert_array_equal(result, np.full((7, 4, 3), 4.0))
     assert seen == [(size, False, True) for size in sizes]

@@ -172,3 +172,24 @@ def test_split_takes_shares_of_any_scale():
     again = partition.split(generator(), BALANCED, {"one": 1, "two": 4})
     assert len(once["one"]) == 20
     np.testing.assert_array_equal(once["one"], again["one"])
+
+
+def test_clients_that_draw_may_share_examples_and_hold_none_twice():
+    labels = np.repeat(np.arange(4), 30)
+    rng = np.random.default_rng(0)
+    how = {"clients": 300, "concentration": 0.5, "examples": 20, "minimum": 3}
+    groups = partition.draw(rng, labels, **how)
+    assert len(groups) == 300
+    assert all(len(set(group)) == len(group) >= 3 for group in groups)
+    assert np.bincount(np.concatenate(groups), minlength=120).min() > 1
+    shares = partition.proportions(labels, groups, 4)
+    np.testing.assert_allclose(shares.mean(0), 0.25, atol=0.05)
+    assert 15 < np.median([len(group) for group in groups]) <= 21
+
+
+def test_a_class_with_few_examples_gives_those_it_has():
+    labels = np.array([0] * 50 + [1] * 2)
+    how = {"clients": 20, "concentration": 0.1, "examples": 30}
+    for group in partition.draw(np.random.default_rng(1), labels, **how):
+        assert (labels[group] == 1).sum() <= 2
+        assert len(group) >= 1

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from potara_jax.clients.axis import Layout
 from potara_jax.data.federation import Weighted
 from potara_jax.evaluation import metrics
 from tests.helpers_federated import (
@@ -49,7 +50,9 @@ def numpy_scores(shared, stacked, test):
 @pytest.mark.parametrize("chunk", [None, 1, 2])
 def test_evaluator_equals_numpy(chunk):
     shared = problem((20,)).shared
-    scores = metrics.evaluator(task, chunk=chunk)(shared, adapters(), weighted_test())
+    scores = metrics.evaluator(task, layout=Layout(chunk))(
+        shared, adapters(), weighted_test()
+    )
     accuracy, loss = numpy_scores(shared, adapters(), weighted_test())
     np.testing.assert_allclose(scores.accuracy, accuracy, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(scores.loss, loss, rtol=1e-5)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from potara_jax.clients.axis import Layout
 from potara_jax.clients.training import Train
 from potara_jax.federated import rounds
 from potara_jax.federated.conditions import Conditions
@@ -91,7 +92,7 @@ def test_padding_changes_nothing_to_the_bit(name):
 @every
 def test_chunks_change_nothing(name):
     whole, _ = run(ALGORITHMS[name], problem(COUNTS), number=3)
-    chunked, _ = run(ALGORITHMS[name], problem(COUNTS), number=3, chunk=2)
+    chunked, _ = run(ALGORITHMS[name], problem(COUNTS), number=3, layout=Layout(2))
     assert_close(chunked, whole, rtol=1e-3, atol=1e-4)
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from potara_jax.clients.axis import Layout
 from potara_jax.federated import conditions, rounds
 from potara_jax.federated.conditions import Conditions
 from potara_jax.federated.interface import Algorithm, Update
@@ -252,12 +253,15 @@ def test_chunk_changes_nothing(algorithm, chunk, fraction, value):
     options = {"number": 3, "conditions": Conditions(cohort=fraction)}
     clients = poisoned(problem(), 2, value)
     whole = run(algorithm, clients, **options)
-    assert_close(run(algorithm, clients, chunk=chunk, **options), whole)
+    chunked = run(algorithm, clients, layout=Layout(chunk), **options)
+    assert_close(chunked, whole)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4, 9])
 def test_any_chunk_gives_the_same_server(chunk):
-    progress, report = run(counting("upload"), problem(COUNTS), number=2, chunk=chunk)
+    progress, report = run(
+        counting("upload"), problem(COUNTS), number=2, layout=Layout(chunk)
+    )
     np.testing.assert_allclose(progress.server, 2 * (16 + 4 + 16) / 10, rtol=1e-6)
     np.testing.assert_array_equal(report.finite, [True, True, False, True])
 

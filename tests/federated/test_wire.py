@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from potara_jax.clients.axis import Layout
 from potara_jax.federated import ledger, rounds, wire
 from potara_jax.federated.conditions import Conditions
 from potara_jax.federated.privacy import Privacy, clipped, epsilon, noised
@@ -188,7 +189,7 @@ def test_no_client_moves_the_server_by_more_than_its_clip():
 def test_noise_comes_from_the_seed_and_the_round():
     given, how = problem(COUNTS), Wire(privacy=Privacy(0.1, 1.0))
     one, _ = run(make("fedit"), given, number=2, wire=how)
-    same, _ = run(make("fedit"), given, number=2, wire=how, chunk=2)
+    same, _ = run(make("fedit"), given, number=2, wire=how, layout=Layout(2))
     other, _ = run(make("fedit"), given, number=2, wire=how, seed=1)
     assert_close(one, same)
     assert differs(one, other)

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
 
 from potara_jax.adapters import lora
+from potara_jax.clients.axis import AT_ONCE, Layout
 from potara_jax.clients.task import classification
 from potara_jax.data.federation import Batch
 from potara_jax.merging import estimators, merges, spaces, weights
@@ -67,13 +68,11 @@ EXACT = LIKELIHOODS["exact"](logits)
 SAMPLED = LIKELIHOODS["sampled"](logits)
 
 
-def potara(likelihood=EXACT, *, rank=None, clients_at_once=None, **how):
+def potara(likelihood=EXACT, *, rank=None, layout=AT_ONCE, **how):
     """Curvature and merge in one space."""
     estimator = estimators.potara(likelihood, DAMPING, **how)
     space = how.get("space", "core")
-    return personalise(
-        estimator, space=space, rank=rank, clients_at_once=clients_at_once
-    )
+    return personalise(estimator, space=space, rank=rank, layout=layout)
 
 
 def hermite_program(**how):
@@ -163,7 +162,7 @@ def test_identical_models_take_a_half_each(space):
 
 
 def test_working_in_pieces_changes_nothing():
-    found, expected = merged(clients_at_once=2, chunk=2), merged()
+    found, expected = merged(layout=Layout(2), chunk=2), merged()
     assert_close(found.weight, expected.weight, atol=1e-4)
     assert_close(deltas(found.adapter), deltas(expected.adapter), atol=1e-4)
 
@@ -193,7 +192,7 @@ def scans_of(program, *args):
 )
 def test_clients_at_once_are_scanned_around_everything_else(make, args):
     deepest = lambda program: max((d for d, _ in scans_of(program, *args)), default=0)
-    assert deepest(make(clients_at_once=2)) == deepest(make()) + 1
+    assert deepest(make(layout=Layout(2))) == deepest(make()) + 1
 
 
 @pytest.mark.parametrize(("chunk", "length"), [(1, 5), (2, 3), (8, 1)])
@@ -338,7 +337,7 @@ def test_the_hermite_merge_is_the_exact_one(hermite):
 
 
 def test_the_hermite_merge_of_chunks_of_clients_is_the_same(hermite):
-    chunked = hermite_program(clients_at_once=2)(*PROBLEM, TRAINED_ON, KEY)
+    chunked = hermite_program(layout=Layout(2))(*PROBLEM, TRAINED_ON, KEY)
     assert_close(chunked.weight, hermite.weight, atol=1e-4)
 
 
@@ -356,5 +355,5 @@ def test_loss_curves_pass_through_every_clients_losses():
 
 def test_loss_curves_of_chunks_of_clients_are_the_same():
     points = jnp.array([0.0, 1.0])
-    curves = loss_curves(task.loss, clients_at_once=2)(*PROBLEM, points)
+    curves = loss_curves(task.loss, layout=Layout(2))(*PROBLEM, points)
     assert_close(curves, loss_curves(task.loss)(*PROBLEM, points))

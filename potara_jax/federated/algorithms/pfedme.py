@@ -13,7 +13,7 @@ import jax
 import optax
 
 from potara_jax.clients.task import Task
-from potara_jax.clients.training import Train, done_steps, keep_done
+from potara_jax.clients.training import Train, run_steps
 from potara_jax.data.federation import take
 from potara_jax.federated.algorithms.fedit import fedit
 from potara_jax.federated.factors import interpolate, squared_distance
@@ -35,8 +35,7 @@ def pfedme(
     def client(shared, received, state, examples, key):
         loss = task.objective(shared.base)
 
-        def step(carry, now):
-            row, real = now
+        def step(carry, row):
             common, theta, memory = carry
             batch = take(shared.pool, row)
 
@@ -53,12 +52,11 @@ def pfedme(
             inside = theta, memory
             (theta, memory), values = jax.lax.scan(descend, inside, None, inner)
             moved = interpolate(theta, common, rate)
-            return keep_done(real, (moved, theta, memory), carry, values)
+            return (moved, theta, memory), values
 
-        index = train.batches(examples, key)
-        done = done_steps(train.steps, examples)
         start = received, received, train.optimizer.init(received)
-        (common, theta, _), losses = jax.lax.scan(step, start, (index, done))
+        rows = train.batches(examples, key)
+        (common, theta, _), losses = run_steps(step, start, rows, examples)
         return Update(theta, common, losses.ravel())
 
     return fedit(task, train)._replace(

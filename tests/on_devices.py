@@ -1,0 +1,163 @@
+"""Checks that need several devices or processes, run beside the tests.
+
+    python -m tests.on_devices CHECK            eight devices on the host
+    python -m tests.on_devices CHECK ADDRESS I  process I of two, of four devices each
+
+Prints what it finds as JSON, on the last line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+
+import jax
+import numpy as np
+
+from potara_jax.clients.axis import AT_ONCE, Layout, over_clients
+from potara_jax.clients.mesh import make_mesh, replicated, split_base
+from potara_jax.federated import rounds, streaming
+from potara_jax.federated.conditions import EVERYBODY, Conditions
+from potara_jax.federated.registry import load_all
+from tests.helpers_federated import problem, start, task, whole_batches
+
+CLIENTS, ROUNDS = 16, 3
+COUNTS = tuple(2 + i % 3 for i in range(CLIENTS))
+NAMES = ("fedsa", "scaffold", "rolora", "flora")
+CONDITIONS = {
+    "everybody": EVERYBODY,
+    "half": Conditions(cohort=8),
+    "ragged": Conditions(cohort=5, stragglers=0.5, dropout=0.2),
+}
+_COLLECTIVE = re.compile(r" (all-reduce|all-gather|all-to-all|collective-permute)\(")
+
+
+def values(tree) -> list:
+    """All numbers of a pytree, as every process can have them."""
+    leaves = [np.asarray(_whole(x), np.float64) for x in jax.tree.leaves(tree)]
+    return [np.nan_to_num(leaf, nan=-1.0).tolist() for leaf in leaves]
+
+
+def _whole(x):
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        return x
+    return jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x)
+
+
+def algorithm(name: str):
+    """An algorithm on the linear model, by plain gradient descent."""
+    return load_all()[name].make(task, whole_batches)
+
+
+def after_rounds(name: str, case: str, layout=AT_ONCE) -> tuple:
+    """Progress and report after some rounds, and the round function."""
+    given, conditions = problem(COUNTS), CONDITIONS[case]
+    step = rounds.make_round(algorithm(name), conditions=conditions, layout=layout)
+    progress = start(algorithm(name), given, conditions)
+    for index in range(ROUNDS):
+        args = given.shared, progress, given.examples, jax.random.key(0)
+        progress, report = step(*args, index)
+    return progress, report, step
+
+
+def rounds_on_devices() -> dict:
+    """Rounds on the mesh: what they give, how often compiled, and what stays split."""
+    found = {}
+    for name in NAMES:
+        for case in CONDITIONS:
+            progress, report, step = after_rounds(name, case, Layout(1, make_mesh()))
+            specs = {str(x.sharding.spec) for x in jax.tree.leaves(progress[1:])}
+            server = jax.tree.leaves(progress.server)
+            found[f"{name} {case}"] = {
+                "values": values((progress, report)),
+                "compiled": [fn._cache_size() for fn in step.programs],
+                "split": sorted(specs),
+                "whole": all(x.sharding.is_fully_replicated for x in server),
+            }
+    return found
+
+
+def streamed(name: str, layout=AT_ONCE) -> list:
+    """The server's and all clients' states after streamed rounds."""
+    given = problem(COUNTS)
+    host = jax.tree.map(np.asarray, given.examples)
+    parts = given.shared.base, given.adapter, given.shared.pool, host
+    how = {"conditions": CONDITIONS["ragged"], "layout": layout}
+    stream = streaming.Streaming(algorithm(name), *parts, **how)
+    states = streaming.states_of(stream)
+    *_, last = streaming.stream(stream, states, jax.random.key(0), last=ROUNDS)
+    return values((last.server, states.take(np.arange(CLIENTS)).state))
+
+
+def streamed_on_devices() -> dict:
+    """Streamed rounds on the mesh."""
+    return {name: streamed(name, Layout(1, make_mesh())) for name in NAMES}
+
+
+def alone() -> dict:
+    """Clients that train for themselves, on the mesh and on one device."""
+    given, found = problem(COUNTS), {}
+    for place, layout in {"mesh": Layout(1, make_mesh()), "one": Layout(1)}.items():
+        step = rounds.make_round(algorithm("local"), layout=layout)
+        begin = start(algorithm("local"), given)
+        for index in range(ROUNDS):
+            args = given.shared, begin, given.examples, jax.random.key(0)
+            begin, _ = step(*args, index)
+        found[place] = values(begin.states)
+    return found
+
+
+def collectives() -> dict:
+    """Collectives in a round of all clients, and in the clients' own part of it."""
+    layout, given = Layout(None, make_mesh()), problem(COUNTS)
+    step = rounds.make_round(algorithm("fedsa"), layout=layout)
+    begin = start(algorithm("fedsa"), given)
+    args = given.shared, begin, given.examples, jax.random.key(0)
+    placed = rounds._placed(layout.mesh, *args)
+    whole = step.programs[0].lower(*placed, np.int32(0)).compile().as_text()
+    own = jax.jit(over_clients(lambda x: (x @ x.T).sum(), layout=layout))
+    alone = own.lower(np.ones((CLIENTS, 3, 3))).compile().as_text()
+    return {"round": _COLLECTIVE.findall(whole), "own": _COLLECTIVE.findall(alone)}
+
+
+def base_split() -> dict:
+    """A base over two devices of the axis `model`: as good, and half as large."""
+    mesh, rng = make_mesh(model=2), np.random.default_rng(0)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    base, inputs = {"w": normal(4, 2), "odd": normal(3)}, normal(CLIENTS, 2, 4)
+    split = split_base(base, mesh)
+    outputs = lambda base, x: x @ base["w"]
+    mapped = over_clients(outputs, in_axes=(None, 0), layout=Layout(2, mesh))
+    part = lambda x: list(x.addressable_shards[0].data.shape)
+    return {
+        "found": values(jax.jit(mapped)(split, inputs))[0],
+        "expected": values(inputs @ base["w"])[0],
+        "shards": {name: part(x) for name, x in split.items()},
+    }
+
+
+CHECKS = {
+    "rounds": rounds_on_devices,
+    "streamed": streamed_on_devices,
+    "alone": alone,
+    "collectives": collectives,
+    "base": base_split,
+}
+
+
+def main(check: str, address: str | None = None, process: str = "0") -> None:
+    """Print what a check finds; process 0 alone where there are two."""
+    count = 4 if address else 8
+    here = f" --xla_force_host_platform_device_count={count}"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + here
+    if address:
+        jax.distributed.initialize(address, 2, int(process))
+    found = CHECKS[check]()
+    if process == "0":
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
