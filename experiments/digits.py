@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from experiments.base import cached_base
 from experiments.problem import Problem, initial_adapter
 from experiments.settings import Settings
-from potara_jax.adapters import lora
+from potara_jax.adapters import lora, precision
 from potara_jax.clients.task import classification
 from potara_jax.data import digits
 from potara_jax.data.federation import Federation
@@ -41,6 +42,10 @@ class Digits(Settings):
     examples: int | None = None
     """Training images of a client, in the median, which may then be those of others
     too: for more clients than there are images. Default: images are dealt out, once."""
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Of the frozen base; activations are in bfloat16 with the last two."""
+    remat: bool = False
+    """Compute activations again for the gradient: less memory, a third more time."""
     base_seed: int = 0
     """Seed of the upstream images, and of the base's pre-training."""
     base_steps: int = 400
@@ -59,13 +64,16 @@ class Digits(Settings):
 
 def problem(settings: Digits, note) -> Problem:
     """The digits ViT and its federations, one a heterogeneity and seed."""
-    model = ViT(_MODEL)
+    reduced = settings.precision != "float32"
+    dtype = "bfloat16" if reduced else "float32"
+    model = ViT(dataclasses.replace(_MODEL, dtype=dtype, remat=settings.remat))
     image = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
     sites = lora.find_sites(model, image, targets=settings.targets)
+    every = lora.find_sites(model, image, targets=".*")
     lora.check_rank(sites, settings.rank)
     images = digits.load(settings.base_seed)
     federations = _federations(images, settings)
-    base = _base(model, images, settings, note)
+    base = _base(ViT(_MODEL), images, settings, note)
     trained = ("head",) if settings.train_head else ()
     scale = settings.alpha / settings.rank
     return Problem(
@@ -75,7 +83,7 @@ def problem(settings: Digits, note) -> Problem:
             features=lora.bind_input_of(model, "head", scale=scale),
             add=lora.bind_add(sites, scale=scale),
         ),
-        base=base,
+        base=precision.KINDS[settings.precision](base, every),
         adapter=initial_adapter(sites, rank=settings.rank, base=base, trained=trained),
         federations=federations,
     )

@@ -92,7 +92,7 @@ def run_phase(
     saved = store.begin_phase(cell, phase.name, (progress, seen))
     saved = saved or Saved(0, (progress, seen), [], 0.0)
     display.skip(saved.round)
-    for number in range(saved.round, phase.rounds):
+    for number in store.traced(phase.name, range(saved.round, phase.rounds)):
         began = time.monotonic()
         progress, seen = saved.state
         progress, report = phase.round(shared, progress, federation.train, key, number)

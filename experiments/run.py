@@ -28,6 +28,7 @@ from experiments import (
 from experiments.display import Display
 from experiments.jobs import Job
 from experiments.problem import Problem
+from experiments.profiling import keep_compiled
 from experiments.settings import Settings, resolved
 from experiments.store import Cell, Store, open_store
 from potara_jax.federated.registry import load_file
@@ -93,6 +94,8 @@ def run(name: str, settings: Settings, console: Console, job: str = "run") -> No
             held.enter_context(files.locked(settings.out))
             config = {"experiment": name, "job": job, **resolved(settings)}
             store = open_store(settings.out, config, rerun=settings.rerun, warn=note)
+            store = store._replace(profile=settings.profile)
+        keep_compiled(settings.cache)
         if store.results() is None:
             records = _all_cells(name, JOBS[job], settings, store, console)
             _finish(store, config, JOBS[job].results(records))

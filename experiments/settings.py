@@ -25,7 +25,10 @@ class Settings:
     rerun: bool = False
     """Throw away what the run folder holds, and start anew."""
     cache: Path = Path("~/.cache/potara_jax")
-    """Where pre-trained bases are kept between runs."""
+    """Where pre-trained bases and compiled programs are kept between runs."""
+    profile: bool = False
+    """Trace a few rounds of every phase into the run folder, for TensorBoard or
+    Perfetto."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every seed draws the splits, the clients, the initial factors and the batches."""
@@ -176,7 +179,7 @@ _ALLOWED = {
     "weight_decay": _NOT_NEGATIVE,
     "grid_points": (lambda x: x > 1, "must be 2 or more"),
 }
-_NOT_OF_THE_RESULT = ("out", "rerun", "cache")
+_NOT_OF_THE_RESULT = ("out", "rerun", "cache", "profile")
 
 
 def _require(good, settings, name, allowed):

@@ -127,7 +127,7 @@ def run_cell(cell, settings, programs: Programs, problem, *, store, display) -> 
         server=saved.state.server,
     )
     began = time.monotonic()
-    for result in rounds:
+    for result in store.traced(NAME, rounds):
         took = time.monotonic() - began
         record = record_of(cell, NAME, result.number, result.report, given.clients)
         if result.number + 1 in marks_of(settings.federated_rounds, MARKS):

@@ -3,6 +3,7 @@
 config.json     settings that determine the results      versions.json  software
 metrics.jsonl   a line a round        cells/*.json   a finished cell
 checkpoints/    states between rounds, and the merged adapters
+profile/        traces of a few rounds of every phase, with --profile
 states/  speed.jsonl     of a simulation: what clients keep, and how fast it was
 results.json  clients.csv  figures/*.png  report.html       of the finished run
 """
@@ -13,7 +14,7 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ import jax
 
 from experiments import checkpoints, files
 from experiments.checkpoints import Saved
+from experiments.profiling import T, traced
 
 _PACKAGES = (
     "potara_jax",
@@ -55,10 +57,20 @@ class Cell(NamedTuple):
 
 
 class Store(NamedTuple):
-    """The run folder `path`; `warn` takes lines for the user."""
+    """The run folder `path`; `warn` takes lines for the user.
+
+    profile: whether phases are traced.
+    """
 
     path: Path
     warn: Callable[[str], None]
+    profile: bool = False
+
+    def traced(self, phase: str, rounds: Iterable[T]) -> Iterator[T]:
+        """A phase's rounds, a few of which are traced where that is wanted, once."""
+        folder = self.path / "profile" / phase
+        wanted = self.profile and not folder.exists()
+        return traced(rounds, folder if wanted else None, self.warn)
 
     def phase(self, cell: Cell, phase: str) -> Path:
         """Where a phase's checkpoints are."""
@@ -128,7 +140,7 @@ def _begun(path: Path) -> bool:
 
 def _clear(path: Path) -> None:
     """Remove a run's files, and nothing else."""
-    for name in ("cells", "checkpoints", "figures", "states"):
+    for name in ("cells", "checkpoints", "figures", "profile", "states"):
         shutil.rmtree(path / name, ignore_errors=True)
     for name in _FILES:
         (path / name).unlink(missing_ok=True)

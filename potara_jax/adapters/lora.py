@@ -385,6 +385,8 @@ def _overlay(base, adapter) -> tuple[Params, Params]:
     factors = {p: dict(e) for p, e in adapter.items() if is_factors(e)}
     whole = {p: e for p, e in adapter.items() if not is_factors(e)}
     params = flatten_dict(dict(base), sep="/")
+    for path in whole:
+        params.pop(f"{path}/{INT8_SCALE}", None)
     params |= {
         f"{path}/{name}": v for path, e in whole.items() for name, v in e.items()
     }
@@ -469,7 +471,9 @@ def bind_add(
         for path, delta in deltas.items():
             kernel = flat[f"{path}/kernel"]
             if not jnp.issubdtype(kernel.dtype, jnp.floating):
-                raise ValueError(f"'{path}' is {kernel.dtype}: nothing can be added")
+                raise ValueError(
+                    f"the base's '{path}' is {kernel.dtype}: such a base cannot change"
+                )
             added = kernel + scale * _as_kernel(delta, sites[path])
             flat[f"{path}/kernel"] = added.astype(kernel.dtype)
         return unflatten_dict(flat, sep="/")

@@ -40,3 +40,11 @@ def to_int8(base: Params, sites: Mapping[str, Site]) -> Params:
         if f"{path}/bias" in flat:
             flat[f"{path}/bias"] = flat[f"{path}/bias"] / scale
     return unflatten_dict(flat, sep="/")
+
+
+# By name: functions of the base and of all its sites.
+KINDS = {
+    "float32": lambda base, sites: base,
+    "bfloat16": lambda base, sites: to_bfloat16(base),
+    "int8": to_int8,
+}

@@ -93,10 +93,20 @@ def test_layers_that_a_model_scans_over_can_be_int8():
     np.testing.assert_allclose(found, apply(base, adapter, x), atol=0.05)
 
 
+def test_a_module_that_is_trained_whole_is_not_scaled():
+    apply = lora.bind(MODEL, scale=0.5)
+    whole = lora.trained_modules(BASE, ("head",))
+    flat = flatten_dict(dict(rounded(BASE)), sep="/")
+    flat["head/kernel"] = BASE["head"]["kernel"]
+    found = apply(precision.to_int8(BASE, SITES), whole, IMAGES)
+    expected = apply(lora.unflatten_dict(flat, sep="/"), {}, IMAGES)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_nothing_is_added_to_an_int8_base():
     add = lora.bind_add(SITES, scale=1.0)
     small = precision.to_int8(BASE, SITES)
-    with pytest.raises(ValueError, match="'head' is int8"):
+    with pytest.raises(ValueError, match="'head' is int8: such a base"):
         add(small, {"head": jnp.ones((16, 5))})
 
 
