@@ -15,7 +15,7 @@ SMALL_compare := --out runs/compare-small --seeds 0 --heterogeneity 0.1 --client
 	--merges uniform --algorithms fedsa fedalt flora ditto
 SMALL_study := --out runs/study-small --seeds 10 --heterogeneity 0.1 --clients 4 \
 	--federated-rounds 4 --local-rounds 3 --samples 10 --grid-points 5 --base-steps 60
-SMALL_bench := --out runs/bench-small --clients 2 --depth 1 --repeats 1
+SMALL_bench := --out runs/bench-small --clients 2 --depth 1 --repeats 1 --most 4
 EXTRA = $(if $(small),$(SMALL_$@))
 
 .DEFAULT_GOAL := help
@@ -52,7 +52,7 @@ compare: install  ## every federated algorithm and merge in one table (an hour o
 study: install  ## which merge weight is best: all of them on many federations (an hour on 2 cores)
 	$(BIN)/potara study digits $(EXTRA) $(ARGS)
 
-bench: install  ## speed and memory of the merging kernels, as ratios within one run
+bench: install  ## speed and memory, as ratios within one run
 	$(BIN)/python -m benchmarks.run $(EXTRA) $(ARGS)
 
 clean:  ## remove .venv and caches, keep runs

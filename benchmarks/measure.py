@@ -1,4 +1,4 @@
-"""The best of interleaved runs, and what a program was compiled to."""
+"""The median of interleaved runs, and what a program was compiled to."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Line(NamedTuple):
 
 
 def seconds(*calls: Callable[[], Any], repeats: int) -> list[float]:
-    """The shortest time of each call, in seconds; all are warm, and take turns.
+    """The median time of each call, in seconds; all are warm, and take turns.
 
-    What others do on a machine only ever adds to a time.
+    Taking turns, all see alike what else the machine does.
     """
     for call in calls:
         jax.block_until_ready(call())
     times = [[_timed(call) for call in calls] for _ in range(repeats)]
-    return np.min(times, axis=0).tolist()
+    return np.median(times, axis=0).tolist()
 
 
 def _timed(call) -> float:

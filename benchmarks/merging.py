@@ -31,6 +31,8 @@ SAMPLES = 30
 class Sizes(NamedTuple):
     """How much is measured: clients, repeats of each timing, and the ViT's depth.
 
+    `most`: the most clients of the cases about training.
+
     `together`: clients whose weights are computed at once; few fit a CPU's
     cache.
     """
@@ -39,6 +41,7 @@ class Sizes(NamedTuple):
     repeats: int
     depth: int
     together: int | None
+    most: int = 4096
 
 
 def adapters(key: jax.Array, clients: int) -> lora.Adapter:

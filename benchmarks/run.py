@@ -16,8 +16,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import clients as axis
+from benchmarks import merging
 from benchmarks.measure import Line
-from benchmarks.merging import CASES, Sizes
+from benchmarks.merging import Sizes
 from experiments import files
 from experiments.store import versions
 
@@ -25,9 +27,12 @@ from experiments.store import versions
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+CASES = merging.CASES | axis.CASES
+
+
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Speed and memory of the merging kernels, as ratios within one run."""
+    """Speed and memory of merging and of the client axis, as ratios within one run."""
 
     out: Path = Path("runs/bench")
     """Folder for `results.json`."""
@@ -37,15 +42,17 @@ class Bench:
     """Clients of the bandwidth cases; default: 1000, on a CPU 100."""
     depth: int = 0
     """Blocks of the ViT-B/16 of the curvature case; default: 12, on a CPU 2."""
+    most: int = 0
+    """The most clients of the training cases; default: 4096, on a CPU 1024."""
     repeats: int = 15
-    """Runs of which the shortest counts."""
+    """Runs of which the median counts."""
 
     def check(self) -> None:
         """Raise `ValueError` with the setting, its value and what is allowed."""
         for case in self.cases:
             if case not in CASES:
                 raise ValueError(f"no case '{case}': choose from {', '.join(CASES)}")
-        for name, least in (("clients", 0), ("depth", 0), ("repeats", 1)):
+        for name, least in (("clients", 0), ("depth", 0), ("most", 0), ("repeats", 1)):
             if getattr(self, name) < least:
                 value = getattr(self, name)
                 raise ValueError(f"--{name} is {value}: it must be {least} or more")
@@ -56,11 +63,15 @@ def bench(settings: Bench, console: Console) -> list[Line]:
     on_cpu = jax.default_backend() == "cpu"
     clients = settings.clients or (100 if on_cpu else 1000)
     depth = settings.depth or (2 if on_cpu else 12)
-    sizes = Sizes(clients, settings.repeats, depth, 2 if on_cpu else None)
+    most = settings.most or (1024 if on_cpu else 4096)
+    sizes = Sizes(clients, settings.repeats, depth, 2 if on_cpu else None, most)
     lines: list[Line] = []
     for name in settings.cases:
         console.print(f"measuring {name}", highlight=False)
-        lines += CASES[name](sizes)
+        try:
+            lines += CASES[name](sizes)
+        except ModuleNotFoundError as error:
+            console.print(f"left out {name}: {error.name} is not installed")
     record = {"versions": versions(), "clients": clients, "depth": depth}
     rows = [{**line._asdict(), "met": line.met} for line in lines]
     settings.out.mkdir(parents=True, exist_ok=True)

@@ -25,10 +25,9 @@ from tests.helpers_federated import problem, start, task, whole_batches
 
 CLIENTS, ROUNDS = 16, 3
 COUNTS = tuple(2 + i % 3 for i in range(CLIENTS))
-NAMES = ("fedsa", "scaffold", "rolora", "flora")
+NAMES = ("scaffold", "rolora")
 CONDITIONS = {
     "everybody": EVERYBODY,
-    "half": Conditions(cohort=8),
     "ragged": Conditions(cohort=5, stragglers=0.5, dropout=0.2),
 }
 _COLLECTIVE = re.compile(r" (all-reduce|all-gather|all-to-all|collective-permute)\(")

@@ -15,7 +15,7 @@ from tests.helpers_federated import assert_equal, problem, run, small_batches, t
 COUNTS = (4, 2, 1, 3, 4, 2)
 ROUNDS, KEY = 4, jax.random.key(0)
 HALF = Conditions(cohort=3, dropout=0.3, stragglers=0.5)
-NAMES = list(load_all())
+NAMES = ["fedit", "fedsa", "rolora", "flora", "hetlora", "scaffold", "fedala"]
 
 
 def streaming_of(name, *, counts=COUNTS, conditions=HALF, way=wire.AS_IT_IS) -> tuple:
