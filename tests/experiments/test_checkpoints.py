@@ -88,3 +88,19 @@ def test_arrays_of_another_shape_are_refused(folder):
     lines = warnings()
     assert restore(folder, other, lines.append) is None
     assert "shapes" in lines[0]
+
+
+def test_any_dtype_and_no_number_at_all_come_back(tmp_path):
+    state = {
+        "half": jnp.arange(3, dtype=jnp.bfloat16),
+        "true": jnp.array([True, False]),
+        "one": np.float64(2.5),
+        "none": np.zeros((0, 4), np.int8),
+    }
+    save(tmp_path, Saved(1, state, [], 0.0))
+    like = jax.tree.map(jnp.zeros_like, state) | {"one": np.float64(0)}
+    found = restore(tmp_path, like, print).state
+    for name, value in state.items():
+        np.testing.assert_array_equal(found[name], value)
+        assert found[name].shape == np.shape(value)
+    assert found["half"].dtype == jnp.bfloat16
