@@ -3,10 +3,10 @@
     potara compare digits                     (or: make compare)
 
 All algorithms start from the same factors and draw the same cohorts and batches. They
-run for as many rounds as Potara trains in all, and are scored along the way, so that
-each can be compared where it has spent no more than Potara has: bytes, local steps, or
-both. Learning rates and hyper-parameters were chosen for each algorithm alike: see
-`experiments/tuning.py`.
+run for as many rounds as Potara trains in all, and are scored along the way and where
+they have spent what Potara has, so that each can be compared there: at its bytes, at
+its local steps, or both. Learning rates and hyper-parameters were chosen for each
+algorithm alike: see `experiments/tune.py`.
 """
 
 from __future__ import annotations
@@ -191,18 +191,19 @@ def _train_all(at: Context, programs: Programs, store, display) -> Trained:
     parents = Parents(first, until(local, settings.local_rounds), tuned)
     alike = stack(at.problem.adapter(at.fold(0)), clients=settings.clients)
     outcomes = {"federated": federated, "local": local}
+    budget = contenders.budget_of(at, parents)
     for name, contender in programs.contenders.items():
-        outcome = run(contender.phase, alike, at.fold(1))
+        outcome = run(contender.phase._replace(budget=budget), alike, at.fold(1))
         joined = welcome(at, contender.joining, outcome, store, display)
         outcomes[name] = joined
-    return Trained(parents, outcomes, _train_doubled(at, programs.doubled, run))
+    return Trained(parents, outcomes, _train_doubled(at, programs.doubled, budget, run))
 
 
-def _train_doubled(at: Context, phases, run) -> list:
+def _train_doubled(at: Context, phases, budget, run) -> list:
     wide = at.problem.adapter(at.fold(0), 2 * at.settings.rank)
     alike = stack(wide, clients=at.settings.clients)
     federated, local, tuning = phases
-    first = run(federated, alike, at.fold(1))
+    first = run(federated._replace(budget=budget), alike, at.fold(1))
     second = run(local, alike, at.fold(2))
     begin = until(first, at.settings.federated_rounds)
     tuned = run(tuning, begin.models, at.fold(3))

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.context import Context, Parents, score
 from experiments.merges import measure, merge
 from experiments.methods import Cost, Method, cost, row, together
-from experiments.phases import Outcome, until
+from experiments.phases import Budget, Outcome, until
 from experiments.recipes import OWN, SPECIAL
 from potara_jax.data.federation import take
 from potara_jax.evaluation.metrics import worst_decile
@@ -71,6 +71,12 @@ def _personal(programs, name: str) -> bool:
     """Whether the clients of a row have models of their own."""
     known = programs.contenders.get(name)
     return known.personal if known else name.startswith("local")
+
+
+def budget_of(at: Context, parents: Parents) -> Budget:
+    """What Potara spends: the federated phase, and then the local one."""
+    spent = together(cost(at, parents.federated), cost(at, parents.local))
+    return Budget(_bytes(spent), spent.local_steps)
 
 
 # --- Algorithms, at the rounds where they have spent what Potara has -----------------

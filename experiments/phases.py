@@ -25,11 +25,19 @@ Models = Any
 Evaluate = Callable[[Shared, Models, Any], Scores]
 
 
+class Budget(NamedTuple):
+    """Bytes that all clients may send and receive, and local steps of each."""
+
+    bytes: int
+    steps: float
+
+
 class Phase(NamedTuple):
     """Which algorithm runs, compiled, for how many rounds.
 
     `marks`: rounds after which every client's model is scored by `evaluate(shared,
-    models, test)`; `keep`: those of them whose models are kept.
+    models, test)`; `keep`: those of them whose models are kept. `budget`: models are
+    scored too after the last round within its bytes, and within its steps.
     """
 
     name: str
@@ -41,15 +49,26 @@ class Phase(NamedTuple):
     keep: Sequence[int] = ()
     conditions: Conditions = EVERYBODY
     wire: Wire = AS_IT_IS
+    budget: Budget | None = None
+
+    @property
+    def slots(self) -> list[int]:
+        """Where marks are kept: by their rounds, or by what ends with them."""
+        return [*self.marks, *(_ENDS if self.budget else ())]
+
+
+_ENDS = -1, -2  # the slots of the last round within the bytes, and within the steps
 
 
 class Mark(NamedTuple):
     """A phase after some rounds.
 
-    `scores`: of every client, `[C]`; `received`: bytes that a client receives to have
-    its model then, `[C]`; `seconds` until then.
+    `round`: how many, 0 where that has not been; `scores`: of every client, `[C]`;
+    `received`: bytes that a client receives to have its model then, `[C]`; `seconds`
+    until then.
     """
 
+    round: jax.Array
     scores: Scores
     received: jax.Array
     seconds: jax.Array
@@ -99,10 +118,11 @@ def run_phase(
         report, clients = jax.device_get(report), len(federation.train.count)
         record = record_of(cell, phase.name, number, report, clients)
         seconds = saved.seconds + time.monotonic() - began
-        if number + 1 in phase.marks:
-            args = shared, progress, federation, number + 1, seconds
-            seen = seen | {number + 1: _look(phase, *args)}
         history = [*saved.history, record]
+        if due := _due(phase, history, progress, clients):
+            args = shared, progress, federation, number + 1, seconds
+            mark, models = _look(phase, *args)
+            seen = seen | {n: (mark, models if n in phase.keep else ()) for n in due}
         saved = Saved(number + 1, (progress, seen), history, seconds)
         store.end_round(cell, phase.name, saved)
         display.round(f"{cell.name} {phase.name}", record["loss"])
@@ -122,6 +142,7 @@ def name_left_out(history: list[dict], cell: Cell, store: Store) -> None:
 
 def _outcome(phase, shared, saved, federation) -> Outcome:
     (progress, seen), number = saved.state, phase.rounds
+    found = {int(mark.round): mark for mark, _ in seen.values() if mark.round > 0}
     clients = len(federation.train.count)
     return Outcome(
         _models(phase, shared, progress, clients, number),
@@ -130,7 +151,7 @@ def _outcome(phase, shared, saved, federation) -> Outcome:
         saved.history,
         sum(map(int, _received(phase, progress, clients, number))),
         saved.seconds,
-        {number: mark for number, (mark, _) in seen.items()},
+        {number: found[number] for number in sorted(found)},
         {number: seen[number][1] for number in phase.keep},
     )
 
@@ -153,15 +174,30 @@ def _received(phase, progress, clients, number) -> jax.Array:
     return jax.vmap(one)(jnp.arange(clients), progress.states)
 
 
+def _due(phase: Phase, history: list[dict], progress, clients: int) -> list[int]:
+    """The slots that the round just done fills."""
+    number = len(history)
+    due = [number] if number in phase.marks else []
+    if phase.budget is None:
+        return due
+    final = sum(map(int, _received(phase, progress, clients, number)))
+    sent = [line["bytes_up"] + line["bytes_down"] for line in history]
+    steps = [line["steps"] / clients for line in history]
+    spent = sum(sent) + final, sum(steps)
+    ends = zip(_ENDS, phase.budget, spent, (sent[-1], steps[-1]), strict=True)
+    return due + [slot for slot, most, now, more in ends if now <= most < now + more]
+
+
 def _look(phase, shared, progress, federation, number, seconds) -> tuple[Mark, Models]:
     clients = len(federation.train.count)
     models = _models(phase, shared, progress, clients, number)
     known = rounds.known(phase.algorithm.turn(number), shared, progress.server, number)
     scores = phase.evaluate(known, models, federation.test)
     received = _received(phase, progress, clients, number)
-    mark = Mark(scores, received, jnp.float32(seconds))
-    keep = number in phase.keep  # a copy: the next round takes the state itself
-    return mark, jax.tree.map(jnp.copy, models) if keep else ()
+    mark = Mark(jnp.int32(number), scores, received, jnp.float32(seconds))
+    if number not in phase.keep:
+        return mark, ()
+    return mark, jax.tree.map(jnp.copy, models)  # the next round takes the state itself
 
 
 def _nothing_seen(phase, shared, progress, federation) -> dict:
@@ -171,8 +207,9 @@ def _nothing_seen(phase, shared, progress, federation) -> dict:
     shapes = jax.eval_shape(models, shared, progress)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     none = jnp.zeros(clients)
-    mark = Mark(Scores(none, none), none.astype(jnp.uint32), jnp.float32(0))
-    return {n: (mark, zeros if n in phase.keep else ()) for n in phase.marks}
+    scores, received = Scores(none, none), none.astype(jnp.uint32)
+    mark = Mark(jnp.int32(0), scores, received, jnp.float32(0))
+    return {n: (mark, zeros if n in phase.keep else ()) for n in phase.slots}
 
 
 def record_of(cell: Cell, phase: str, number: int, report, clients: int) -> dict:
