@@ -17,8 +17,7 @@ from functools import partial  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks import clients as axis  # noqa: E402
-from benchmarks import measure  # noqa: E402
+from benchmarks import measure, model  # noqa: E402
 from potara_jax.clients.axis import Layout  # noqa: E402
 from potara_jax.clients.mesh import by_client, everywhere, make_mesh, put  # noqa: E402
 from potara_jax.federated import rounds  # noqa: E402
@@ -28,9 +27,9 @@ from potara_jax.federated.algorithms.fedit import fedit  # noqa: E402
 
 def first_round() -> dict:
     """Seconds from the start of the process to a finished round of 16 clients."""
-    given = axis.setup()
+    given = model.setup()
     algorithm = fedit(given.task, given.train)
-    adapters, examples, keys = axis.arguments(given, 16)
+    adapters, examples, keys = model.arguments(given, 16)
     step = rounds.make_round(algorithm)
     progress = rounds.start(algorithm, adapters)
     jax.block_until_ready(step(given.shared, progress, examples, keys[0], 0))
@@ -45,9 +44,9 @@ def scaled(clients: str) -> dict:
 
 
 def _round(clients: int) -> float:
-    given = axis.setup()
+    given = model.setup()
     algorithm = fedit(given.task, given.train)
-    adapters, examples, keys = axis.arguments(given, clients)
+    adapters, examples, keys = model.arguments(given, clients)
     step = rounds.make_round(algorithm, layout=Layout(16, make_mesh()))
     state = {"progress": rounds.start(algorithm, adapters)}
 
@@ -60,7 +59,7 @@ def _round(clients: int) -> float:
 
 
 def _collective(clients: int) -> float:
-    mesh, given = make_mesh(), axis.setup()
+    mesh, given = make_mesh(), model.setup()
     uploads = rounds.stack(given.adapter, clients=clients)
     uploads = put(uploads, by_client(mesh, clients))
     weights = everywhere(mesh, np.full(clients, 1 / clients, np.float32))

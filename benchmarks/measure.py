@@ -11,10 +11,20 @@ import jax
 import numpy as np
 
 
+class Point(NamedTuple):
+    """A point of a figure's `curve`, in the `panel` of that title."""
+
+    panel: str
+    curve: str
+    at: float
+    value: float
+
+
 class Line(NamedTuple):
     """A line of the table: a ratio of two measurements of one run.
 
-    `aim`: what the ratio should be, as `>= 0.7`; empty where there is none.
+    `aim`: what the ratio should be, as `>= 0.7`; empty where there is none. `points`:
+    what the figure shows of it.
     """
 
     what: str
@@ -22,6 +32,7 @@ class Line(NamedTuple):
     reference: str
     ratio: float
     aim: str = ""
+    points: tuple[Point, ...] = ()
 
     @property
     def met(self) -> bool | None:

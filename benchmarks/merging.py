@@ -31,10 +31,8 @@ SAMPLES = 30
 class Sizes(NamedTuple):
     """How much is measured: clients, repeats of each timing, and the ViT's depth.
 
+    `together`: clients whose weights are computed at once; few fit a CPU's cache.
     `most`: the most clients of the cases about training.
-
-    `together`: clients whose weights are computed at once; few fit a CPU's
-    cache.
     """
 
     clients: int

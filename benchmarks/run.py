@@ -16,8 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import clients as axis
-from benchmarks import merging
+from benchmarks import figure, machine, merging, speed
 from benchmarks.measure import Line
 from benchmarks.merging import Sizes
 from experiments import files
@@ -27,7 +26,7 @@ from experiments.store import versions
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-CASES = merging.CASES | axis.CASES
+CASES = merging.CASES | speed.CASES | machine.CASES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Bench:
     """Speed and memory of merging and of the client axis, as ratios within one run."""
 
     out: Path = Path("runs/bench")
-    """Folder for `results.json`."""
+    """Folder for `results.json` and `bench.png`."""
     cases: tuple[str, ...] = tuple(CASES)
     """What to measure."""
     clients: int = 0
@@ -59,7 +58,7 @@ class Bench:
 
 
 def bench(settings: Bench, console: Console) -> list[Line]:
-    """All lines, shown as they come, and kept in `results.json`."""
+    """All lines, kept in `results.json`, and the figure of them."""
     on_cpu = jax.default_backend() == "cpu"
     clients = settings.clients or (100 if on_cpu else 1000)
     depth = settings.depth or (2 if on_cpu else 12)
@@ -71,11 +70,14 @@ def bench(settings: Bench, console: Console) -> list[Line]:
         try:
             lines += CASES[name](sizes)
         except ModuleNotFoundError as error:
-            console.print(f"left out {name}: {error.name} is not installed")
+            where = "pip install -r benchmarks/requirements.txt"
+            console.print(f"left out {name}: {error.name} is not there; {where}")
     record = {"versions": versions(), "clients": clients, "depth": depth}
     rows = [{**line._asdict(), "met": line.met} for line in lines]
     settings.out.mkdir(parents=True, exist_ok=True)
     files.write_json(settings.out / "results.json", record | {"lines": rows})
+    for path in figure.draw(lines, settings.out):
+        console.print(f"figure: {path}", highlight=False)
     return lines
 
 

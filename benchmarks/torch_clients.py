@@ -1,6 +1,6 @@
 """The same client in PyTorch with Hugging Face transformers and PEFT, in a loop.
 
-Needs `pip install torch transformers peft`.
+Needs `benchmarks/requirements.txt`.
 """
 
 from __future__ import annotations

@@ -92,10 +92,21 @@ def plan_of(clients: int, layout: Layout) -> Plan:
     return Plan(devices * rounds * chunk, chunk)
 
 
+def overhead(work: Array, layout: Layout) -> Array:
+    """What is computed over what is needed, for clients dealt by their work `[C]`.
+
+    All clients of a chunk take as long as the longest of them; 1 is no waste.
+    """
+    plan = plan_of(len(work), layout)
+    order, _ = _dealt(work, len(work), plan.padded, layout.devices)
+    longest = work[order].reshape(-1, plan.chunk).max(1)
+    return plan.chunk * longest.sum() / work.sum()
+
+
 def _in_chunks(fn, axes, chunk):
     def run(*args):
         clients = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
-        if _common_size(clients) == chunk:
+        if 1 < _common_size(clients) == chunk:
             return jax.vmap(fn, in_axes=tuple(axes))(*args)
         one = lambda own: fn(*_interleave(args, axes, own))
         return jax.lax.map(one, clients, batch_size=chunk if chunk > 1 else None)

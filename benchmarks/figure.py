@@ -1,0 +1,41 @@
+"""The figure of a benchmark: a panel for everything that grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from benchmarks.measure import Line, Point
+from potara_jax.evaluation import drawing
+
+_HEIGHT = 3.6
+
+
+def draw(lines: list[Line], folder: Path) -> list[Path]:
+    """Writes `bench.png`, if any line has points; its path."""
+    points = [point for line in lines for point in line.points]
+    return drawing.draw({"bench": _figure}, points, folder) if points else []
+
+
+def _figure(points: list[Point]) -> Figure:
+    panels = list(dict.fromkeys(point.panel for point in points))
+    figure = Figure(figsize=(4.6 * len(panels), _HEIGHT), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, panel in zip(grid, panels, strict=True):
+        _panel(axes, panel, [point for point in points if point.panel == panel])
+    return figure
+
+
+def _panel(axes, title: str, points: list[Point]) -> None:
+    for curve in dict.fromkeys(point.curve for point in points):
+        own = {p.at: p.value for p in points if p.curve == curve}
+        at = sorted(own)
+        style = "-" if len(at) > 1 else ""
+        axes.plot(at, [own[x] for x in at], ls=style, marker="o", ms=4, label=curve)
+    values, _, by = title.partition(", by ")
+    axes.set_title(values)
+    axes.set_xlabel(by or "devices")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.legend(fontsize=8)

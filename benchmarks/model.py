@@ -1,0 +1,80 @@
+"""The clients that the cases train, at random.
+
+The model is the digits' ViT: 8 x 8 images, width 64, 4 blocks, rank 8 on query and
+value; a client does 5 steps of AdamW on 8 images. Dimension letter: `C` clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from potara_jax.adapters import lora
+from potara_jax.clients.axis import Layout, over_clients
+from potara_jax.clients.task import Task, classification
+from potara_jax.clients.training import Train
+from potara_jax.data.federation import Batch, Ragged
+from potara_jax.federated import rounds
+from potara_jax.federated.interface import Shared
+from potara_jax.models.vit import ViT, ViTConfig
+
+DIGITS = ViTConfig(patch=2, width=64, depth=4, heads=4, classes=10)
+STEPS, BATCH, EXAMPLES, RANK, RATE = 5, 8, 40, 8, 5e-3
+
+
+class Setup(NamedTuple):
+    """A ViT with adapters, and a client's training of it."""
+
+    shared: Shared
+    adapter: lora.Adapter
+    task: Task
+    train: Train
+
+
+def setup(config: ViTConfig = DIGITS, *, side: int = 8, batch: int = BATCH) -> Setup:
+    """The model at random, with a pool of random images."""
+    model = ViT(config)
+    images = jax.random.uniform(jax.random.key(0), (512, side, side, 1))
+    pool = Batch(images, jnp.arange(512, dtype=jnp.int32) % config.classes)
+    sites = lora.find_sites(model, images[:1], targets=["query", "value"])
+    base = model.init(jax.random.key(1), images[:1])["params"]
+    adapter = lora.init(jax.random.key(2), sites, rank=RANK)
+    optimizer = optax.adamw(RATE, weight_decay=1e-4)
+    train = Train(optimizer, steps=STEPS, batch_size=batch)
+    task = classification(lora.bind(model, scale=2.0))
+    return Setup(Shared(base, pool), adapter, task, train)
+
+
+def local_round(given: Setup) -> Callable:
+    """One client's round: `(shared, adapter, examples, key) -> adapter`."""
+
+    def one(shared, adapter, examples, key):
+        objective = given.task.objective(shared.base)
+        return given.train(objective, adapter, shared.pool, examples, key)[0]
+
+    return one
+
+
+def arguments(given: Setup, clients: int) -> tuple:
+    """What all clients' rounds need: adapters, examples and keys, `[C, ...]`."""
+    index = np.random.default_rng(0).integers(0, 512, (clients, EXAMPLES))
+    examples = Ragged(
+        jnp.asarray(index, jnp.int32), jnp.full(clients, EXAMPLES, jnp.int32)
+    )
+    keys = jax.random.split(jax.random.key(3), clients)
+    return rounds.stack(given.adapter, clients=clients), examples, keys
+
+
+def over(one: Callable) -> Callable[[Layout], Callable]:
+    """A client's round over all clients, in a layout."""
+    return lambda layout: over_clients(one, in_axes=(None, 0, 0, 0), layout=layout)
+
+
+def number(*args) -> int:
+    """How many clients the arguments of `over` are of."""
+    return len(args[3])

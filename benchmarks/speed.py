@@ -1,0 +1,268 @@
+"""The client axis against what users would do instead, each as a ratio within one run.
+
+Dimension letter: `C` clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import measure
+from benchmarks.measure import Line, Point
+from benchmarks.merging import Sizes
+from benchmarks.model import (
+    BATCH,
+    DIGITS,
+    RANK,
+    STEPS,
+    Setup,
+    arguments,
+    local_round,
+    number,
+    over,
+    setup,
+)
+from potara_jax import merging
+from potara_jax.clients import axis
+from potara_jax.clients.axis import AUTO, Layout, over_clients
+from potara_jax.clients.fitting import jit_over_clients
+from potara_jax.federated import rounds
+from potara_jax.federated.algorithms.fedit import fedit
+from potara_jax.merging import Samples
+from potara_jax.models.vit import ViTConfig
+
+# --- Against a loop ------------------------------------------------------------------
+
+_COUNTS = (1, 4, 16, 64, 256, 1024, 4096)
+
+
+def speed(sizes: Sizes) -> Iterator[Line]:
+    """Client-steps a second: vectorised, against a loop and `lax.map`."""
+    given = setup()
+    one = local_round(given)
+    for clients in (n for n in _COUNTS if n <= sizes.most):
+        args = given.shared, *arguments(given, clients)
+        ours = jit_over_clients(over(one), Layout(AUTO), number)
+        calls = {
+            "a loop over the jitted client": _loop(one, *args),
+            "lax.map": partial(jax.jit(over(one)(Layout(1))), *args),
+        }
+        times = measure.seconds(
+            partial(ours, *args), *calls.values(), repeats=min(sizes.repeats, 5)
+        )
+        for name, other in zip(calls, times[1:], strict=True):
+            aim = ">= 1" if name.startswith("a loop") else ""
+            yield faster(name, clients, times[0], other, aim)
+
+
+def faster(other: str, clients: int, ours: float, theirs: float, aim="") -> Line:
+    """A line of the seconds of a round, ours and of another."""
+    pace = lambda seconds: clients * STEPS / seconds
+    paces = {"this project": pace(ours), other: pace(theirs)}
+    panel = "client-steps a second, by clients"
+    return Line(
+        f"a round of {clients} clients, against {other}",
+        f"{pace(ours):,.0f} steps/s",
+        f"{pace(theirs):,.0f} steps/s",
+        theirs / ours,
+        aim,
+        tuple(Point(panel, name, clients, value) for name, value in paces.items()),
+    )
+
+
+def _loop(one, shared, *own) -> Callable:
+    """A Python loop over clients that lie there one by one."""
+    step = jax.jit(one)
+    pick = lambda i: jax.tree.map(lambda x: x[i], own)
+    clients = [pick(i) for i in range(len(own[-1]))]
+    return lambda: [step(shared, *client) for client in clients]
+
+
+# --- Against other software ----------------------------------------------------------
+
+
+def torch(sizes: Sizes) -> Iterator[Line]:
+    """Against PyTorch with PEFT, looping over the clients."""
+    from benchmarks import torch_clients
+
+    clients = min(64, sizes.most)
+    theirs = torch_clients.looping(clients, steps=STEPS, batch=BATCH, rank=RANK)
+    times = measure.seconds(_round(clients), theirs, repeats=3)
+    yield faster("PyTorch and PEFT in a loop", clients, *times, ">= 3")
+
+
+def fedjax(sizes: Sizes) -> Iterator[Line]:
+    """The same FedIT round by FedJAX's federated averaging."""
+    from benchmarks import fedjax_clients
+
+    for clients in (n for n in (16, 256) if n <= sizes.most):
+        theirs = fedjax_clients.averaging(setup(), clients)
+        times = measure.seconds(_round(clients), theirs, repeats=3)
+        yield faster("FedJAX", clients, *times)
+
+
+def flower(sizes: Sizes) -> Iterator[Line]:
+    """The same FedIT round by Flower's simulation engine."""
+    from benchmarks import flower_clients
+
+    clients = min(64, sizes.most)
+    theirs = flower_clients.seconds_of_a_round(clients)
+    ours = measure.seconds(_round(clients), repeats=3)[0]
+    yield faster("Flower's simulation engine", clients, ours, theirs)
+
+
+def _round(clients: int) -> Callable:
+    """A whole round of FedIT."""
+    given = setup()
+    algorithm = fedit(given.task, given.train)
+    adapters, examples, keys = arguments(given, clients)
+    step = rounds.make_round(algorithm, layout=Layout(AUTO))
+    state = {"progress": rounds.start(algorithm, adapters)}
+
+    def run():
+        args = given.shared, state["progress"], examples, keys[0]
+        state["progress"], report = step(*args, 1)
+        return state["progress"], report
+
+    return run
+
+
+# --- Clients that have unlike much to do ---------------------------------------------
+
+
+def ragged(sizes: Sizes) -> Iterator[Line]:
+    """Clients that do fewer of the steps: dealt by their work, against as they come."""
+    clients = min(256, sizes.most)
+    given = setup()
+    one, layout = local_round(given), Layout(min(16, clients))
+    adapters, examples, keys = arguments(given, clients)
+    share = np.random.default_rng(1).lognormal(-1.0, 0.7, clients).clip(0.2, 1)
+    examples = examples._replace(share=jnp.asarray(share, jnp.float32))
+    args = given.shared, adapters, examples, keys
+    work = lambda shared, adapters, examples, keys: examples.share
+    how = {"in_axes": (None, 0, 0, 0), "layout": layout}
+    dealt = jax.jit(over_clients(one, work=work, **how))
+    plain = jax.jit(over_clients(one, **how))
+    ours, theirs = measure.seconds(
+        partial(dealt, *args), partial(plain, *args), repeats=min(sizes.repeats, 5)
+    )
+    yield Line(
+        f"{clients} clients of unlike steps, in chunks of like work",
+        measure.show_seconds(ours),
+        f"as they come {measure.show_seconds(theirs)}",
+        theirs / ours,
+        ">= 1",
+    )
+    steps = jnp.ceil(examples.share * STEPS)
+    computed = float(axis.overhead(steps, layout))
+    yield Line(
+        "their steps that are computed, over those that are needed",
+        f"{computed * float(steps.sum()):,.0f}",
+        f"{float(steps.sum()):,.0f}",
+        computed,
+    )
+
+
+# --- The hardware --------------------------------------------------------------------
+
+
+def hardware(sizes: Sizes) -> Iterator[Line]:
+    """Floating-point operations that training needs, against a large matrix product.
+
+    Four a base parameter and token (forward, and the gradient of the activations; none
+    of the base), six a factor's.
+    """
+    del sizes
+    on_cpu = jax.default_backend() == "cpu"
+    dtype, clients = ("float32", 16) if on_cpu else ("bfloat16", 32)
+    wide = DIGITS if on_cpu else ViTConfig(classes=100, dtype=dtype)
+    given = setup(wide, side=8 if on_cpu else 224, batch=BATCH if on_cpu else 16)
+    args = given.shared, *arguments(given, clients)
+    ours = jax.jit(over(local_round(given))(Layout(None)))
+    rate, product = _product(1024 if on_cpu else 4096, dtype)
+    took, whole = measure.seconds(partial(ours, *args), product, repeats=5)
+    needed = clients * STEPS * _operations(given)
+    yield Line(
+        f"training, ViT of width {wide.width}, {clients} clients, {dtype}",
+        f"{needed / took / 1e9:,.0f} GFLOP/s",
+        f"matrix product {rate / whole / 1e9:,.0f} GFLOP/s",
+        needed / took / (rate / whole),
+        "" if on_cpu else ">= 0.55",
+    )
+
+
+def _operations(given: Setup) -> float:
+    """Of one step of one client."""
+    kernels = [x for x in jax.tree.leaves(given.shared.base) if x.ndim > 1]
+    image = given.shared.pool.inputs[:1]
+    patch = given.shared.base["embed"]["kernel"].shape[0]
+    tokens = (image.shape[1] // patch) ** 2 + 1
+    numbers = 4 * sum(x.size for x in kernels)
+    numbers += 6 * sum(x.size for x in jax.tree.leaves(given.adapter))
+    return given.train.batch_size * tokens * numbers
+
+
+def _product(side: int, dtype: str) -> tuple[float, Callable]:
+    x = jnp.ones((side, side), dtype)
+    return 2.0 * side**3, partial(jax.jit(jnp.matmul), x, x)
+
+
+# --- Merging, as a share of training -------------------------------------------------
+
+_CLIENTS, _SAMPLES = 20, 30
+# Of the digits' default, and of the paper's vision experiment (400 and 300).
+_ROUNDS = {"digits": 60, "the paper's CIFAR-100": 700}
+
+
+def share(sizes: Sizes) -> Iterator[Line]:
+    """All merge weights and merges of 20 clients, over their training."""
+    given = setup()
+    adapters, examples, keys = arguments(given, _CLIENTS)
+    train = jit_over_clients(over(local_round(given)), Layout(AUTO), number)
+    calls = {"training": partial(train, given.shared, adapters, examples, keys)}
+    samples = jax.tree.map(lambda x: x[examples.index[:, :_SAMPLES]], given.shared.pool)
+    samples = Samples(samples, jnp.full(_CLIENTS, _SAMPLES))
+    other = calls["training"]()
+    clients = given.shared.base, other, adapters, samples, examples.count, keys[0]
+    for name, estimator in _estimators(given).items():
+        program = merging.personalise(estimator, layout=Layout(AUTO))
+        calls[name] = partial(program, *clients)
+    times = measure.seconds(*calls.values(), repeats=min(sizes.repeats, 5))
+    for name, took in list(zip(calls, times, strict=True))[1:]:
+        for experiment, count in _ROUNDS.items():
+            yield Line(
+                f"{name}, against the {count} rounds of {experiment}",
+                measure.show_seconds(took),
+                f"training {measure.show_seconds(count * times[0])}",
+                took / (count * times[0]),
+                "<= 0.02",
+            )
+
+
+def _estimators(given: Setup) -> dict[str, merging.Estimator]:
+    one = lambda base, adapter, x: given.task.logits(
+        base, adapter, jax.tree.map(lambda leaf: leaf[None], x)
+    )[0]
+    damping = merging.relative(0.3)
+    potara = lambda likelihood: merging.potara(likelihood, damping, space="core")
+    return {
+        "Potara's weight and merge": potara(merging.exact(one)),
+        "the same with the empirical Fisher": potara(merging.empirical(one)),
+        "hermite_bayes' weight and merge": merging.hermite_bayes(given.task.loss),
+    }
+
+
+CASES = {
+    "speed": speed,
+    "torch": torch,
+    "fedjax": fedjax,
+    "flower": flower,
+    "ragged": ragged,
+    "hardware": hardware,
+    "share": share,
+}
