@@ -9,10 +9,28 @@ pre-norm blocks, a linear head on the class token.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from potara_jax.models.weights import (
+    FLAT,
+    FROM_HEADS,
+    LINEAR,
+    PATCHES,
+    SAME,
+    Rule,
+    Table,
+)
+
+# By Hugging Face's names.
+ACTIVATIONS = {
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_new": nn.gelu,
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +40,7 @@ class ViTConfig:
     patch: side of a square patch, in pixels.
     width, depth, heads: of the transformer; the MLP is `mlp_ratio` times as wide.
     classes: outputs of the head.
+    epsilon: of the norms. activation: of the MLP, one of `ACTIVATIONS`.
     dtype: of activations; parameters keep theirs.
     remat: whether a block's activations are computed again for the gradient, which
       takes less memory and a third more time.
@@ -33,6 +52,8 @@ class ViTConfig:
     heads: int = 12
     mlp_ratio: int = 4
     classes: int = 1000
+    epsilon: float = 1e-6
+    activation: str = "gelu_new"
     dtype: str = "float32"
     remat: bool = False
 
@@ -53,7 +74,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two dense layers with a GELU between."""
+    """Two dense layers with an activation between."""
 
     config: ViTConfig
 
@@ -61,7 +82,13 @@ class MLP(nn.Module):
     def __call__(self, x_BLD):
         width, dtype = self.config.width, self.config.dtype
         hidden = nn.Dense(self.config.mlp_ratio * width, dtype=dtype, name="up")(x_BLD)
-        return nn.Dense(width, dtype=dtype, name="down")(nn.gelu(hidden))
+        hidden = ACTIVATIONS[self.config.activation](hidden)
+        return nn.Dense(width, dtype=dtype, name="down")(hidden)
+
+
+def norm_of(config: ViTConfig, name: str) -> nn.LayerNorm:
+    """A norm of the model."""
+    return nn.LayerNorm(epsilon=config.epsilon, dtype=config.dtype, name=name)
 
 
 class Block(nn.Module):
@@ -71,7 +98,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD):
-        norm = lambda name: nn.LayerNorm(dtype=self.config.dtype, name=name)
+        norm = partial(norm_of, self.config)
         normed = norm("norm_1")(x_BLD)
         x_BLD = x_BLD + Attention(self.config, name="attention")(normed)
         normed = norm("norm_2")(x_BLD)
@@ -99,5 +126,83 @@ class ViT(nn.Module):
         block = nn.remat(Block) if self.config.remat else Block
         for index in range(self.config.depth):
             x_BLD = block(self.config, name=f"block_{index}")(x_BLD)
-        pooled_BD = nn.LayerNorm(dtype=dtype, name="norm")(x_BLD)[:, 0]
+        pooled_BD = norm_of(self.config, "norm")(x_BLD)[:, 0]
         return nn.Dense(self.config.classes, dtype=dtype, name="head")(pooled_BD)
+
+
+# --- Hugging Face's files ------------------------------------------------------------
+
+
+def block_rules(theirs: str, names: dict[str, str]) -> tuple[Rule, ...]:
+    """Rules of the blocks, by the names that a model has there, below `theirs`."""
+    both = lambda ours, kernel, bias: (
+        Rule(f"block_*/{ours}/kernel", f"{theirs}.{names[ours]}.weight", kernel),
+        Rule(f"block_*/{ours}/bias", f"{theirs}.{names[ours]}.bias", bias),
+    )
+    heads = ("attention/query", "attention/key", "attention/value")
+    norm = lambda ours, kind: Rule(
+        f"block_*/{ours}/{kind[0]}", f"{theirs}.{names[ours]}.{kind[1]}"
+    )
+    return (
+        *(rule for name in heads for rule in both(name, LINEAR, FLAT)),
+        *both("attention/out", FROM_HEADS, SAME),
+        *(rule for name in ("mlp/up", "mlp/down") for rule in both(name, LINEAR, SAME)),
+        *(norm(n, kind) for n in ("norm_1", "norm_2") for kind in NORM),
+    )
+
+
+NORM = (("scale", "weight"), ("bias", "bias"))
+
+TABLE = Table(
+    (
+        Rule("token", "vit.embeddings.cls_token"),
+        Rule("position", "vit.embeddings.position_embeddings"),
+        Rule(
+            "embed/kernel", "vit.embeddings.patch_embeddings.projection.weight", PATCHES
+        ),
+        Rule("embed/bias", "vit.embeddings.patch_embeddings.projection.bias"),
+        *block_rules(
+            "vit.encoder.layer.*",
+            {
+                "attention/query": "attention.attention.query",
+                "attention/key": "attention.attention.key",
+                "attention/value": "attention.attention.value",
+                "attention/out": "attention.output.dense",
+                "mlp/up": "intermediate.dense",
+                "mlp/down": "output.dense",
+                "norm_1": "layernorm_before",
+                "norm_2": "layernorm_after",
+            },
+        ),
+        *(Rule(f"norm/{ours}", f"vit.layernorm.{theirs}") for ours, theirs in NORM),
+        Rule("head/kernel", "classifier.weight", LINEAR),
+        Rule("head/bias", "classifier.bias"),
+    ),
+    ignored=("*pooler.dense.*",),
+    prefix="vit.",
+)
+
+
+def config_of(found: dict, *, classes: int | None = None) -> ViTConfig:
+    """The configuration that a `config.json` states.
+
+    classes: of a head of one's own; default: the checkpoint's. Raises `ValueError` for
+    another kind of model.
+    """
+    kind, act = found.get("model_type"), found.get("hidden_act", "gelu")
+    if kind not in ("vit", "deit") or found.get("qkv_bias") is False:
+        raise ValueError(f"model_type is {kind!r}: it must be vit or deit, with biases")
+    if act not in ACTIVATIONS:
+        raise ValueError(
+            f"hidden_act is {act!r}: it must be of {', '.join(ACTIVATIONS)}"
+        )
+    return ViTConfig(
+        patch=found["patch_size"],
+        width=found["hidden_size"],
+        depth=found["num_hidden_layers"],
+        heads=found["num_attention_heads"],
+        mlp_ratio=found["intermediate_size"] // found["hidden_size"],
+        classes=classes or len(found.get("id2label") or ()) or 2,
+        epsilon=found.get("layer_norm_eps", 1e-12),
+        activation=act,
+    )
