@@ -1,0 +1,201 @@
+"""Examples of text as arrays of tokens, and the tokenizers.
+
+Dimension letters: `P` examples, `O` options, `L` tokens, `A` tokens of the longest
+answer, its end among them.
+
+A sequence is `begin, prompt, answer, end`, padded behind. Where it is longer than the
+context, the prompt loses its front: the question stands at its end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from potara_jax.data.text import Example
+
+_ROUND_UP = 8
+
+
+class Tokenizer(NamedTuple):
+    """`encode(text) -> tokens` and `decode(tokens) -> text`, without special tokens.
+
+    size: of the vocabulary. pad, begin, end: special tokens; `begin` may be None.
+    """
+
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Iterable[int]], str]
+    size: int
+    pad: int
+    begin: int | None
+    end: int
+
+
+def of_bytes() -> Tokenizer:
+    """A token a byte of UTF-8, after the special ones."""
+    first = 3
+    return Tokenizer(
+        lambda text: [first + byte for byte in text.encode()],
+        lambda tokens: bytes(t - first for t in tokens if t >= first).decode(
+            errors="replace"
+        ),
+        first + 256,
+        pad=0,
+        begin=1,
+        end=2,
+    )
+
+
+def trained(texts: Iterable[str], size: int) -> Tokenizer:
+    """Byte-pair encoding with `size` tokens, learned from texts."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<pad>", "<begin>", "<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(texts, trainer)
+    return _wrapped(made, pad=0, begin=1, end=2)
+
+
+def from_folder(folder: str | os.PathLike[str], config: dict) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder, by its `tokenizer.json`.
+
+    config: the model's `config.json`, which names the special tokens. Raises
+    `ValueError` where the vocabulary does not fit the model's.
+    """
+    import tokenizers
+
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no tokenizer.json; download it again")
+    try:
+        made = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises this alone
+        raise ValueError(f"{path} is no tokenizer ({error})") from None
+    known, size = made.get_vocab_size(with_added_tokens=True), config["vocab_size"]
+    if known > size:
+        raise ValueError(
+            f"{path} has {known} tokens, but the model only {size}: it is another's"
+        )
+    end = _first(config["eos_token_id"])
+    pad = config.get("pad_token_id")
+    return _wrapped(
+        made,
+        pad=end if pad is None else pad,
+        begin=config.get("bos_token_id"),
+        end=end,
+    )._replace(size=size)
+
+
+def _first(token) -> int:
+    return token[0] if isinstance(token, list) else token
+
+
+def _wrapped(made, *, pad: int, begin: int | None, end: int) -> Tokenizer:
+    return Tokenizer(
+        lambda text: made.encode(text, add_special_tokens=False).ids,
+        lambda tokens: made.decode(list(tokens), skip_special_tokens=True),
+        made.get_vocab_size(with_added_tokens=True),
+        pad=pad,
+        begin=begin,
+        end=end,
+    )
+
+
+class Choices(NamedTuple):
+    """Examples that a model reads, an option a row.
+
+    `tokens` `[P, O, L]`; `at` `[P, O, A]`: the positions before every token of the
+    answer; `answers` `[P, O, A]`: those tokens, -1 where there is none; an option that
+    an example does not have is -1 throughout. `gold` `[P]`. All int32.
+    """
+
+    tokens: np.ndarray
+    at: np.ndarray
+    answers: np.ndarray
+    gold: np.ndarray
+
+
+def encode(
+    examples: Sequence[Example], tokenizer: Tokenizer, *, context: int
+) -> tuple[Choices, int]:
+    """All examples as arrays, and how many of them had to be cut.
+
+    Raises `ValueError` where an answer alone does not fit the context.
+    """
+    prompts = [_prompt(example.prompt, tokenizer) for example in examples]
+    known: dict[str, list[int]] = {}
+    for option in {option for example in examples for option in example.options}:
+        known[option] = [*tokenizer.encode(f" {option}"), tokenizer.end]
+    longest = max(map(len, known.values()))
+    if longest >= context:
+        raise ValueError(f"an answer has {longest} tokens: the context is {context}")
+    answers = [[known[option] for option in example.options] for example in examples]
+    pairs = list(zip(prompts, answers, strict=True))
+    needed = [len(p) + max(map(len, options)) - 1 for p, options in pairs]
+    length = min(context, -(-max(needed) // _ROUND_UP) * _ROUND_UP)
+    choices = _empty(len(examples), max(map(len, answers)), length, longest, tokenizer)
+    for row, (prompt, options) in enumerate(pairs):
+        for option, answer in enumerate(options):
+            _put(choices, (row, option), prompt, answer, tokenizer)
+    choices.gold[:] = [example.gold for example in examples]
+    return choices, sum(need > length for need in needed)
+
+
+def _prompt(text: str, tokenizer: Tokenizer) -> list[int]:
+    begin = [] if tokenizer.begin is None else [tokenizer.begin]
+    return begin + tokenizer.encode(text)
+
+
+def _empty(rows, options, length, longest, tokenizer) -> Choices:
+    shape = rows, options
+    return Choices(
+        np.full((*shape, length), tokenizer.pad, np.int32),
+        np.zeros((*shape, longest), np.int32),
+        np.full((*shape, longest), -1, np.int32),
+        np.zeros(rows, np.int32),
+    )
+
+
+def _put(choices: Choices, where, prompt, answer, tokenizer) -> None:
+    length = choices.tokens.shape[-1]
+    kept = 0 if tokenizer.begin is None else 1
+    over = max(0, len(prompt) + len(answer) - 1 - length)
+    prompt = prompt[:kept] + prompt[kept + over :]
+    both = (prompt + answer)[:-1]  # nothing is asked after the end
+    choices.tokens[where][: len(both)] = both
+    choices.at[where][: len(answer)] = len(prompt) - 1 + np.arange(len(answer))
+    choices.answers[where][: len(answer)] = answer
+
+
+def every_token(choices: Choices, tokenizer: Tokenizer) -> Choices:
+    """The same texts with their right answers, asking for every token of them.
+
+    For pre-training on the texts themselves.
+    """
+    rows = np.arange(len(choices.gold))
+    gold = lambda x: x[rows, choices.gold]
+    tokens, at, answers = map(gold, choices[:3])
+    following = np.full_like(tokens, -1)
+    following[:, :-1] = tokens[:, 1:]
+    last = at.max(1)
+    place = np.arange(tokens.shape[1])
+    following[place >= last[:, None]] = -1
+    real = answers >= 0
+    following[np.nonzero(real)[0], at[real]] = answers[real]
+    places = np.broadcast_to(place, tokens.shape).astype(np.int32)
+    one = lambda x: x[:, None]
+    return Choices(
+        one(tokens), one(places), one(following), np.zeros_like(choices.gold)
+    )
