@@ -117,11 +117,11 @@ def _base(model, images, settings, note) -> lora.Params:
     def train():
         start, steps = jax.random.split(jax.random.key(settings.base_seed))
         params = model.init(start, upstream.inputs[:1])["params"]
-        apply = lambda p, x: model.apply({"params": p}, x)
+        task = classification(lora.bind(model, scale=1.0))
         return pretrain(
-            apply,
+            lambda params, batch: task.objective(params)({}, batch),
             params,
-            *upstream,
+            upstream,
             steps,
             steps=settings.base_steps,
             batch_size=recipe["batch_size"],

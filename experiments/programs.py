@@ -13,7 +13,7 @@ from experiments.phases import Phase
 from experiments.problem import Problem
 from experiments.settings import Settings
 from potara_jax import merging
-from potara_jax.clients.task import Task, of_logits
+from potara_jax.clients.task import Task
 from potara_jax.evaluation.metrics import common_evaluator, evaluator
 from potara_jax.merging import ensemble, loss_curves, sensitivity
 from potara_jax.merging.weights import DAMPINGS, potara_weight
@@ -94,7 +94,7 @@ def merging_programs(
         ),
         evaluate=evaluator(task, layout=layout),
         evaluate_common=common_evaluator(task),
-        evaluate_ensemble=evaluator(of_logits(ensemble(task.logits)), layout=layout),
+        evaluate_ensemble=evaluator(task.again(ensemble), layout=layout),
         weight_at=jax.jit(_weight_at(DAMPINGS[settings.damping])),
         sensitivity=jax.jit(_sensitivity(settings)),
     )

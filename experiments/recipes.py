@@ -53,6 +53,8 @@ LEARNED = {"steps": 25, "learning_rate": 0.05}
 SPECIAL, OWN = "potara core", "hermite_bayes"
 
 
+# What cannot be had of examples with several labels.
+_OF_ONE_LABEL = ("gauss_newton",)
 _ALWAYS = (SPECIAL, OWN, "potara factor")
 
 
@@ -64,6 +66,7 @@ def rows(settings: Settings, task: Task) -> tuple[Row, ...]:
         for row in _all_rows(settings)
         if (not settings.merges or row.name in wanted)
         and (row.merge != "regmean" or task.inputs)
+        and not (task.sequences and row.weighing in _OF_ONE_LABEL)
     )
 
 

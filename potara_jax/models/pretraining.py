@@ -3,48 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from potara_jax.data.federation import Batch, take
+
 Array = jax.Array
+_TIMES = 20
 
 
 def pretrain(
-    apply: Callable[[dict, Array], Array],
+    loss: Callable[[dict, Batch], Array],
     params: dict,
-    inputs: Array,
-    labels: Array,
+    pool: Batch,
     key: Array,
     *,
     steps: int,
     batch_size: int,
     learning_rate: float,
+    told: Callable[[int, float], Any] | None = None,
 ) -> tuple[dict, Array]:
-    """Parameters after `steps` steps of AdamW on cross-entropy, and losses `[steps]`.
+    """Parameters after `steps` steps of AdamW, and the losses `[steps]`.
 
-    apply: `(params, inputs) -> logits`. The learning rate warms up over a tenth of the
+    loss: `(params, batch) -> scalar`. The learning rate warms up over a tenth of the
     steps and falls to zero as a cosine. Batches are drawn with replacement from `key`.
+    told: is called with the number of steps done and the last loss, now and then.
     """
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, max(1, steps // 10), max(2, steps)
     )
     optimizer = optax.adamw(schedule, weight_decay=1e-2)
 
-    def loss(params, index):
-        logits = apply(params, inputs[index])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[index])
-        return losses.mean()
-
     def step(carry, key):
         params, state = carry
-        index = jax.random.randint(key, (batch_size,), 0, labels.shape[0])
-        value, grads = jax.value_and_grad(loss)(params, index)
+        index = jax.random.randint(key, (batch_size,), 0, pool.labels.shape[0])
+        value, grads = jax.value_and_grad(loss)(params, take(pool, index))
         updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), value
 
-    run = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys))
-    keys = jax.random.split(key, steps)
-    (params, _), losses = run((params, optimizer.init(params)), keys)
-    return params, jnp.asarray(losses)
+    carry, keys = (params, optimizer.init(params)), jax.random.split(key, steps)
+    if told is None:
+        (params, _), losses = jax.jit(partial(jax.lax.scan, step))(carry, keys)
+        return params, jnp.asarray(losses)
+    return _step_by_step(jax.jit(step, donate_argnums=0), carry, keys, told)
+
+
+def _step_by_step(step, carry, keys, told) -> tuple[dict, Array]:
+    carry, losses = jax.tree.map(jnp.copy, carry), []
+    for number, key in enumerate(keys, 1):
+        carry, loss = step(carry, key)
+        losses.append(loss)
+        if number % max(1, len(keys) // _TIMES) == 0:
+            told(number, float(loss))
+    return carry[0], jnp.stack(losses) if losses else jnp.zeros(0)

@@ -1,8 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from potara_jax.data.federation import Batch
 from potara_jax.models.pretraining import pretrain
 from potara_jax.models.vit import ViT, ViTConfig
 from tests.helpers_federated import assert_equal, differs
@@ -11,17 +13,26 @@ LABELS = jnp.arange(30) % 3
 INPUTS = jax.nn.one_hot(LABELS, 4)
 
 
-def fit_linear(seed):
+def mean_loss(apply):
+    def loss(params, batch):
+        logits = apply(params, batch.inputs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        return losses.mean()
+
+    return loss
+
+
+def fit_linear(seed, told=None):
     params = {"w": jnp.zeros((4, 3))}
     trained, losses = pretrain(
-        lambda params, inputs: inputs @ params["w"],
+        mean_loss(lambda params, inputs: inputs @ params["w"]),
         params,
-        INPUTS,
-        LABELS,
+        Batch(INPUTS, LABELS),
         jax.random.key(seed),
         steps=40,
         batch_size=8,
         learning_rate=0.1,
+        told=told,
     )
     np.testing.assert_array_equal(params["w"], np.zeros((4, 3)))
     return trained, losses
@@ -51,6 +62,14 @@ def test_pretraining_is_a_function_of_the_key(fitted):
     assert differs(fit_linear(1), fitted)
 
 
+def test_progress_is_told_and_changes_nothing_else(fitted):
+    told = []
+    params, losses = fit_linear(0, told=lambda *args: told.append(args))
+    assert [step for step, _ in told] == list(range(2, 41, 2))
+    np.testing.assert_allclose(losses, fitted[1], rtol=1e-5)
+    np.testing.assert_allclose(params["w"], fitted[0]["w"], rtol=1e-5, atol=1e-6)
+
+
 def test_pretraining_lowers_the_loss_of_a_vision_transformer():
     model = ViT(ViTConfig(patch=2, width=8, depth=1, heads=2, mlp_ratio=2, classes=3))
     columns = jnp.repeat(INPUTS[:, None, :, None], 4, axis=1)
@@ -58,10 +77,9 @@ def test_pretraining_lowers_the_loss_of_a_vision_transformer():
     rng = np.random.default_rng(0)
     normal = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 3, jnp.float32)
     _, losses = pretrain(
-        lambda params, images: model.apply({"params": params}, images),
+        mean_loss(lambda params, images: model.apply({"params": params}, images)),
         jax.tree.map(normal, shapes),
-        columns,
-        LABELS,
+        Batch(columns, LABELS),
         jax.random.key(1),
         steps=100,
         batch_size=8,
