@@ -14,16 +14,16 @@ the local models alike. Expect the merges to beat both their parents.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from experiments.base import cached_base
-from experiments.problem import Problem, initial_adapter
+from experiments.problem import Problem, federations
 from experiments.settings import Settings
-from potara_jax.adapters import lora, precision
+from experiments.vision import problem_of
+from potara_jax.adapters import lora
 from potara_jax.clients.task import classification
 from potara_jax.data import digits
 from potara_jax.data.federation import Federation
@@ -42,10 +42,6 @@ class Digits(Settings):
     examples: int | None = None
     """Training images of a client, in the median, which may then be those of others
     too: for more clients than there are images. Default: images are dealt out, once."""
-    precision: Literal["float32", "bfloat16", "int8"] = "float32"
-    """Of the frozen base; activations are in bfloat16 with the last two."""
-    remat: bool = False
-    """Compute activations again for the gradient: less memory, a third more time."""
     base_seed: int = 0
     """Seed of the upstream images, and of the base's pre-training."""
     base_steps: int = 400
@@ -64,36 +60,10 @@ class Digits(Settings):
 
 def problem(settings: Digits, note) -> Problem:
     """The digits ViT and its federations, one a heterogeneity and seed."""
-    reduced = settings.precision != "float32"
-    dtype = "bfloat16" if reduced else "float32"
-    model = ViT(dataclasses.replace(_MODEL, dtype=dtype, remat=settings.remat))
-    image = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
-    sites = lora.find_sites(model, image, targets=settings.targets)
-    every = lora.find_sites(model, image, targets=".*")
-    lora.check_rank(sites, settings.rank)
     images = digits.load(settings.base_seed)
-    federations = _federations(images, settings)
+    found = federations(settings, partial(_federation, images, settings))
     base = _base(ViT(_MODEL), images, settings, note)
-    trained = ("head",) if settings.train_head else ()
-    scale = settings.alpha / settings.rank
-    return Problem(
-        task=classification(
-            lora.bind(model, scale=scale),
-            read=lora.bind_inputs(model, scale=scale),
-            features=lora.bind_input_of(model, "head", scale=scale),
-            add=lora.bind_add(sites, scale=scale),
-        ),
-        base=precision.KINDS[settings.precision](base, every),
-        adapter=initial_adapter(sites, rank=settings.rank, base=base, trained=trained),
-        federations=federations,
-    )
-
-
-def _federations(images, settings) -> dict[tuple[str, int], Federation]:
-    cells = [(h, s) for h in settings.heterogeneity for s in settings.seeds]
-    made = {cell: _federation(images, settings, cell, None) for cell in cells}
-    size = max(f.train.index.shape[1] for f in made.values())
-    return {cell: _federation(images, settings, cell, size) for cell in cells}
+    return problem_of(settings, _MODEL, base, found, shape=(8, 8, 1))
 
 
 def _federation(images, settings, cell, size) -> Federation:

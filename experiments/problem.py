@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from experiments.settings import Settings
 from potara_jax.adapters import lora
 from potara_jax.adapters.lora import Adapter, Params
 from potara_jax.clients.task import Task
@@ -31,3 +32,15 @@ def initial_adapter(
     """A function from a key to an adapter: fresh factors, the base's whole modules."""
     whole = lora.trained_modules(base, trained)
     return lambda key, rank=rank: lora.init(key, sites, rank=rank) | whole
+
+
+def federations(
+    settings: Settings, make: Callable[[tuple[str, int], int | None], Federation]
+) -> dict[tuple[str, int], Federation]:
+    """One a heterogeneity and seed, all padded to the length of the largest.
+
+    make: `(cell, size) -> federation`, padded to `size`, or as it comes for None.
+    """
+    cells = [(h, s) for h in settings.heterogeneity for s in settings.seeds]
+    size = max(make(cell, None).train.index.shape[1] for cell in cells)
+    return {cell: make(cell, size) for cell in cells}

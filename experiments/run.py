@@ -19,10 +19,13 @@ from experiments import (
     digits,
     federating,
     files,
+    images,
     jobs,
     recipes,
     simulate,
     study,
+    tasks,
+    text,
     tune,
 )
 from experiments.display import Display
@@ -61,7 +64,10 @@ EXPERIMENTS = {
             "tune": tune.TuneDigits,
             "simulate": simulate.SimulateDigits,
         },
-    )
+    ),
+    "images": Experiment(images.problem, {"run": images.OwnImages}),
+    "text": Experiment(text.problem, {"run": text.OwnText}),
+    "tasks": Experiment(tasks.problem, {"run": tasks.Tasks}),
 }
 
 
@@ -140,8 +146,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     job = words.pop(0) if words[:1] and words[0] in JOBS else "run"
     if not words or words[0] not in EXPERIMENTS:
         return _usage(words)
-    name = words[0]
-    kind = EXPERIMENTS[name].settings[job]
+    name, kinds = words[0], EXPERIMENTS[words[0]].settings
+    if job not in kinds:
+        able = [n for n, other in EXPERIMENTS.items() if job in other.settings]
+        told = f"there is no {job} of {name}; there is of {', '.join(able)}"
+        print(f"potara: {told}", file=sys.stderr)
+        return _USER_ERROR
+    kind = kinds[job]
     settings = tyro.cli(kind, args=words[1:], prog=f"potara {job} {name}")
     return _guarded(name, settings, job)
 

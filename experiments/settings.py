@@ -6,9 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from potara_jax.data.dealing import SHARDS, TASKS
 from potara_jax.federated.registry import load_all
-
-TASKS = "tasks"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +32,9 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every seed draws the splits, the clients, the initial factors and the batches."""
     heterogeneity: tuple[str, ...] = ("0.1", "0.5")
-    """Dirichlet concentrations of the clients' classes; `tasks`: groups of clients with
-    different image transformations and all classes alike."""
+    """Dirichlet concentrations of the clients' classes; `shards2`: two classes each;
+    `tasks`: groups of clients with different image transformations and all classes
+    alike."""
     clients: int = 20
     """Number of clients."""
 
@@ -44,6 +44,10 @@ class Settings:
     """LoRA's alpha: a delta is scaled by alpha / rank."""
     targets: tuple[str, ...] = ("query", "value")
     """Modules to adapt: regular expressions for the end of a module's path."""
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Of the frozen base; activations are in bfloat16 with the last two."""
+    remat: bool = False
+    """Compute activations again for the gradient: less memory, a third more time."""
     train_head: bool = False
     """Train the head too; it then travels and merges with the adapter."""
 
@@ -127,8 +131,10 @@ class Settings:
             _require(len(set(values)) == len(values), self, name, "names one twice")
         _require(min(self.seeds) >= 0, self, "seeds", "must be 0 or more")
         for value in self.heterogeneity:
+            shards = value.removeprefix(SHARDS)
             good = value == TASKS or _positive_number(value)
-            allowed = f"must be numbers above 0 or '{TASKS}'"
+            good = good or (shards != value and shards.isdigit() and int(shards) > 0)
+            allowed = f"must be numbers above 0, {SHARDS}2 or the like, or '{TASKS}'"
             _require(good, self, "heterogeneity", allowed)
 
 

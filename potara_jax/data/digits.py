@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_digits
 
-from potara_jax.data import partition
+from potara_jax.data import dealing, partition
 from potara_jax.data.federation import Batch, Federation, Weighted, pack
 
 CLASSES = 10
@@ -91,7 +91,7 @@ def federation(
     drawn = [_draw(rng, splits, share, heldout) for share in shares]
     test = splits.parts["test"]
     weights = [partition.example_weights(splits.labels[test], s) for s in shares]
-    tasks = np.arange(clients) % len(TRANSFORMS) * (heterogeneity == "tasks")
+    tasks = np.arange(clients) % len(TRANSFORMS) * (heterogeneity == dealing.TASKS)
     offset = tasks * len(splits.labels)
     shift = lambda parts: [p + o for p, o in zip(parts, offset, strict=True)]
     return Federation(
@@ -109,12 +109,13 @@ def federation(
 
 def _deal(rng, splits, heterogeneity, clients, examples) -> list[np.ndarray]:
     train = splits.parts["train"]
-    labels, how = splits.labels[train], {"clients": clients}
-    how["concentration"] = 100.0 if heterogeneity == "tasks" else float(heterogeneity)
+    labels = splits.labels[train]
+    kind = "100" if heterogeneity == dealing.TASKS else heterogeneity
     if examples:
-        dealt = partition.draw(rng, labels, **how, examples=examples)
+        how = {"clients": clients, "concentration": float(kind), "examples": examples}
+        dealt = partition.draw(rng, labels, **how)
     else:
-        dealt = partition.dirichlet(rng, labels, **how)
+        dealt = dealing.deal(rng, labels, kind, clients=clients)
     return [train[group] for group in dealt]
 
 

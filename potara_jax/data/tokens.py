@@ -179,7 +179,7 @@ def _put(choices: Choices, where, prompt, answer, tokenizer) -> None:
     choices.answers[where][: len(answer)] = answer
 
 
-def every_token(choices: Choices, tokenizer: Tokenizer) -> Choices:
+def every_token(choices: Choices) -> Choices:
     """The same texts with their right answers, asking for every token of them.
 
     For pre-training on the texts themselves.

@@ -148,6 +148,8 @@ def label(heterogeneity: str) -> str:
     """A heterogeneity's name: `0.1` is a Dirichlet concentration."""
     if heterogeneity == "tasks":
         return "task groups"
+    if heterogeneity.startswith("shards"):
+        return f"{heterogeneity.removeprefix('shards')} classes a client"
     try:
         return f"Dirichlet {float(heterogeneity):g}"
     except ValueError:

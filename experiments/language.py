@@ -1,0 +1,118 @@
+"""What experiments on texts share: their settings, and a problem of a Llama."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.base import cached_base
+from experiments.problem import Problem, initial_adapter
+from experiments.settings import Settings
+from potara_jax.adapters import lora, precision
+from potara_jax.clients.task import answering
+from potara_jax.data.federation import Batch, Federation
+from potara_jax.data.tokens import Choices
+from potara_jax.models.llama import Llama, LlamaConfig, Text
+from potara_jax.models.pretraining import pretrain
+
+
+@dataclasses.dataclass(frozen=True)
+class Language(Settings):
+    """Federated and local LoRA on a language model, merged by Potara."""
+
+    heterogeneity: tuple[str, ...] = ("tasks",)
+    """`tasks`: one task a client; `shards2`: two tasks a client; or Dirichlet
+    concentrations of the clients' tasks."""
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Modules to adapt: regular expressions for the end of a module's path."""
+    curvature: Literal["exact", "empirical", "sampled"] = "sampled"
+    """Which Fisher: of the data's answers, or of answers drawn from the model."""
+    normalise: bool = False
+    """Choose options by their log-likelihood a token, not whole."""
+    base_seed: int = 0
+    """Seed of the base's examples, and of its pre-training."""
+    base_steps: int = 400
+    """Steps of the base's pre-training."""
+
+    def check(self) -> None:
+        """As `Settings.check`, and those of texts."""
+        super().check()
+        if self.curvature == "exact":
+            raise ValueError(
+                "--curvature is exact: answers of many tokens need sampled"
+            )
+
+
+def problem_of(
+    settings: Language,
+    config: LlamaConfig,
+    base: lora.Params,
+    federations: dict[tuple[str, int], Federation],
+) -> Problem:
+    """A problem of a Llama with given parameters."""
+    reduced = settings.precision != "float32"
+    dtype = "bfloat16" if reduced else "float32"
+    config = dataclasses.replace(config, dtype=dtype, remat=settings.remat)
+    model, text = Llama(config), example_text()
+    sites = lora.find_sites(model, text, targets=settings.targets)
+    lora.check_rank(sites, settings.rank)
+    every = lora.find_sites(model, text, targets=".*_proj")
+    scale = settings.alpha / settings.rank
+    task = answering(lora.bind(model, scale=scale), normalise=settings.normalise)
+    return Problem(
+        task=task._replace(add=lora.bind_add(sites, scale=scale)),
+        base=precision.KINDS[settings.precision](base, every),
+        adapter=initial_adapter(sites, rank=settings.rank, base=base, trained=()),
+        federations=federations,
+    )
+
+
+def example_text() -> Text:
+    """The shapes of a text, for a model's own shapes."""
+    whole = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    return Text(whole, jax.ShapeDtypeStruct((1, 2), jnp.int32))
+
+
+def pool_of(choices: Choices) -> Batch:
+    """All examples, with the tokens of the right answers as labels."""
+    rows = np.arange(len(choices.gold))
+    labels = choices.answers[rows, choices.gold]
+    return jax.tree.map(jnp.asarray, Batch(choices, labels))
+
+
+def pretrained(
+    settings: Language,
+    config: LlamaConfig,
+    upstream: Batch,
+    note: Callable[[str], None],
+    *,
+    batch_size: int,
+    rate: float,
+) -> lora.Params:
+    """A base that answers the upstream examples, from the cache where it is there."""
+    steps, seed = settings.base_steps, settings.base_seed
+    recipe = {"model": dataclasses.asdict(config), "steps": steps, "seed": seed}
+    recipe |= {"batch_size": batch_size, "rate": rate}
+    model = Llama(config)
+    task = answering(lora.bind(model, scale=1.0))
+
+    def train() -> lora.Params:
+        start, key = jax.random.split(jax.random.key(seed))
+        text = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example_text())
+        return pretrain(
+            lambda params, batch: task.objective(params)({}, batch),
+            model.init(start, text)["params"],
+            upstream,
+            key,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=rate,
+            told=lambda n, loss: note(f"base: step {n} of {steps}, loss {loss:.3f}"),
+        )[0]
+
+    return cached_base(settings.cache, recipe, upstream, train, note)

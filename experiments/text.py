@@ -1,0 +1,178 @@
+"""Your own text tasks: a Llama pre-trained on some, then one task a client.
+
+    potara run text --data a.jsonl.gz b.jsonl
+
+One file a task, of `text` and `label`; or `query`, `choices` and `gold`; or
+`instruction`, `input` and `output`. A small Llama with byte-pair tokens is pre-trained
+on a part of the first files, or `--checkpoint` names a Hugging Face folder. Clients
+have one task each, in turn; no example is seen twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments.language import (
+    Language,
+    example_text,
+    pool_of,
+    pretrained,
+    problem_of,
+)
+from experiments.problem import Problem, federations
+from potara_jax.data import dealing, partition, text, tokens
+from potara_jax.data.federation import Federation
+from potara_jax.data.text import Example
+from potara_jax.data.tokens import Tokenizer
+from potara_jax.models import llama, weights
+from potara_jax.models.llama import Llama, LlamaConfig
+
+_SHARES = {"train": 0.6, "heldout": 0.2, "test": 0.2}
+_UPSTREAM = 0.4
+_BATCH, _RATE = 32, 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnText(Language):
+    """Federated and local LoRA on a Llama for your own text tasks, merged by Potara."""
+
+    data: tuple[Path, ...] = ()
+    """Files of examples (.jsonl, .jsonl.gz, .json), one a task."""
+    out: Path = Path("runs/text")
+    """Run folder. A finished run is shown again, an unfinished one is continued."""
+    checkpoint: Path | None = None
+    """Hugging Face folder of a Llama or Qwen. Default: one is pre-trained."""
+    seen: int | None = None
+    """Files, from the first, that the base is pre-trained on. Default: 7 of 10."""
+    context: int = 128
+    """The most tokens of an example; a longer one loses the front of its prompt."""
+    train_examples: int = 1000
+    """Training examples of a task, at most."""
+    test_examples: int = 200
+    """Test examples of a client, at most."""
+    vocabulary: int = 2048
+    """Tokens of the tokenizer that is trained."""
+    width: int = 128
+    """Width of the Llama that is pre-trained."""
+    depth: int = 4
+    """Its layers."""
+    base_steps: int = 800
+    """Steps of the base's pre-training."""
+
+    def check(self) -> None:
+        """As `Language.check`, and those of the texts."""
+        super().check()
+        if not self.data:
+            raise ValueError("--data names nothing: name files of examples, one a task")
+        if self.seen is not None and not 0 <= self.seen <= len(self.data):
+            most = len(self.data)
+            raise ValueError(f"--seen is {self.seen}: it must be from 0 to {most}")
+        for name in ("context", "train_examples", "test_examples", "width", "depth"):
+            if getattr(self, name) < 8 and name not in ("depth",):
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{option} is {getattr(self, name)}: it must be >= 8")
+        if self.vocabulary < 300:
+            raise ValueError(f"--vocabulary is {self.vocabulary}: it must be >= 300")
+        if self.width % 32:
+            raise ValueError(f"--width is {self.width}: it must be a multiple of 32")
+
+
+def problem(settings: OwnText, note) -> Problem:
+    """A Llama and its federations, one a heterogeneity and seed."""
+    found = [text.read(path) for path in settings.data]
+    upstream, own = _split(found, settings)
+    tokenizer, config = _model(settings, upstream)
+    choices = _encoded(settings, own, tokenizer, note)
+    strata = np.repeat(np.arange(len(own)), [len(part) for part in own])
+    pool = pool_of(choices)
+    held = federations(settings, partial(_federation, settings, pool, strata))
+    base = _base(settings, config, upstream, tokenizer, note)
+    return problem_of(settings, config, base, held)
+
+
+def _split(found: list[list[Example]], settings):
+    """The base's examples, and every task's of the clients."""
+    rng = np.random.default_rng([settings.base_seed, 0])
+    seen = _seen(settings)
+    upstream, own = [], []
+    most = round(settings.train_examples / _SHARES["train"])
+    for number, examples in enumerate(found):
+        order = rng.permutation(len(examples))
+        first = round(_UPSTREAM * len(examples)) if number < seen else 0
+        upstream += [examples[i] for i in order[:first]]
+        own.append([examples[i] for i in order[first:][:most]])
+        if len(own[-1]) < 20:
+            raise ValueError(
+                f"{settings.data[number]} has {len(examples)} examples: too few"
+            )
+    return upstream, own
+
+
+def _seen(settings) -> int:
+    if settings.checkpoint:
+        return 0
+    told = settings.seen
+    return max(1, round(0.7 * len(settings.data))) if told is None else told
+
+
+def _model(settings, upstream: list[Example]) -> tuple[Tokenizer, LlamaConfig]:
+    """The tokenizer, and the sizes of a model that goes with it."""
+    if settings.checkpoint:
+        found = weights.read_config(settings.checkpoint)
+        config = llama.config_of(found)
+        return tokens.from_folder(settings.checkpoint, found), config
+    texts = (f"{x.prompt} {x.options[x.gold]}" for x in upstream)
+    tokenizer = tokens.trained(texts, settings.vocabulary)
+    return tokenizer, LlamaConfig(
+        vocabulary=tokenizer.size,
+        width=settings.width,
+        hidden=settings.width * 5 // 2,
+        depth=settings.depth,
+        heads=settings.width // 32,
+        key_heads=settings.width // 32,
+        theta=10000.0,
+        context=settings.context,
+    )
+
+
+def _encoded(settings, own, tokenizer: Tokenizer, note) -> tokens.Choices:
+    examples = [example for part in own for example in part]
+    choices, cut = tokens.encode(examples, tokenizer, context=settings.context)
+    if cut:
+        told = f"{cut} of {len(examples)} examples have more than {settings.context}"
+        note(f"{told} tokens: their prompts lost their front (--context)")
+    return choices
+
+
+def _federation(settings, pool, strata, cell, size) -> Federation:
+    heterogeneity, seed = cell
+    rng = np.random.default_rng([seed, 1])
+    parts = partition.split(rng, strata, _SHARES)
+    train = parts["train"]
+    how = {"clients": settings.clients}
+    groups = dealing.deal(rng, strata[train], heterogeneity, **how)
+    return dealing.federate(
+        rng,
+        pool,
+        strata,
+        parts,
+        [train[group] for group in groups],
+        heldout=settings.samples,
+        test=settings.test_examples,
+        size=size,
+    )
+
+
+def _base(settings, config: LlamaConfig, upstream, tokenizer, note):
+    if settings.checkpoint:
+        init = partial(Llama(config).init, jax.random.key(0))
+        shapes = jax.eval_shape(init, example_text())["params"]
+        return weights.load(settings.checkpoint, llama.TABLE, shapes)
+    choices, _ = tokens.encode(upstream, tokenizer, context=settings.context)
+    pool = pool_of(tokens.every_token(choices))
+    return pretrained(settings, config, pool, note, batch_size=_BATCH, rate=_RATE)

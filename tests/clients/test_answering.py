@@ -1,0 +1,126 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from potara_jax.adapters import lora
+from potara_jax.clients.task import answering
+from potara_jax.data import tokens
+from potara_jax.data.federation import Batch
+from potara_jax.data.text import Example
+from potara_jax.merging import ensemble
+from potara_jax.models.decoding import greedy
+from potara_jax.models.llama import Llama, LlamaConfig, Text, empty_cache
+
+BYTES = tokens.of_bytes()
+CONFIG = LlamaConfig(
+    vocabulary=BYTES.size,
+    width=16,
+    hidden=24,
+    depth=2,
+    heads=2,
+    key_heads=1,
+    context=32,
+)
+MODEL = Llama(CONFIG)
+TEXT = Text(jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 2), jnp.int32))
+SITES = lora.find_sites(MODEL, TEXT, targets=("q_proj", "v_proj"))
+APPLY = lora.bind(MODEL, scale=2.0)
+EXAMPLES = [
+    Example("ab", ("c", "dd", "e"), 1),
+    Example("f", ("gg", "h"), 1),
+    Example("i", ("j",), 0),
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    params = MODEL.init(jax.random.key(0), TEXT)["params"]
+    adapter = lora.init(jax.random.key(1), SITES, rank=2)
+    noise = lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape)
+    return params, jax.tree.map(noise, adapter)
+
+
+def batch_of(examples):
+    choices, _ = tokens.encode(examples, BYTES, context=32)
+    rows = np.arange(len(examples))
+    labels = choices.answers[rows, choices.gold]
+    return jax.tree.map(jnp.asarray, Batch(choices, labels))
+
+
+def log_likelihood(model, prompt, answer):
+    """Token by token, of one sequence without padding."""
+    ids = [BYTES.begin, *BYTES.encode(prompt)]
+    total = []
+    for token in [*BYTES.encode(f" {answer}"), BYTES.end]:
+        text = Text(jnp.array([ids]), jnp.array([[len(ids) - 1]]))
+        logits = APPLY(*model, text)[0, 0]
+        total.append((float(jax.nn.log_softmax(logits)[token]), int(logits.argmax())))
+        ids.append(token)
+    return total, ids
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_losses_and_choices_are_those_of_one_sequence_at_a_time(model, normalise):
+    task = answering(APPLY, normalise=normalise)
+    loss, correct = (fn(*model, batch_of(EXAMPLES)) for fn in (task.loss, task.correct))
+    for number, example in enumerate(EXAMPLES):
+        found = [log_likelihood(model, example.prompt, o)[0] for o in example.options]
+        gold = [p for p, _ in found[example.gold]]
+        np.testing.assert_allclose(loss[number], -np.mean(gold), rtol=1e-5)
+        score = np.mean if normalise else np.sum
+        likely = int(np.argmax([score([p for p, _ in each]) for each in found]))
+        if len(example.options) > 1:
+            assert bool(correct[number]) == (likely == example.gold)
+
+
+def test_one_option_is_right_where_greedy_decoding_writes_it(model):
+    read = lambda *args: APPLY(*model, *args, method="read")
+    prompt = jnp.array([[BYTES.begin, *BYTES.encode("i")]])
+    cache = empty_cache(CONFIG, 1, 8)
+    written = greedy(read, cache, prompt, jnp.array([2]), most=4)[0].tolist()
+    task = answering(APPLY)
+    batch = batch_of([Example("i", ("jjj",))])
+    answers = batch.inputs.answers.at[0, 0, :4].set(jnp.array(written))
+    chain = [BYTES.begin, *BYTES.encode("i"), *written[:-1]]
+    whole = batch.inputs.tokens.at[0, 0, : len(chain)].set(jnp.array(chain))
+    answers = answers.at[0, 0, 4:].set(-1)
+    inputs = batch.inputs._replace(tokens=whole, answers=answers)
+    assert task.correct(*model, Batch(inputs, answers[:, 0]))[0] == 1
+    wrong = inputs._replace(answers=answers.at[0, 0, 2].add(1))
+    assert task.correct(*model, Batch(wrong, wrong.answers[:, 0]))[0] == 0
+
+
+def test_longer_padding_changes_nothing(model):
+    task, batch = answering(APPLY), batch_of(EXAMPLES)
+    pad = lambda x, value: jnp.pad(x, ((0, 0), (0, 1), (0, 5)), constant_values=value)
+    tokens_, at, answers, gold = batch.inputs
+    longer = batch.inputs._replace(
+        tokens=pad(tokens_, 0), at=pad(at, 0), answers=pad(answers, -1), gold=gold
+    )
+    labels = jnp.pad(batch.labels, ((0, 0), (0, 5)), constant_values=-1)
+    padded = Batch(longer, labels)
+    for fn in (task.loss, task.correct):
+        np.testing.assert_allclose(fn(*model, padded), fn(*model, batch), rtol=1e-6)
+
+
+def test_the_ensemble_of_a_model_with_itself_is_the_model(model):
+    base, adapter = model
+    task, batch = answering(APPLY), batch_of(EXAMPLES)
+    both = {"federated": adapter, "local": adapter, "weight": jnp.float32(0.5)}
+    mixed = task.again(ensemble)
+    expected = task.loss(base, adapter, batch)
+    np.testing.assert_allclose(mixed.loss(base, both, batch), expected, rtol=1e-5)
+
+
+def test_adapters_of_scanned_layers_are_folded_and_differ_by_layer(model):
+    base, adapter = model
+    text = batch_of(EXAMPLES[:1]).inputs
+    text = Text(text.tokens[:, 0], text.at[:, 0])
+    folded = lora.fold(base, adapter, SITES, scale=2.0)
+    np.testing.assert_allclose(
+        APPLY(folded, {}, text), APPLY(base, adapter, text), atol=1e-5
+    )
+    swapped = jax.tree.map(lambda x: x[::-1], adapter)
+    difference = APPLY(base, swapped, text) - APPLY(base, adapter, text)
+    assert jnp.abs(difference).max() > 1e-3

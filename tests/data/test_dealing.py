@@ -1,0 +1,82 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from potara_jax.data import dealing
+from potara_jax.data.federation import Batch
+
+STRATA = np.repeat(np.arange(6), 40)
+POOL = Batch(jnp.arange(240.0)[:, None], jnp.asarray(STRATA))
+
+
+def deal(heterogeneity, clients, seed=0, minimum=8):
+    rng = np.random.default_rng(seed)
+    return dealing.deal(rng, STRATA, heterogeneity, clients=clients, minimum=minimum)
+
+
+@pytest.mark.parametrize("heterogeneity", ["tasks", "shards2", "shards3", "0.5"])
+def test_all_examples_are_dealt_once(heterogeneity):
+    groups = deal(heterogeneity, 6)
+    assert sorted(np.concatenate(groups)) == list(range(len(STRATA)))
+
+
+@pytest.mark.parametrize(("heterogeneity", "number"), [("tasks", 1), ("shards2", 2)])
+def test_a_client_holds_so_many_strata_in_turn(heterogeneity, number):
+    groups = deal(heterogeneity, 12)
+    for client, group in enumerate(groups):
+        held = sorted({number * client % 6 + i for i in range(number)})
+        assert sorted(set(STRATA[group])) == held
+
+
+def test_clients_of_one_task_share_it_evenly():
+    assert {len(group) for group in deal("tasks", 12)} == {20}
+
+
+def test_too_many_clients_are_refused():
+    with pytest.raises(ValueError, match="fewer than 8; take fewer clients"):
+        deal("tasks", 48)
+
+
+PARTS = {"heldout": np.arange(0, 240, 4), "test": np.arange(1, 240, 4)}
+
+
+def federation(heterogeneity="tasks", clients=6, **how):
+    own = np.arange(240) % 4 > 1
+    places = np.flatnonzero(own)
+    rng = np.random.default_rng(0)
+    dealt = dealing.deal(rng, STRATA[places], heterogeneity, clients=clients)
+    groups = [places[group] for group in dealt]
+    return dealing.federate(rng, POOL, STRATA, PARTS, groups, heldout=10, **how)
+
+
+def test_a_client_of_one_task_is_measured_and_tested_on_it_alone():
+    found = federation()
+    for client in range(6):
+        count = int(found.heldout.count[client])
+        assert set(STRATA[found.heldout.index[client, :count]]) == {client}
+        real = np.asarray(found.test.weight[client]) > 0
+        assert set(STRATA[found.test.index[client][real]]) == {client}
+    np.testing.assert_allclose(found.test.weight.sum(1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(found.task, range(6))
+
+
+def test_test_examples_can_be_drawn_in_the_clients_proportions():
+    found = federation("shards2", test=8)
+    assert found.test.index.shape == (6, 8)
+    for index, weight in zip(found.test.index, found.test.weight, strict=True):
+        counts = np.bincount(STRATA[np.asarray(index)[np.asarray(weight) > 0]])
+        assert counts[counts > 0].tolist() == [4, 4]
+
+
+def test_parts_are_disjoint():
+    found = federation("0.5", test=8)
+    used = {
+        name: set(np.asarray(getattr(found, name).index).ravel().tolist())
+        for name in ("train", "heldout", "test")
+    }
+    assert not used["heldout"] & used["test"]
+    train = [
+        set(np.asarray(row[:count]).tolist())
+        for row, count in zip(found.train.index, found.train.count, strict=True)
+    ]
+    assert not set().union(*train) & (used["heldout"] | used["test"])

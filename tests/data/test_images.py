@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from potara_jax.data import images
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (6, 4, 4, 3), np.uint8)
+LABELS = np.array([0, 1, 2, 0, 1, 2])
+
+
+def saved(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def test_arrays_are_read_with_names(tmp_path):
+    names = np.array(["cat", "dog", "emu"])
+    path = saved(tmp_path / "a.npz", images=PIXELS, labels=LABELS, names=names)
+    found = images.read([path])
+    np.testing.assert_array_equal(found.images, PIXELS)
+    np.testing.assert_array_equal(found.labels, LABELS)
+    assert found.names == ("cat", "dog", "emu")
+
+
+def test_several_files_agree_on_classes_by_name(tmp_path):
+    some = saved(
+        tmp_path / "a.npz", images=PIXELS[:2], labels=LABELS[:2], names=["b", "c"]
+    )
+    more = saved(tmp_path / "b.npz", images=PIXELS[2:3], labels=[0], names=["a"])
+    found = images.read([some, more])
+    assert found.names == ("a", "b", "c")
+    assert found.labels.tolist() == [1, 2, 0]
+
+
+def test_numbered_classes_come_by_their_numbers_and_grey_images_have_one_colour(
+    tmp_path,
+):
+    labels = np.array([10, 9, 0, 0, 0, 0])
+    path = saved(tmp_path / "a.npz", images=PIXELS[..., 0], labels=labels)
+    found = images.read([path])
+    assert found.images.shape == (6, 4, 4, 1)
+    assert found.names[found.labels[0]] == "10" and found.labels[0] == 10
+
+
+def folder(path):
+    for name, pixels in (("cat", PIXELS[:2]), ("dog", PIXELS[2:5])):
+        (path / name).mkdir(parents=True)
+        for number, image in enumerate(pixels):
+            Image.fromarray(image).save(path / name / f"{number}.png")
+    (path / "dog" / "notes.txt").write_text("no image")
+    return path
+
+
+def test_a_folder_has_a_class_a_sub_folder(tmp_path):
+    found = images.read([folder(tmp_path / "own")])
+    np.testing.assert_array_equal(found.images, PIXELS[:5])
+    assert found.labels.tolist() == [0, 0, 1, 1, 1]
+    assert found.names == ("cat", "dog")
+
+
+def test_images_are_resized_where_that_is_asked_for(tmp_path):
+    own = folder(tmp_path / "own")
+    Image.fromarray(RNG.integers(0, 256, (9, 7, 3), np.uint8)).save(own / "cat/x.png")
+    with pytest.raises(ValueError, match=r"x\.png is 9 x 7 x 3.*--side"):
+        images.read([own])
+    assert images.read([own], side=8).images.shape == (6, 8, 8, 3)
+    path = saved(tmp_path / "a.npz", images=PIXELS, labels=LABELS)
+    with pytest.raises(ValueError, match="differ in size"):
+        images.read(
+            [path, saved(tmp_path / "b.npz", images=PIXELS[:, :2], labels=LABELS)]
+        )
+    assert images.read([path], side=8).images.shape == (6, 8, 8, 3)
+
+
+BAD = [
+    ({"images": PIXELS}, "holds images: it needs images and labels"),
+    ({"images": PIXELS / 255, "labels": LABELS}, "must be uint8"),
+    ({"images": PIXELS, "labels": LABELS[:2]}, "must be 6 integers"),
+    ({"images": PIXELS, "labels": LABELS - 1}, "a label is -1"),
+    (
+        {"images": PIXELS, "labels": LABELS, "names": ["a"]},
+        "has 1 names, but a label 2",
+    ),
+    ({"images": PIXELS[:0], "labels": LABELS[:0]}, "must be uint8"),
+]
+
+
+@pytest.mark.parametrize(("arrays", "reason"), BAD)
+def test_arrays_that_do_not_fit_are_named(tmp_path, arrays, reason):
+    with pytest.raises(ValueError, match=reason):
+        images.read([saved(tmp_path / "a.npz", **arrays)])
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"neither an \.npz file nor a folder"):
+        images.read([tmp_path / "none.npz"])
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04nothing")
+    with pytest.raises(ValueError, match=r"bad\.npz is damaged"):
+        images.read([tmp_path / "bad.npz"])
+    own = folder(tmp_path / "own")
+    (own / "cat" / "z.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"z\.png is no readable image"):
+        images.read([own])
+    (own / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no image"):
+        images.read([own])

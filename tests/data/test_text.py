@@ -1,0 +1,171 @@
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from potara_jax.data import generated, text, tokens
+from potara_jax.data.text import Example
+
+
+def written(path, records):
+    path.write_text("\n".join(json.dumps(record) for record in records))
+    return path
+
+
+def test_labelled_texts_have_all_labels_of_the_file_as_options(tmp_path):
+    lines = [{"text": "good", "label": 10}, {"text": "bad", "label": 2}]
+    first, second = text.read(written(tmp_path / "a.jsonl", lines))
+    assert first == Example("good\nlabel:", ("2", "10"), 1)
+    assert second.gold == 0
+
+
+def test_choices_are_options(tmp_path):
+    line = {"query": "which?", "choices": ["A", "B"], "gold": 1, "more": 3}
+    assert text.read(written(tmp_path / "a.jsonl", [line])) == [
+        Example("which?", ("A", "B"), 1)
+    ]
+
+
+def test_instructions_have_to_be_answered(tmp_path):
+    line = {"instruction": "add", "input": "1 2", "output": "3", "answer": "x"}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([line, line | {"input": ""}]))
+    assert text.read(path) == [Example("add\n1 2\n", ("3",)), Example("add\n", ("3",))]
+
+
+def test_compressed_files_are_read(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "x", "label": "no"}\n\n'))
+    assert text.read(path) == [Example("x\nlabel:", ("no",))]
+
+
+BAD = [
+    (b'{"text": "x", "label": 1}\n{"text"', "line 2 is not JSON"),
+    (b'{"text": "x", "label": 1}\n[1]', "line 2 is no JSON object"),
+    (b'{"text": "x", "label": 1}\n{"text": "x"}', "line 2: label is None"),
+    (b'{"text": 3, "label": 1}', "line 1: text is 3"),
+    (b'{"query": "x", "choices": ["a", "b"], "gold": 2}', "line 1: gold is 2"),
+    (b'{"query": "x", "choices": ["a"], "gold": 0}', "choices must be two"),
+    (b'{"question": "x"}', "line 1 has question: it needs choices, gold, query; or"),
+    (b"\xff\xfe", "no UTF-8"),
+    (b"", "holds no examples"),
+]
+
+
+@pytest.mark.parametrize(("content", "reason"), BAD)
+def test_what_is_wrong_is_named_with_its_line(tmp_path, content, reason):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=reason) as error:
+        text.read(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_file_and_a_damaged_archive_are_named(tmp_path):
+    with pytest.raises(ValueError, match="is not a file"):
+        text.read(tmp_path / "a.jsonl")
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b"{}" * 99)[:20])
+    with pytest.raises(ValueError, match="damaged"):
+        text.read(path)
+
+
+# --- Tokens --------------------------------------------------------------------------
+
+BYTES = tokens.of_bytes()
+EXAMPLES = [Example("ab", ("c", "dd"), 1), Example("abcdefgh", ("c",))]
+
+
+def test_an_answer_is_asked_for_token_by_token():
+    choices, cut = tokens.encode(EXAMPLES, BYTES, context=64)
+    assert cut == 0 and choices.tokens.shape == (2, 2, 16)
+    row = choices.tokens[0, 1]
+    assert BYTES.decode(row) == "ab dd" and row[0] == BYTES.begin
+    assert list(choices.at[0, 1]) == [2, 3, 4, 5]
+    assert list(choices.answers[0, 1]) == [*BYTES.encode(" dd"), BYTES.end]
+    assert list(choices.answers[0, 0]) == [*BYTES.encode(" c"), BYTES.end, -1]
+    assert (choices.answers[1, 1] == -1).all()  # an option that is not there
+    assert list(choices.gold) == [1, 0]
+
+
+def test_a_long_prompt_loses_its_front_alone():
+    choices, cut = tokens.encode(EXAMPLES, BYTES, context=8)
+    assert cut == 1
+    row = choices.tokens[1, 0]
+    assert row[0] == BYTES.begin and BYTES.decode(row) == "defgh c"[-7:]
+    last = choices.at[1, 0][choices.answers[1, 0] >= 0]
+    assert BYTES.decode(row[: last[0] + 1]).endswith("h") and last[-1] == 7
+
+
+def test_an_answer_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="an answer has 5 tokens: the context is 4"):
+        tokens.encode([Example("a", ("bcd",))], BYTES, context=4)
+
+
+def test_every_token_of_a_text_can_be_asked_for():
+    choices, _ = tokens.encode(EXAMPLES, BYTES, context=64)
+    whole = tokens.every_token(choices)
+    asked = whole.answers[0, 0]
+    assert BYTES.decode(asked[asked >= 0]) == "ab dd"
+    assert list(asked[:7]) == [*BYTES.encode("ab dd"), BYTES.end, -1]
+    np.testing.assert_array_equal(whole.tokens[0, 0], choices.tokens[0, 1])
+
+
+def test_byte_pairs_are_learned_and_give_back_the_text():
+    tokenizer = tokens.trained(["hello there"] * 50, 300)
+    assert len(tokenizer.encode("hello there")) < 5
+    assert tokenizer.decode(tokenizer.encode("héllo")) == "héllo"
+    assert tokenizer.size <= 300
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    import tokenizers
+
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "c": 2}))
+    made.save(str(tmp_path / "tokenizer.json"))
+    config = {"vocab_size": 2, "eos_token_id": [1]}
+    with pytest.raises(ValueError, match="has 3 tokens, but the model only 2"):
+        tokens.from_folder(tmp_path, config)
+    found = tokens.from_folder(tmp_path, config | {"vocab_size": 4})
+    assert found.encode("b") == [1] and found.end == 1 and found.size == 4
+    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+        tokens.from_folder(tmp_path / "other", config)
+
+
+# --- Generated tasks -----------------------------------------------------------------
+
+RIGHT = {
+    "sort a": ("cab", "abc"),
+    "sort b": ("cab", "cba"),
+    "turn a": ("abc", "cba"),
+    "turn b": ("abc", "bca"),
+    "sum a": ("59+12", "71"),
+    "sum b": ("59+12", "1"),
+    "edit a": ("cable", "czbly"),
+    "edit b": ("cab", "cabc"),
+    "close a": ("([", "])"),
+    "close b": ("([", ")]"),
+    "date a": ("2024-03-05", "5 Mar 2024"),
+    "date b": ("2024-03-05", "5/3/2024"),
+    "find a": ("a3 b7 c1 b", "7"),
+    "find b": ("a3 b7 c1 b", "2"),
+    "unit a": ("3 km m", "3000"),
+    "unit b": ("3 km m", "3000 m"),
+}
+
+
+@pytest.mark.parametrize("task", generated.TASKS)
+def test_generated_answers_are_right(task):
+    given, answer = RIGHT[task]
+    word, dialect = task.split()
+    generator = next(g for g in generated.GENERATORS if g.word == word)
+    assert generator.answers["ab".index(dialect)](given) == answer
+
+
+def test_generated_examples_are_all_different_and_of_the_seed():
+    make = lambda seed: generated.make(np.random.default_rng(seed), "unit a", 300)
+    assert len({example.prompt for example in make(0)}) == 300
+    assert make(0) == make(0) != make(1)
+    with pytest.raises(ValueError, match="fewer than 9000"):
+        generated.make(np.random.default_rng(0), "unit a", 9000)

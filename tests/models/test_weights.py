@@ -1,0 +1,127 @@
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from potara_jax.models import llama, vit, weights
+from potara_jax.models.llama import Llama
+from tests.models.test_parity import FIXTURES, language
+
+SHARDS = "model-0000*.safetensors"
+
+
+def shapes_of(name):
+    config = llama.config_of(weights.read_config(FIXTURES / name))
+    text = llama.Text(*(jnp.zeros((1, 4), jnp.int32),) * 2)
+    return jax.eval_shape(Llama(config).init, jax.random.key(0), text)["params"]
+
+
+def test_what_is_written_is_read_and_is_named_as_it_was(tmp_path):
+    for name in ("llama", "qwen2", "qwen3", "llama-untied"):
+        _, params, _ = language(name)
+        config = weights.read_config(FIXTURES / name)
+        weights.save(tmp_path / name, params, llama.TABLE, config)
+        again = weights.load(tmp_path / name, llama.TABLE, shapes_of(name))
+        jax.tree.map(np.testing.assert_array_equal, params, again)
+        stored = {}
+        for path in FIXTURES.joinpath(name).glob("*.safetensors"):
+            stored |= load_file(path)
+        found = load_file(tmp_path / name / "model.safetensors")
+        assert found.keys() == stored.keys()
+        jax.tree.map(np.testing.assert_array_equal, found, stored)
+
+
+def test_parameters_are_read_in_another_dtype_and_placed():
+    placed = []
+
+    def place(path, x):
+        placed.append(path)
+        return jnp.asarray(x)
+
+    how = {"dtype": "bfloat16", "place": place}
+    params = weights.load(FIXTURES / "llama", llama.TABLE, shapes_of("llama"), **how)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+    assert "layers/mlp/up_proj/kernel" in placed
+
+
+def test_bfloat16_files_are_read(tmp_path):
+    _, params, _ = language("llama")
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    weights.save(tmp_path, half, llama.TABLE, {})
+    again = weights.load(tmp_path, llama.TABLE, shapes_of("llama"))
+    jax.tree.map(np.testing.assert_array_equal, half, again)
+
+
+def copied(tmp_path, name="qwen2"):
+    shutil.copytree(FIXTURES / name, tmp_path / name)
+    return tmp_path / name
+
+
+def test_all_tensors_that_do_not_fit_are_listed_at_once(tmp_path):
+    folder = copied(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"], tensors["model.layers.1.mlp.up_proj.weight"]
+    tensors["model.extra.weight"] = np.zeros(3, np.float32)
+    tensors["model.embed_tokens.weight"] = np.zeros((61, 16), np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="another model") as error:
+        weights.load(folder, llama.TABLE, shapes_of("qwen2"))
+    told = str(error.value)
+    assert "2 missing: " in told and "model.layers.1.mlp.up_proj.weight" in told
+    assert "model.embed_tokens.weight (61, 16) in place of (61, 32)" in told
+    assert "1 not known: model.extra.weight" in told
+
+
+def test_a_missing_shard_a_damaged_file_and_no_folder_are_named(tmp_path):
+    folder = copied(tmp_path, "llama")
+    shard = sorted(folder.glob(SHARDS))[1]
+    content = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"holds no {shard.name}"):
+        weights.load(folder, llama.TABLE, shapes_of("llama"))
+    shard.write_bytes(content[:100])
+    with pytest.raises(ValueError, match=f"{shard.name} is cut short"):
+        weights.load(folder, llama.TABLE, shapes_of("llama"))
+    with pytest.raises(ValueError, match="is not a folder"):
+        weights.load(tmp_path / "none", llama.TABLE, shapes_of("llama"))
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        weights.read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        weights.read_config(tmp_path)
+
+
+REFUSED = [
+    ({"model_type": "mistral"}, "model_type is 'mistral': it must be one of llama"),
+    ({"hidden_act": "gelu"}, "no SwiGLU"),
+    ({"use_sliding_window": True}, "only full attention"),
+    ({"attention_bias": True}, "attention_bias is true"),
+    ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), REFUSED)
+def test_other_models_are_refused(change, reason):
+    found = json.loads(Path(FIXTURES / "llama" / "config.json").read_text())
+    with pytest.raises(ValueError, match=reason):
+        llama.config_of(found | change)
+
+
+def test_the_older_form_of_a_configuration_is_read():
+    found = json.loads(Path(FIXTURES / "llama" / "config.json").read_text())
+    rope = found.pop("rope_parameters")
+    older = found | {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    new = json.loads(Path(FIXTURES / "llama" / "config.json").read_text())
+    assert llama.config_of(older) == llama.config_of(new)
+
+
+def test_other_image_models_are_refused():
+    with pytest.raises(ValueError, match="model_type is 'swin'"):
+        vit.config_of({"model_type": "swin"})
+    with pytest.raises(ValueError, match="hidden_act is 'relu6'"):
+        vit.config_of({"model_type": "vit", "hidden_act": "relu6"})
