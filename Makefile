@@ -15,11 +15,23 @@ SMALL_compare := --out runs/compare-small --seeds 0 --heterogeneity 0.1 --client
 	--merges uniform --algorithms fedsa fedalt flora ditto
 SMALL_study := --out runs/study-small --seeds 10 --heterogeneity 0.1 --clients 4 \
 	--federated-rounds 4 --local-rounds 3 --samples 10 --grid-points 5 --base-steps 60
+SMALL_tasks := --out runs/tasks-small --seeds 0 --clients 4 --federated-rounds 3 \
+	--local-rounds 2 --samples 10 --grid-points 3 --base-steps 20 --merges uniform
+FILES := runs/small-files
+SMALL_suite := --data-dir $(FILES)/sets --checkpoint $(FILES)/llama --clients 8 \
+	--federated-rounds 2 --local-rounds 2 --samples 4 --grid-points 3 --context 96 \
+	--local-steps 2 --precision float32 --merges uniform
+SMALL_commonsense := --out runs/commonsense-small $(SMALL_suite)
+SMALL_flan := --out runs/flan-small $(SMALL_suite)
+SMALL_cifar100 := --out runs/cifar100-small --seeds 0 --heterogeneity 0.5 --clients 4 \
+	--data $(FILES)/sets --checkpoint $(FILES)/vit --federated-rounds 2 --local-rounds 2 \
+	--samples 10 --grid-points 3 --precision float32 --merges uniform --test-examples 40
 SMALL_bench := --out runs/bench-small --clients 2 --depth 1 --repeats 1 --most 4
 EXTRA = $(if $(small),$(SMALL_$@))
+MAKE_FILES = $(if $(small),test -d $(FILES)/vit || $(BIN)/python -m tests.small $(FILES) && )
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint digits compare study bench clean
+.PHONY: help install test lint digits tasks cifar100 commonsense flan compare study bench clean
 
 help:  ## show this
 	@echo "targets (settings: PYTHON=$(PYTHON) JAX=$(JAX) VENV=$(VENV) ARGS= small=)"
@@ -45,6 +57,18 @@ lint: install  ## check style and imports
 
 digits: install  ## federate and personalise a ViT on handwritten digits (8 minutes on 2 cores)
 	$(BIN)/potara run digits $(EXTRA) $(ARGS)
+
+tasks: install  ## the same of a small Llama, on generated text tasks (6 minutes on 2 cores)
+	$(BIN)/potara run tasks $(EXTRA) $(ARGS)
+
+cifar100: install  ## ViT-B/16 on CIFAR-100, as in the paper (downloads; an accelerator)
+	$(MAKE_FILES)$(BIN)/potara run cifar100 $(EXTRA) $(ARGS)
+
+commonsense: install  ## Llama-3.2-3B on eight commonsense tasks (downloads; an accelerator)
+	$(MAKE_FILES)$(BIN)/potara run commonsense $(EXTRA) $(ARGS)
+
+flan: install  ## Llama-3.2-3B on eight tasks of FLAN (downloads; an accelerator)
+	$(MAKE_FILES)$(BIN)/potara run flan $(EXTRA) $(ARGS)
 
 compare: install  ## every federated algorithm and merge in one table (an hour on 2 cores)
 	$(BIN)/potara compare digits $(EXTRA) $(ARGS)

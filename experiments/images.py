@@ -21,19 +21,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.base import cached_base
-from experiments.problem import Problem, federations
+from experiments.problem import Problem, dealt, federations
 from experiments.settings import Settings
 from experiments.vision import problem_of
 from potara_jax.adapters import lora
 from potara_jax.clients.task import classification
-from potara_jax.data import dealing, images, partition
+from potara_jax.data import images
 from potara_jax.data.federation import Batch, Federation
 from potara_jax.data.images import Images
 from potara_jax.models import vit, weights
 from potara_jax.models.pretraining import pretrain
 from potara_jax.models.vit import ViT, ViTConfig
 
-_SHARES = {"train": 0.6, "heldout": 0.2, "test": 0.2}
 _RATE = 1e-3
 
 
@@ -47,8 +46,8 @@ class OwnImages(Settings):
     """Run folder. A finished run is shown again, an unfinished one is continued."""
     side: int | None = None
     """Resize images to so many pixels. Default: as they are."""
-    checkpoint: Path | None = None
-    """Hugging Face folder of a pre-trained ViT. Default: one is pre-trained."""
+    checkpoint: str | None = None
+    """Folder, or name on the hub, of a pre-trained ViT. Default: one is pre-trained."""
     train_head: bool = True
     """Train the head too; it then travels and merges with the adapter."""
     upstream: float = 0.6
@@ -93,14 +92,23 @@ class OwnImages(Settings):
 def problem(settings: OwnImages, note) -> Problem:
     """A ViT and its federations, one a heterogeneity and seed."""
     found = images.read(settings.data, side=settings.side)
+    return problem_of_images(found, settings, note)
+
+
+def problem_of_images(
+    found: Images, settings: OwnImages, note, *, testing: np.ndarray | None = None
+) -> Problem:
+    """The same of any images; testing: which of them are for tests alone."""
     upstream, own = _classes(found, settings)
-    held = _federations(own, settings)
+    if testing is not None:
+        testing = testing[np.isin(found.labels, _own_classes(found, settings))]
+    held = _federations(own, settings, testing)
     prepare = _scaled
     if settings.checkpoint:
         config, base, prepare = _loaded(settings, own)
     else:
         config, base = _pretrained(settings, upstream, len(own.names), note)
-    shape = own.images.shape[1:]
+    shape = jax.eval_shape(prepare, jnp.zeros((1, *own.images.shape[1:]))).shape[1:]
     return problem_of(settings, config, base, held, shape=shape, prepare=prepare)
 
 
@@ -112,16 +120,22 @@ def _scaled(image):
 
 
 def _classes(found: Images, settings: OwnImages) -> tuple[Images, Images]:
-    """The base's classes, and the clients'."""
+    """The images of the base's classes, and those of the clients'."""
+    own = _own_classes(found, settings)
+    upstream = np.setdiff1d(np.arange(len(found.names)), own)
+    if len(own) < 2 or (len(upstream) < 2 and not settings.checkpoint):
+        raise ValueError(
+            f"{len(found.names)} classes are too few: {len(upstream)} for the base and "
+            f"{len(own)} for the clients; set another --upstream"
+        )
+    return _of(found, upstream), _of(found, own)
+
+
+def _own_classes(found: Images, settings: OwnImages) -> np.ndarray:
+    """The clients' classes."""
     order = np.random.default_rng([settings.base_seed, 0]).permutation(len(found.names))
     share = 0 if settings.checkpoint else settings.upstream
-    number = round(share * len(order))
-    if len(order) - number < 2 or (number < 2 and not settings.checkpoint):
-        raise ValueError(
-            f"{len(order)} classes are too few: {number} for the base and "
-            f"{len(order) - number} for the clients; set another --upstream"
-        )
-    return _of(found, np.sort(order[:number])), _of(found, np.sort(order[number:]))
+    return np.sort(order[round(share * len(order)) :])
 
 
 def _of(found: Images, classes: np.ndarray) -> Images:
@@ -135,7 +149,7 @@ def _of(found: Images, classes: np.ndarray) -> Images:
     )
 
 
-def _federations(own: Images, settings) -> dict[tuple[str, int], Federation]:
+def _federations(own: Images, settings, testing) -> dict[tuple[str, int], Federation]:
     for label, count in enumerate(np.bincount(own.labels, minlength=len(own.names))):
         if count < 5:
             name = own.names[label]
@@ -143,26 +157,8 @@ def _federations(own: Images, settings) -> dict[tuple[str, int], Federation]:
                 f"class '{name}' has {count} images: it must have 5 or more"
             )
     pool = Batch(jnp.asarray(own.images), jnp.asarray(own.labels))
-    return federations(settings, partial(_federation, own, pool, settings))
-
-
-def _federation(own: Images, pool, settings, cell, size) -> Federation:
-    heterogeneity, seed = cell
-    rng = np.random.default_rng([seed, 1])
-    parts = partition.split(rng, own.labels, _SHARES)
-    train = parts["train"]
-    how = {"clients": settings.clients}
-    groups = dealing.deal(rng, own.labels[train], heterogeneity, **how)
-    return dealing.federate(
-        rng,
-        pool,
-        own.labels,
-        parts,
-        [train[group] for group in groups],
-        heldout=settings.samples,
-        test=settings.test_examples,
-        size=size,
-    )
+    how = {"testing": testing, "most": settings.test_examples}
+    return federations(settings, partial(dealt, settings, pool, own.labels, **how))
 
 
 # --- The base ------------------------------------------------------------------------
@@ -216,27 +212,35 @@ def _with_head(base: lora.Params, classes: int) -> lora.Params:
 
 def _loaded(settings, own: Images) -> tuple[ViTConfig, lora.Params, Callable]:
     """A Hugging Face ViT with a new head, and how it wants its images."""
-    folder, classes = settings.checkpoint, len(own.names)
+    folder, classes = weights.folder_of(settings.checkpoint), len(own.names)
     found = weights.read_config(folder)
     config = vit.config_of(found, classes=classes)
-    side = found.get("image_size", 224)
-    if own.images.shape[1:] != (side, side, found.get("num_channels", 3)):
+    colours = found.get("num_channels", 3)
+    if own.images.shape[-1] != colours:
         raise ValueError(
-            f"{folder} wants images of {side} x {side}, not "
-            f"{' x '.join(map(str, own.images.shape[1:]))}; set --side {side}"
+            f"{folder} wants images of {colours} colours, not {own.images.shape[-1]}"
         )
-    image = jax.ShapeDtypeStruct((1, *own.images.shape[1:]), jnp.float32)
+    prepare = _normaliser(folder, found.get("image_size", 224))
+    image = jax.eval_shape(prepare, jnp.zeros((1, *own.images.shape[1:])))
     shapes = jax.eval_shape(ViT(config).init, jax.random.key(0), image)["params"]
     body = {name: x for name, x in shapes.items() if name != "head"}
     table = vit.TABLE._replace(ignored=(*vit.TABLE.ignored, "classifier.*"))
     base = weights.load(folder, table, body, dtype="float32")
-    return config, _with_head(base, classes), _normaliser(folder)
+    return config, _with_head(base, classes), prepare
 
 
-def _normaliser(folder: Path) -> Callable:
-    """As the folder's `preprocessor_config.json` has it, or to [-1, 1]."""
+def _normaliser(folder: Path, side: int) -> Callable:
+    """Enlarged to the model's side, and as its `preprocessor_config.json` has it."""
     path = folder / "preprocessor_config.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
     mean = np.array(found.get("image_mean", [0.5] * 3), np.float32)
     spread = np.array(found.get("image_std", [0.5] * 3), np.float32)
-    return lambda image: (image.astype(jnp.float32) / 255 - mean) / spread
+
+    def prepare(image):
+        image = image.astype(jnp.float32)
+        shape = len(image), side, side, image.shape[-1]
+        if image.shape != shape:
+            image = jax.image.resize(image, shape, "bilinear")
+        return (image / 255 - mean) / spread
+
+    return prepare

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import jax
@@ -15,8 +16,11 @@ from experiments.problem import Problem, initial_adapter
 from experiments.settings import Settings
 from potara_jax.adapters import lora, precision
 from potara_jax.clients.task import answering
+from potara_jax.data import tokens
 from potara_jax.data.federation import Batch, Federation
-from potara_jax.data.tokens import Choices
+from potara_jax.data.text import Example
+from potara_jax.data.tokens import Choices, Tokenizer
+from potara_jax.models import llama, weights
 from potara_jax.models.llama import Llama, LlamaConfig, Text
 from potara_jax.models.pretraining import pretrain
 
@@ -70,6 +74,34 @@ def problem_of(
         adapter=initial_adapter(sites, rank=settings.rank, base=base, trained=()),
         federations=federations,
     )
+
+
+def loaded(name: str) -> tuple[Tokenizer, LlamaConfig, Callable[[], lora.Params]]:
+    """A checkpoint's tokenizer and sizes, and what reads its weights."""
+    folder = weights.folder_of(name)
+    found = weights.read_config(folder)
+    config = llama.config_of(found)
+
+    def read() -> lora.Params:
+        init = partial(Llama(config).init, jax.random.key(0))
+        shapes = jax.eval_shape(init, example_text())["params"]
+        return weights.load(folder, llama.TABLE, shapes)
+
+    return tokens.from_folder(folder, found), config, read
+
+
+def encoded(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    context: int,
+    note: Callable[[str], None],
+) -> Choices:
+    """All examples as arrays, with a line on those that are cut."""
+    choices, cut = tokens.encode(examples, tokenizer, context=context)
+    if cut:
+        told = f"{cut} of {len(examples)} examples have more than {context} tokens"
+        note(f"{told}: their prompts lost their front (--context)")
+    return choices
 
 
 def example_text() -> Text:

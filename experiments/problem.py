@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from experiments.settings import Settings
 from potara_jax.adapters import lora
 from potara_jax.adapters.lora import Adapter, Params
 from potara_jax.clients.task import Task
-from potara_jax.data.federation import Federation
+from potara_jax.data import dealing, partition
+from potara_jax.data.federation import Batch, Federation
 
 
 class Problem(NamedTuple):
@@ -44,3 +47,48 @@ def federations(
     cells = [(h, s) for h in settings.heterogeneity for s in settings.seeds]
     size = max(make(cell, None).train.index.shape[1] for cell in cells)
     return {cell: make(cell, size) for cell in cells}
+
+
+def dealt(
+    settings: Settings,
+    pool: Batch,
+    strata: np.ndarray,
+    cell: tuple[str, int],
+    size: int | None,
+    *,
+    testing: np.ndarray | None = None,
+    most: int | None = None,
+) -> Federation:
+    """Clients that hold the pool's examples, each with strata of its own.
+
+    strata: the class or task of every example. testing: which of them are for tests
+      alone; default: some of every stratum, drawn by the seed. most: tests of a client.
+    """
+    heterogeneity, seed = cell
+    rng = np.random.default_rng([seed, 1])
+    parts = _parts(rng, strata, testing)
+    train = parts["train"]
+    how = {"clients": settings.clients}
+    groups = dealing.deal(rng, strata[train], heterogeneity, **how)
+    return dealing.federate(
+        rng,
+        pool,
+        strata,
+        parts,
+        [train[group] for group in groups],
+        heldout=settings.samples,
+        test=most,
+        size=size,
+    )
+
+
+_SHARES = {"train": 0.6, "heldout": 0.2, "test": 0.2}
+
+
+def _parts(rng, strata, testing) -> dict[str, np.ndarray]:
+    if testing is None:
+        return partition.split(rng, strata, _SHARES)
+    own = np.flatnonzero(~testing)
+    shares = {"train": 0.9, "heldout": 0.1}
+    found = partition.split(rng, strata[own], shares)
+    return {n: own[x] for n, x in found.items()} | {"test": np.flatnonzero(testing)}

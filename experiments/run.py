@@ -15,10 +15,13 @@ import tyro
 from rich.console import Console
 
 from experiments import (
+    cifar100,
+    commonsense,
     compare,
     digits,
     federating,
     files,
+    flan,
     images,
     jobs,
     recipes,
@@ -66,6 +69,9 @@ EXPERIMENTS = {
         },
     ),
     "images": Experiment(images.problem, {"run": images.OwnImages}),
+    "cifar100": Experiment(cifar100.problem, {"run": cifar100.Cifar100}),
+    "commonsense": Experiment(commonsense.problem, {"run": commonsense.Commonsense}),
+    "flan": Experiment(flan.problem, {"run": flan.Flan}),
     "text": Experiment(text.problem, {"run": text.OwnText}),
     "tasks": Experiment(tasks.problem, {"run": tasks.Tasks}),
 }

@@ -9,6 +9,8 @@ from typing import Literal
 from potara_jax.data.dealing import SHARDS, TASKS
 from potara_jax.federated.registry import load_all
 
+Precision = Literal["float32", "bfloat16", "int8"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -44,7 +46,7 @@ class Settings:
     """LoRA's alpha: a delta is scaled by alpha / rank."""
     targets: tuple[str, ...] = ("query", "value")
     """Modules to adapt: regular expressions for the end of a module's path."""
-    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    precision: Precision = "float32"
     """Of the frozen base; activations are in bfloat16 with the last two."""
     remat: bool = False
     """Compute activations again for the gradient: less memory, a third more time."""

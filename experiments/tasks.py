@@ -19,10 +19,15 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.language import Language, pool_of, pretrained, problem_of
-from experiments.problem import Problem, federations
-from potara_jax.data import dealing, generated, partition, tokens
-from potara_jax.data.federation import Batch, Federation
+from experiments.language import (
+    Language,
+    pool_of,
+    pretrained,
+    problem_of,
+)
+from experiments.problem import Problem, dealt, federations
+from potara_jax.data import generated, tokens
+from potara_jax.data.federation import Batch
 from potara_jax.models.llama import LlamaConfig
 
 MODEL = LlamaConfig(
@@ -35,7 +40,6 @@ MODEL = LlamaConfig(
     theta=10000.0,
     context=64,
 )
-_SHARES = {"train": 0.5, "heldout": 0.2, "test": 0.3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,24 +77,10 @@ def problem(settings: Tasks, note) -> Problem:
     choices, _ = tokens.encode(examples, tokens.of_bytes(), context=MODEL.context)
     strata = np.repeat(np.arange(len(made)), settings.examples)
     pool = pool_of(choices)
-    held = federations(settings, partial(_federation, settings, pool, strata))
+    held = federations(settings, partial(dealt, settings, pool, strata))
     upstream = _upstream(settings, {example.prompt for example in examples})
     base = pretrained(settings, MODEL, upstream, note, batch_size=64, rate=2e-3)
     return problem_of(settings, MODEL, base, held)
-
-
-def _federation(settings, pool, strata, cell, size) -> Federation:
-    heterogeneity, seed = cell
-    rng = np.random.default_rng([seed, 1])
-    parts = partition.split(rng, strata, _SHARES)
-    train = parts["train"]
-    how = {"clients": settings.clients}
-    groups = dealing.deal(rng, strata[train], heterogeneity, **how)
-    groups = [train[group] for group in groups]
-    heldout = settings.samples
-    return dealing.federate(
-        rng, pool, strata, parts, groups, heldout=heldout, size=size
-    )
 
 
 def _upstream(settings: Tasks, known: set[str]) -> Batch:

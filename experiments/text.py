@@ -14,26 +14,24 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from experiments.language import (
     Language,
-    example_text,
+    encoded,
+    loaded,
     pool_of,
     pretrained,
     problem_of,
 )
-from experiments.problem import Problem, federations
-from potara_jax.data import dealing, partition, text, tokens
-from potara_jax.data.federation import Federation
+from experiments.problem import Problem, dealt, federations
+from potara_jax.adapters import lora
+from potara_jax.data import text, tokens
 from potara_jax.data.text import Example
 from potara_jax.data.tokens import Tokenizer
-from potara_jax.models import llama, weights
-from potara_jax.models.llama import Llama, LlamaConfig
+from potara_jax.models.llama import LlamaConfig
 
-_SHARES = {"train": 0.6, "heldout": 0.2, "test": 0.2}
-_UPSTREAM = 0.4
+_TRAIN, _UPSTREAM = 0.6, 0.4
 _BATCH, _RATE = 32, 1e-3
 
 
@@ -45,8 +43,8 @@ class OwnText(Language):
     """Files of examples (.jsonl, .jsonl.gz, .json), one a task."""
     out: Path = Path("runs/text")
     """Run folder. A finished run is shown again, an unfinished one is continued."""
-    checkpoint: Path | None = None
-    """Hugging Face folder of a Llama or Qwen. Default: one is pre-trained."""
+    checkpoint: str | None = None
+    """Folder, or name on the hub, of a Llama or Qwen. Default: one is pre-trained."""
     seen: int | None = None
     """Files, from the first, that the base is pre-trained on. Default: 7 of 10."""
     context: int = 128
@@ -86,13 +84,19 @@ def problem(settings: OwnText, note) -> Problem:
     """A Llama and its federations, one a heterogeneity and seed."""
     found = [text.read(path) for path in settings.data]
     upstream, own = _split(found, settings)
-    tokenizer, config = _model(settings, upstream)
-    choices = _encoded(settings, own, tokenizer, note)
+    if settings.checkpoint:
+        tokenizer, config, read = loaded(settings.checkpoint)
+    else:
+        texts = (f"{x.prompt} {x.options[x.gold]}" for x in upstream)
+        tokenizer = tokens.trained(texts, settings.vocabulary)
+        config = _sized(settings, tokenizer)
+        read = partial(_base, settings, config, upstream, tokenizer, note)
+    examples = [example for part in own for example in part]
+    pool = pool_of(encoded(examples, tokenizer, settings.context, note))
     strata = np.repeat(np.arange(len(own)), [len(part) for part in own])
-    pool = pool_of(choices)
-    held = federations(settings, partial(_federation, settings, pool, strata))
-    base = _base(settings, config, upstream, tokenizer, note)
-    return problem_of(settings, config, base, held)
+    most = settings.test_examples
+    held = partial(dealt, settings, pool, strata, most=most)
+    return problem_of(settings, config, read(), federations(settings, held))
 
 
 def _split(found: list[list[Example]], settings):
@@ -100,7 +104,7 @@ def _split(found: list[list[Example]], settings):
     rng = np.random.default_rng([settings.base_seed, 0])
     seen = _seen(settings)
     upstream, own = [], []
-    most = round(settings.train_examples / _SHARES["train"])
+    most = round(settings.train_examples / _TRAIN)
     for number, examples in enumerate(found):
         order = rng.permutation(len(examples))
         first = round(_UPSTREAM * len(examples)) if number < seen else 0
@@ -120,59 +124,22 @@ def _seen(settings) -> int:
     return max(1, round(0.7 * len(settings.data))) if told is None else told
 
 
-def _model(settings, upstream: list[Example]) -> tuple[Tokenizer, LlamaConfig]:
-    """The tokenizer, and the sizes of a model that goes with it."""
-    if settings.checkpoint:
-        found = weights.read_config(settings.checkpoint)
-        config = llama.config_of(found)
-        return tokens.from_folder(settings.checkpoint, found), config
-    texts = (f"{x.prompt} {x.options[x.gold]}" for x in upstream)
-    tokenizer = tokens.trained(texts, settings.vocabulary)
-    return tokenizer, LlamaConfig(
+def _sized(settings, tokenizer: Tokenizer) -> LlamaConfig:
+    """The model that is pre-trained."""
+    heads = settings.width // 32
+    return LlamaConfig(
         vocabulary=tokenizer.size,
         width=settings.width,
         hidden=settings.width * 5 // 2,
         depth=settings.depth,
-        heads=settings.width // 32,
-        key_heads=settings.width // 32,
+        heads=heads,
+        key_heads=heads,
         theta=10000.0,
         context=settings.context,
     )
 
 
-def _encoded(settings, own, tokenizer: Tokenizer, note) -> tokens.Choices:
-    examples = [example for part in own for example in part]
-    choices, cut = tokens.encode(examples, tokenizer, context=settings.context)
-    if cut:
-        told = f"{cut} of {len(examples)} examples have more than {settings.context}"
-        note(f"{told} tokens: their prompts lost their front (--context)")
-    return choices
-
-
-def _federation(settings, pool, strata, cell, size) -> Federation:
-    heterogeneity, seed = cell
-    rng = np.random.default_rng([seed, 1])
-    parts = partition.split(rng, strata, _SHARES)
-    train = parts["train"]
-    how = {"clients": settings.clients}
-    groups = dealing.deal(rng, strata[train], heterogeneity, **how)
-    return dealing.federate(
-        rng,
-        pool,
-        strata,
-        parts,
-        [train[group] for group in groups],
-        heldout=settings.samples,
-        test=settings.test_examples,
-        size=size,
-    )
-
-
-def _base(settings, config: LlamaConfig, upstream, tokenizer, note):
-    if settings.checkpoint:
-        init = partial(Llama(config).init, jax.random.key(0))
-        shapes = jax.eval_shape(init, example_text())["params"]
-        return weights.load(settings.checkpoint, llama.TABLE, shapes)
+def _base(settings, config: LlamaConfig, upstream, tokenizer, note) -> lora.Params:
     choices, _ = tokens.encode(upstream, tokenizer, context=settings.context)
     pool = pool_of(tokens.every_token(choices))
     return pretrained(settings, config, pool, note, batch_size=_BATCH, rate=_RATE)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -92,6 +93,36 @@ class Stored(NamedTuple):
     names: tuple[str, ...]
     stacked: bool
     kind: Kind
+
+
+# --- Where a checkpoint is -----------------------------------------------------------
+
+_WANTED = "*.json", "*.safetensors"
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a checkpoint: itself, or that of a name on Hugging Face's hub.
+
+    What the hub's cache has is not downloaded again. Raises `ValueError` where it is
+    neither a folder nor to be had.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+        raise ValueError(f"{name} is neither a folder nor a name as owner/model")
+    import huggingface_hub
+
+    for here in (True, False):
+        how = {"local_files_only": here, "allow_patterns": _WANTED}
+        try:
+            return Path(huggingface_hub.snapshot_download(name, **how))
+        except Exception as error:  # whatever the network raises
+            reason = " ".join(str(error).split())[:160]
+    raise ValueError(
+        f"{name} is not on this machine and cannot be downloaded ({reason}); fetch it "
+        f"with `hf download {name}`, and name the folder"
+    )
 
 
 # --- Reading -------------------------------------------------------------------------

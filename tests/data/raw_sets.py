@@ -65,7 +65,8 @@ def hellaswag(folder, n):
     for split, short in (("train", "train"), ("validation", "val"), ("test", "test")):
         rows = [
             {"ctx": f"c{i}", "endings": list("wxyz"), "activity_label": "a",
-             "split_type": ("indomain", "zeroshot")[i // 2 % 2], "source_id": ("wikihow", "activitynet")[i % 2]}
+             "split_type": ("indomain", "zeroshot")[i // 2 % 2],
+             "source_id": ("wikihow", "activitynet")[i % 2]}
             | ({} if split == "test" else {"label": i % 4})
             for i in range(n)
         ]  # fmt: skip

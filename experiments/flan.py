@@ -1,0 +1,34 @@
+"""Eight tasks of FLAN: Llama-3.2-3B, one task a client.
+
+    potara run flan                      (or: make flan)
+
+ARC-Challenge, CosmosQA, definite pronouns, QQP, HellaSwag, MNLI, SQuAD and SST-2; 1000
+training and 500 test examples each, 50 federated and 300 local rounds. The paper (arXiv
+2602.18658) reports 70.61 for closed-book question answering, and 68.07 for FedALT.
+
+It does not publish rank, learning rate, local steps and batch size, nor its prompts:
+those are this project's. Accuracy of SQuAD is that of the exact answer. The weights
+(6.4 GB in bfloat16) need an account on Hugging Face's hub; training wants a device of
+40 GB and takes some hours there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+from experiments import suites
+from experiments.suites import Suite
+from potara_jax.data import catalogue
+
+
+@dataclasses.dataclass(frozen=True)
+class Flan(Suite):
+    """Federated and local LoRA on Llama-3.2-3B for FLAN's tasks, merged by Potara."""
+
+    out: Path = Path("runs/flan")
+    """Run folder. A finished run is shown again, an unfinished one is continued."""
+
+
+problem = partial(suites.problem, catalogue.FLAN)
