@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,13 +104,29 @@ def problem_of_images(
     if testing is not None:
         testing = testing[np.isin(found.labels, _own_classes(found, settings))]
     held = _federations(own, settings, testing)
-    prepare = _scaled
-    if settings.checkpoint:
-        config, base, prepare = _loaded(settings, own)
-    else:
-        config, base = _pretrained(settings, upstream, len(own.names), note)
+    model = model_of(settings, upstream, own, note)
+    return problem_of(settings, *model[:2], held, **fitted(own, model.prepare))
+
+
+def fitted(own: Images, prepare: Callable) -> dict:
+    """What `problem_of` is to know of the images."""
     shape = jax.eval_shape(prepare, jnp.zeros((1, *own.images.shape[1:]))).shape[1:]
-    return problem_of(settings, config, base, held, shape=shape, prepare=prepare)
+    return {"shape": shape, "prepare": prepare}
+
+
+class Model(NamedTuple):
+    """A ViT, its parameters, and how it wants its images."""
+
+    config: ViTConfig
+    base: lora.Params
+    prepare: Callable
+
+
+def model_of(settings, upstream: Images, own: Images, note) -> Model:
+    """A checkpoint's ViT, or one that is pre-trained, with a head for the clients."""
+    if settings.checkpoint:
+        return Model(*_loaded(settings, own))
+    return Model(*_pretrained(settings, upstream, len(own.names), note), _scaled)
 
 
 def _scaled(image):
@@ -175,13 +192,17 @@ def _pretrained(settings, upstream: Images, classes: int, note):
         heads=settings.width // 32,
         classes=len(upstream.names),
     )
+    base = _cached(config, settings, upstream, note)
+    return dataclasses.replace(config, classes=classes), _with_head(base, classes)
+
+
+def _cached(config, settings, upstream: Images, note) -> lora.Params:
     recipe = {"model": dataclasses.asdict(config), "steps": settings.base_steps}
     recipe |= {"seed": settings.base_seed, "batch_size": settings.base_batch}
     recipe |= {"learning_rate": _RATE}
     pool = Batch(jnp.asarray(upstream.images), jnp.asarray(upstream.labels))
     train = lambda: _train(config, settings, pool, note)
-    base = cached_base(settings.cache, recipe, pool, train, note)
-    return dataclasses.replace(config, classes=classes), _with_head(base, classes)
+    return cached_base(settings.cache, recipe, pool, train, note)
 
 
 def _train(config, settings, pool: Batch, note) -> lora.Params:

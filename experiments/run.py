@@ -16,6 +16,7 @@ from rich.console import Console
 
 from experiments import (
     cifar100,
+    clients,
     commonsense,
     compare,
     digits,
@@ -44,10 +45,14 @@ _INTERRUPTED = 130
 
 
 class Experiment(NamedTuple):
-    """How to make its problem of settings, and each job's settings with defaults."""
+    """How to make its problem of settings, and each job's settings with defaults.
+
+    `resolve`: fills in what the user's data say.
+    """
 
     problem: Callable[[Any, Callable[[str], None]], Problem]
     settings: dict[str, type[Settings]]
+    resolve: Callable[[Any], Any] = lambda settings: settings
 
 
 JOBS: dict[str, Job] = {
@@ -72,6 +77,9 @@ EXPERIMENTS = {
     "cifar100": Experiment(cifar100.problem, {"run": cifar100.Cifar100}),
     "commonsense": Experiment(commonsense.problem, {"run": commonsense.Commonsense}),
     "flan": Experiment(flan.problem, {"run": flan.Flan}),
+    "clients": Experiment(
+        clients.problem, {"run": clients.OwnClients}, clients.resolve
+    ),
     "text": Experiment(text.problem, {"run": text.OwnText}),
     "tasks": Experiment(tasks.problem, {"run": tasks.Tasks}),
 }
@@ -100,6 +108,7 @@ def run(name: str, settings: Settings, console: Console, job: str = "run") -> No
         with _refusing():
             for path in settings.load:
                 load_file(path)
+            settings = EXPERIMENTS[name].resolve(settings)
             settings.check()
             recipes.check(settings)
             federating.check(settings)

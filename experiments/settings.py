@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from potara_jax.data.dealing import SHARDS, TASKS
 from potara_jax.federated.registry import load_all
@@ -114,6 +114,8 @@ class Settings:
     chunk: int | Literal["auto"] = "auto"
     """Clients of a round that are trained at once; auto: as many as fit the memory."""
 
+    more_heterogeneity: ClassVar[tuple[str, ...]] = ()
+
     def check(self) -> None:
         """Raise `ValueError` with the setting, its value and what is allowed."""
         for name in _POSITIVE:
@@ -136,6 +138,7 @@ class Settings:
             shards = value.removeprefix(SHARDS)
             good = value == TASKS or _positive_number(value)
             good = good or (shards != value and shards.isdigit() and int(shards) > 0)
+            good = good or value in self.more_heterogeneity
             allowed = f"must be numbers above 0, {SHARDS}2 or the like, or '{TASKS}'"
             _require(good, self, "heterogeneity", allowed)
 

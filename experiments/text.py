@@ -84,6 +84,19 @@ def problem(settings: OwnText, note) -> Problem:
     """A Llama and its federations, one a heterogeneity and seed."""
     found = [text.read(path) for path in settings.data]
     upstream, own = _split(found, settings)
+    most = settings.test_examples
+    deal = lambda pool, strata: partial(dealt, settings, pool, strata, most=most)
+    return problem_of_texts(settings, upstream, own, deal, note)
+
+
+def problem_of_texts(
+    settings, upstream: list[Example], own: list[list[Example]], deal, note
+) -> Problem:
+    """A Llama that is pre-trained on some examples, or loaded, and its federations.
+
+    own: the clients' examples, a list a stratum. deal: from `(pool, strata)` to a
+      function `(cell, size) -> federation`.
+    """
     if settings.checkpoint:
         tokenizer, config, read = loaded(settings.checkpoint)
     else:
@@ -94,9 +107,8 @@ def problem(settings: OwnText, note) -> Problem:
     examples = [example for part in own for example in part]
     pool = pool_of(encoded(examples, tokenizer, settings.context, note))
     strata = np.repeat(np.arange(len(own)), [len(part) for part in own])
-    most = settings.test_examples
-    held = partial(dealt, settings, pool, strata, most=most)
-    return problem_of(settings, config, read(), federations(settings, held))
+    held = federations(settings, deal(pool, strata))
+    return problem_of(settings, config, read(), held)
 
 
 def _split(found: list[list[Example]], settings):

@@ -61,7 +61,7 @@ def records(name: str, split: str, folder: str | os.PathLike[str] = DEFAULT):
         raise ValueError(
             f"data set {name} is not in {folder} and cannot be had ({reason}); prepare "
             "it where there is a network, with the same command, and copy "
-            f"{folder / name.split('/')[0]} here"
+            f"{folder / builder.name} here"
         ) from None
 
 

@@ -101,6 +101,41 @@ def federate(
     )
 
 
+def owned(
+    rng: np.random.Generator,
+    pool: Batch,
+    strata: np.ndarray,
+    owner: np.ndarray,
+    *,
+    shares: dict[str, float],
+    heldout: int,
+    test: int,
+    size: int | None = None,
+) -> Federation:
+    """Clients that hold examples of their own: those that `owner` `[P]` gives them.
+
+    Every client's are split in given shares of `train`, `heldout` and `test`, of every
+    stratum alike; of the last two, so many are used, at most.
+    """
+    clients = int(owner.max()) + 1
+    own = [np.flatnonzero(owner == client) for client in range(clients)]
+    parts = [partition.split(rng, strata[places], shares) for places in own]
+    of = lambda name: [
+        places[rng.permutation(part[name])]
+        for places, part in zip(own, parts, strict=True)
+    ]
+    train, drawn, tested = of("train"), of("heldout"), of("test")
+    held = partition.proportions(strata, train, int(strata.max()) + 1)
+    return Federation(
+        pool=pool,
+        train=pack(train, size=size),
+        heldout=pack([places[:heldout] for places in drawn], size=heldout),
+        test=_even([places[:test] for places in tested], test),
+        proportions=jnp.asarray(held, jnp.float32),
+        task=jnp.arange(clients),
+    )
+
+
 def _weighted(strata, test, shares) -> Weighted:
     """Every client's test examples, those that count, padded to the most."""
     weights = [partition.example_weights(strata[test], share) for share in shares]

@@ -34,12 +34,20 @@ def read(paths: Sequence[str | os.PathLike[str]], *, side: int | None = None) ->
     side: to which all are resized, in pixels; default: they have one size already.
     Raises `ValueError` with the file and what is wrong with it.
     """
-    parts = [_read_one(Path(path), side) for path in paths]
+    return together([_read_one(Path(path), side) for path in paths], paths)
+
+
+def together(parts: Sequence[Images], sources: Sequence[object]) -> Images:
+    """Images of several sources as one, with the classes of all of them by name.
+
+    Raises `ValueError` where they differ in size.
+    """
     shapes = {
-        part.images.shape[1:]: path for part, path in zip(parts, paths, strict=True)
+        part.images.shape[1:]: source
+        for part, source in zip(parts, sources, strict=True)
     }
     if len(shapes) > 1:
-        told = ", ".join(f"{path} {_size(shape)}" for shape, path in shapes.items())
+        told = ", ".join(f"{source} {_size(shape)}" for shape, source in shapes.items())
         raise ValueError(f"images differ in size: {told}; resize them with --side")
     names = sorted({name for part in parts for name in part.names}, key=_by_number)
     place = {name: number for number, name in enumerate(names)}

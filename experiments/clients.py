@@ -1,0 +1,155 @@
+"""Your own clients: a folder with one sub-folder or file a client.
+
+    potara run clients --data FOLDER
+
+A client is an .npz file of images, a folder of images with one sub-folder a class, or a
+file of examples of text (.jsonl, .jsonl.gz, .json). A model is pre-trained on the
+examples of some clients, who then take no part, or `--checkpoint` names one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.images import fitted, model_of
+from experiments.problem import Problem, federations
+from experiments.text import OwnText, problem_of_texts
+from experiments.vision import problem_of
+from potara_jax.data import dealing, images, text
+from potara_jax.data.federation import Batch
+from potara_jax.data.images import Images
+
+_SHARES = {"train": 0.6, "heldout": 0.2, "test": 0.2}
+_TEXT = (".jsonl", ".jsonl.gz", ".json")
+_FEWEST = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnClients(OwnText):
+    """Federated and local LoRA on your own clients, merged by Potara."""
+
+    data: tuple[Path, ...] = ()
+    """The folder that holds a sub-folder or file a client."""
+    out: Path = Path("runs/clients")
+    """Run folder. A finished run is shown again, an unfinished one is continued."""
+    clients: int = 0
+    """How many clients federate. Default: all that the base is not pre-trained on."""
+    heterogeneity: tuple[str, ...] = ("own",)
+    """Clients are as they are: `own`."""
+    more_heterogeneity: ClassVar[tuple[str, ...]] = ("own",)
+    targets: tuple[str, ...] = ()
+    """Modules to adapt. Default: queries and values."""
+    upstream: float = 0.3
+    """Share of the clients that the base is pre-trained on; they do not federate."""
+    side: int | None = None
+    """Resize images to so many pixels. Default: as they are."""
+    base_batch: int = 64
+    """Images of a step of the pre-training."""
+
+
+def resolve(settings: OwnClients) -> OwnClients:
+    """The settings with the number of clients, and what goes with their kind."""
+    found = _entries(settings)
+    own = len(found) - _upstream(settings, len(found))
+    if settings.clients > own:
+        raise ValueError(f"--clients is {settings.clients}: there are {own}")
+    known = {"clients": settings.clients or own, "seen": 0}
+    if not _is_text(found[0]):
+        known |= {"train_head": True, "curvature": "empirical"}
+    default = ("q_proj", "v_proj") if _is_text(found[0]) else ("query", "value")
+    known["targets"] = settings.targets or default
+    return dataclasses.replace(settings, **known)
+
+
+def problem(settings: OwnClients, note) -> Problem:
+    """A model and the federation of the clients, one a seed."""
+    found = _entries(settings)
+    order = np.random.default_rng([settings.base_seed, 0]).permutation(len(found))
+    first = _upstream(settings, len(found))
+    upstream = [found[i] for i in order[:first]]
+    own = [found[i] for i in np.sort(order[first:])[: settings.clients]]
+    kind = _texts if _is_text(found[0]) else _images
+    return kind(settings, upstream, own, note)
+
+
+def _entries(settings) -> list[Path]:
+    """All clients, in the order of their names."""
+    if len(settings.data) != 1 or not settings.data[0].is_dir():
+        raise ValueError("--data must name one folder, with a file or folder a client")
+    folder = settings.data[0]
+    known = lambda p: p.is_dir() or p.suffix == ".npz" or p.name.endswith(_TEXT)
+    found = sorted(p for p in folder.iterdir() if known(p) and p.name[0] != ".")
+    if len(found) < 2:
+        raise ValueError(
+            f"{folder} holds {len(found)} clients: there must be 2 or more"
+        )
+    if len({_is_text(path) for path in found}) > 1:
+        raise ValueError(f"{folder} holds both texts and images")
+    return found
+
+
+def _is_text(path: Path) -> bool:
+    return path.name.endswith(_TEXT)
+
+
+def _upstream(settings, number: int) -> int:
+    if settings.checkpoint:
+        return 0
+    return min(max(1, round(settings.upstream * number)), number - 1)
+
+
+def _texts(settings, upstream: list[Path], own: list[Path], note) -> Problem:
+    seen = [example for path in upstream for example in text.read(path)]
+    held = [text.read(path) for path in own]
+    for path, examples in zip(own, held, strict=True):
+        _check_number(path, len(examples))
+    return problem_of_texts(settings, seen, held, partial(_deal, settings), note)
+
+
+def _images(settings, upstream: list[Path], own: list[Path], note) -> Problem:
+    paths = [*upstream, *own]
+    parts = [images.read([path], side=settings.side) for path in paths]
+    found = images.together(parts, paths)
+    sizes = [len(part.labels) for part in parts]
+    for path, size in zip(paths, sizes, strict=True):
+        _check_number(path, size)
+    owner = np.repeat(np.arange(len(paths)) - len(upstream), sizes)
+    seen, held = (_where(found, owner < 0), _where(found, owner >= 0))
+    pool = Batch(jnp.asarray(held.images), jnp.asarray(held.labels))
+    deal = partial(_owned, settings, pool, held.labels, owner[owner >= 0])
+    made = federations(settings, deal)
+    config, base, prepare = model_of(settings, seen, held, note)
+    return problem_of(settings, config, base, made, **fitted(held, prepare))
+
+
+def _where(found: Images, chosen: np.ndarray) -> Images:
+    return Images(found.images[chosen], found.labels[chosen], found.names)
+
+
+def _check_number(path: Path, number: int) -> None:
+    if number < _FEWEST:
+        raise ValueError(f"client {path} has {number} examples: fewer than {_FEWEST}")
+
+
+def _deal(settings, pool: Batch, owner: np.ndarray):
+    return partial(_owned, settings, pool, owner, owner)
+
+
+def _owned(settings, pool, strata, owner, cell, size):
+    rng = np.random.default_rng([cell[1], 1])
+    return dealing.owned(
+        rng,
+        pool,
+        strata,
+        owner,
+        shares=_SHARES,
+        heldout=settings.samples,
+        test=settings.test_examples,
+        size=size,
+    )
