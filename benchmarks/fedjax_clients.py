@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import fedjax
 import jax
 import numpy as np
 import optax
+
+# FedJAX 0.0.17 calls what later versions of JAX no longer have.
+if not hasattr(jax, "tree_map"):
+    jax.tree_map = jax.tree.map
+
+import fedjax
 from fedjax.algorithms import fed_avg
 
 from benchmarks.model import BATCH, RATE, STEPS, Setup, arguments
@@ -19,7 +24,7 @@ from potara_jax.data.federation import Batch
 
 def averaging(given: Setup, clients: int) -> Callable:
     """A function that runs a round over all clients."""
-    base, pool = given.shared
+    base, pool = given.shared.base, given.shared.pool
     adapters, examples, keys = arguments(given, clients)
 
     def gradient(adapter, batch, key):

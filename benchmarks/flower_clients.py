@@ -5,6 +5,7 @@ Needs `benchmarks/requirements.txt`.
 
 from __future__ import annotations
 
+import logging
 import time
 from functools import cache
 
@@ -23,6 +24,7 @@ _ROUNDS = 4
 
 def seconds_of_a_round(clients: int) -> float:
     """The median of the rounds after the first, in which the programs are compiled."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     ends: list[float] = []
     server = ServerApp()
 

@@ -16,11 +16,13 @@ import optax
 
 from potara_jax.adapters import lora
 from potara_jax.clients.axis import Layout, over_clients
-from potara_jax.clients.task import Task, classification
+from potara_jax.clients.task import Task, answering, classification
 from potara_jax.clients.training import Train
 from potara_jax.data.federation import Batch, Ragged
+from potara_jax.data.tokens import Choices
 from potara_jax.federated import rounds
 from potara_jax.federated.interface import Shared
+from potara_jax.models.llama import Llama, LlamaConfig, Text
 from potara_jax.models.vit import ViT, ViTConfig
 
 DIGITS = ViTConfig(patch=2, width=64, depth=4, heads=4, classes=10)
@@ -28,26 +30,68 @@ STEPS, BATCH, EXAMPLES, RANK, RATE = 5, 8, 40, 8, 5e-3
 
 
 class Setup(NamedTuple):
-    """A ViT with adapters, and a client's training of it."""
+    """A model with adapters, and a client's training of it.
+
+    operations: floating-point operations that a client's step needs: four a base
+      parameter and token (forward, and the gradient of the activations; none of the
+      base), six a factor's.
+    """
 
     shared: Shared
     adapter: lora.Adapter
     task: Task
     train: Train
+    operations: float
 
 
-def setup(config: ViTConfig = DIGITS, *, side: int = 8, batch: int = BATCH) -> Setup:
+def setup(
+    config: ViTConfig = DIGITS, *, side: int = 8, batch: int = BATCH, rank: int = RANK
+) -> Setup:
     """The model at random, with a pool of random images."""
     model = ViT(config)
-    images = jax.random.uniform(jax.random.key(0), (512, side, side, 1))
+    colours = 1 if side == 8 else 3
+    images = jax.random.uniform(jax.random.key(0), (512, side, side, colours))
     pool = Batch(images, jnp.arange(512, dtype=jnp.int32) % config.classes)
     sites = lora.find_sites(model, images[:1], targets=["query", "value"])
     base = model.init(jax.random.key(1), images[:1])["params"]
-    adapter = lora.init(jax.random.key(2), sites, rank=RANK)
+    base = jax.tree.map(lambda x: x.astype(config.dtype), base)
+    adapter = lora.init(jax.random.key(2), sites, rank=rank)
     optimizer = optax.adamw(RATE, weight_decay=1e-4)
     train = Train(optimizer, steps=STEPS, batch_size=batch)
     task = classification(lora.bind(model, scale=2.0))
-    return Setup(Shared(base, pool), adapter, task, train)
+    tokens = batch * ((side // config.patch) ** 2 + 1)
+    needed = tokens * (4 * _kernels(base) + 6 * _numbers(adapter))
+    return Setup(Shared(base, pool), adapter, task, train, needed)
+
+
+def _kernels(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree) if leaf.ndim > 1)
+
+
+def _numbers(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def language(config: LlamaConfig, *, length: int, batch: int, rank: int) -> Setup:
+    """A Llama at random, with a pool of random tokens and answers of 16 of them."""
+    model, answer = Llama(config), 16
+    keys = jax.random.split(jax.random.key(0), 3)
+    tokens = jax.random.randint(keys[0], (512, 1, length), 0, config.vocabulary)
+    at = jnp.broadcast_to(jnp.arange(length - answer, length), (512, 1, answer))
+    choices = Choices(tokens, at, tokens[..., -answer:], jnp.zeros(512, jnp.int32))
+    text = Text(tokens[:1, 0], at[:1, 0])
+    sites = lora.find_sites(model, text, targets=["q_proj", "v_proj"])
+    make = lambda key: model.init(key, text)["params"]
+    in_dtype = lambda key: jax.tree.map(lambda x: x.astype(config.dtype), make(key))
+    base, adapter = jax.jit(in_dtype)(keys[1]), lora.init(keys[2], sites, rank=rank)
+    train = Train(optax.adamw(RATE), steps=STEPS, batch_size=batch)
+    task = answering(lora.bind(model, scale=2.0))
+    each = 4 * _kernels(base["layers"]) + 6 * _numbers(adapter)
+    head = 4 * answer * config.vocabulary * config.width
+    pool = Batch(choices, choices.answers[:, 0])
+    return Setup(
+        Shared(base, pool), adapter, task, train, batch * (length * each + head)
+    )
 
 
 def local_round(given: Setup) -> Callable:

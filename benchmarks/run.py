@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -58,7 +59,7 @@ class Bench:
 
 
 def bench(settings: Bench, console: Console) -> list[Line]:
-    """All lines, kept in `results.json`, and the figure of them."""
+    """All lines, kept in `results.json` as they come, and the figure of them."""
     on_cpu = jax.default_backend() == "cpu"
     clients = settings.clients or (100 if on_cpu else 1000)
     depth = settings.depth or (2 if on_cpu else 12)
@@ -67,18 +68,34 @@ def bench(settings: Bench, console: Console) -> list[Line]:
     lines: list[Line] = []
     for name in settings.cases:
         console.print(f"measuring {name}", highlight=False)
-        try:
-            lines += CASES[name](sizes)
-        except ModuleNotFoundError as error:
-            where = "pip install -r benchmarks/requirements.txt"
-            console.print(f"left out {name}: {error.name} is not there; {where}")
-    record = {"versions": versions(), "clients": clients, "depth": depth}
-    rows = [{**line._asdict(), "met": line.met} for line in lines]
-    settings.out.mkdir(parents=True, exist_ok=True)
-    files.write_json(settings.out / "results.json", record | {"lines": rows})
+        for line in _measured(name, sizes, console):
+            told = f"  {line.what}: {line.ratio:.3g}"
+            console.print(told, highlight=False, markup=False)
+            lines.append(line)
+            _keep(settings, lines, {"clients": clients, "depth": depth, "most": most})
     for path in figure.draw(lines, settings.out):
         console.print(f"figure: {path}", highlight=False)
     return lines
+
+
+def _measured(name: str, sizes: Sizes, console: Console) -> Iterator[Line]:
+    """A case's lines; none of other software that is not there or does not run."""
+    try:
+        yield from CASES[name](sizes)
+    except ModuleNotFoundError as error:
+        mend = "pip install -r benchmarks/requirements.txt"
+        console.print(f"left out {name}: {error.name} is not installed; {mend}")
+    except Exception as error:
+        if name not in speed.PEERS:
+            raise
+        console.print(f"left out {name}: it failed with {error!r}", markup=False)
+
+
+def _keep(settings: Bench, lines: list[Line], sizes: dict) -> None:
+    rows = [{**line._asdict(), "met": line.met} for line in lines]
+    settings.out.mkdir(parents=True, exist_ok=True)
+    record = {"versions": versions(), **sizes, "lines": rows}
+    files.write_json(settings.out / "results.json", record)
 
 
 def _table(lines: list[Line]) -> Table:

@@ -5,6 +5,7 @@ Dimension letter: `C` clients.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -17,11 +18,11 @@ from benchmarks.measure import Line, Point
 from benchmarks.merging import Sizes
 from benchmarks.model import (
     BATCH,
-    DIGITS,
     RANK,
     STEPS,
     Setup,
     arguments,
+    language,
     local_round,
     number,
     over,
@@ -34,6 +35,7 @@ from potara_jax.clients.fitting import jit_over_clients
 from potara_jax.federated import rounds
 from potara_jax.federated.algorithms.fedit import fedit
 from potara_jax.merging import Samples
+from potara_jax.models.llama import LlamaConfig
 from potara_jax.models.vit import ViTConfig
 
 # --- Against a loop ------------------------------------------------------------------
@@ -52,9 +54,8 @@ def speed(sizes: Sizes) -> Iterator[Line]:
             "a loop over the jitted client": _loop(one, *args),
             "lax.map": partial(jax.jit(over(one)(Layout(1))), *args),
         }
-        times = measure.seconds(
-            partial(ours, *args), *calls.values(), repeats=min(sizes.repeats, 5)
-        )
+        repeats = min(sizes.repeats, 5 if clients < 256 else 3)
+        times = measure.seconds(partial(ours, *args), *calls.values(), repeats=repeats)
         for name, other in zip(calls, times[1:], strict=True):
             aim = ">= 1" if name.startswith("a loop") else ""
             yield faster(name, clients, times[0], other, aim)
@@ -172,39 +173,43 @@ def ragged(sizes: Sizes) -> Iterator[Line]:
 
 
 def hardware(sizes: Sizes) -> Iterator[Line]:
-    """Floating-point operations that training needs, against a large matrix product.
-
-    Four a base parameter and token (forward, and the gradient of the activations; none
-    of the base), six a factor's.
-    """
+    """Operations that training needs, against those of a large matrix product."""
     del sizes
     on_cpu = jax.default_backend() == "cpu"
-    dtype, clients = ("float32", 16) if on_cpu else ("bfloat16", 32)
-    wide = DIGITS if on_cpu else ViTConfig(classes=100, dtype=dtype)
-    given = setup(wide, side=8 if on_cpu else 224, batch=BATCH if on_cpu else 16)
-    args = given.shared, *arguments(given, clients)
-    ours = jax.jit(over(local_round(given))(Layout(None)))
-    rate, product = _product(1024 if on_cpu else 4096, dtype)
-    took, whole = measure.seconds(partial(ours, *args), product, repeats=5)
-    needed = clients * STEPS * _operations(given)
-    yield Line(
-        f"training, ViT of width {wide.width}, {clients} clients, {dtype}",
-        f"{needed / took / 1e9:,.0f} GFLOP/s",
-        f"matrix product {rate / whole / 1e9:,.0f} GFLOP/s",
-        needed / took / (rate / whole),
-        "" if on_cpu else ">= 0.55",
-    )
+    for make in (_vit, _llama):
+        what, given, clients, dtype = make(on_cpu)
+        args = given.shared, *arguments(given, clients)
+        ours = jit_over_clients(over(local_round(given)), Layout(AUTO), number)
+        rate, product = _product(1024 if on_cpu else 8192, dtype)
+        took, whole = measure.seconds(partial(ours, *args), product, repeats=5)
+        needed = clients * STEPS * given.operations
+        aim = ">= 0.55" if not on_cpu and make is _vit else ""
+        yield Line(
+            f"training, {what}, {clients} clients, {dtype}",
+            f"{needed / took / 1e9:,.0f} GFLOP/s",
+            f"matrix product {rate / whole / 1e9:,.0f} GFLOP/s",
+            needed / took / (rate / whole),
+            aim,
+        )
 
 
-def _operations(given: Setup) -> float:
-    """Of one step of one client."""
-    kernels = [x for x in jax.tree.leaves(given.shared.base) if x.ndim > 1]
-    image = given.shared.pool.inputs[:1]
-    patch = given.shared.base["embed"]["kernel"].shape[0]
-    tokens = (image.shape[1] // patch) ** 2 + 1
-    numbers = 4 * sum(x.size for x in kernels)
-    numbers += 6 * sum(x.size for x in jax.tree.leaves(given.adapter))
-    return given.train.batch_size * tokens * numbers
+def _vit(on_cpu: bool) -> tuple[str, Setup, int, str]:
+    if on_cpu:
+        return "the digits' ViT", setup(), 16, "float32"
+    wide = ViTConfig(classes=100, dtype="bfloat16")
+    given = setup(wide, side=224, batch=16, rank=16)
+    return "ViT-B/16, 224 pixels", given, 32, "bfloat16"
+
+
+def _llama(on_cpu: bool) -> tuple[str, Setup, int, str]:
+    if on_cpu:
+        small = LlamaConfig(vocabulary=259, width=128, hidden=320, depth=6, heads=4)
+        small = dataclasses.replace(small, key_heads=2)
+        given = language(small, length=64, batch=8, rank=8)
+        return "a Llama of 1M parameters, 64 tokens", given, 8, "float32"
+    large = LlamaConfig(dtype="bfloat16", remat=True)
+    given = language(large, length=512, batch=4, rank=16)
+    return "a Llama of 1.2B parameters, 512 tokens", given, 8, "bfloat16"
 
 
 def _product(side: int, dtype: str) -> tuple[float, Callable]:
@@ -257,11 +262,11 @@ def _estimators(given: Setup) -> dict[str, merging.Estimator]:
     }
 
 
+# Cases that need other software.
+PEERS = {"torch": torch, "fedjax": fedjax, "flower": flower}
 CASES = {
     "speed": speed,
-    "torch": torch,
-    "fedjax": fedjax,
-    "flower": flower,
+    **PEERS,
     "ragged": ragged,
     "hardware": hardware,
     "share": share,
