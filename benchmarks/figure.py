@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter
 
 from benchmarks.measure import Line, Point
 from potara_jax.evaluation import drawing
 
 _HEIGHT = 3.6
+_WIDE = 20
+_PLAIN = FuncFormatter(lambda value, place: f"{value:g}")
 
 
 def draw(lines: list[Line], folder: Path) -> list[Path]:
@@ -37,5 +40,16 @@ def _panel(axes, title: str, points: list[Point]) -> None:
     axes.set_title(values)
     axes.set_xlabel(by or "devices")
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.legend(fontsize=8)
+    axes.xaxis.set_major_formatter(_PLAIN)
+    _scale(axes, [point.value for point in points])
+    if len({point.curve for point in points}) > 1:
+        axes.legend(fontsize=8)
+
+
+def _scale(axes, values: list[float]) -> None:
+    """From zero, where the values are not of many sizes."""
+    if max(values) > _WIDE * min(values):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, 1.1 * max(values))
+    axes.yaxis.set_major_formatter(EngFormatter() if max(values) >= 1e4 else _PLAIN)

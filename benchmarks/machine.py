@@ -28,7 +28,7 @@ def memory(sizes: Sizes) -> Iterator[Line]:
     few, many = (256, 4096) if sizes.most >= 256 else (4, 16)
     chunk = min(16, few)
     reference = _own_memory(few, chunk)
-    for clients in (n for n in (few, few * 4, many) if few < n <= many):
+    for clients in sorted({few, min(4 * few, many), many}):
         took = _own_memory(clients, chunk)
         yield _memory_line(f"{clients} clients", took, clients, reference, few)
     for size in (1, 4, 16, 64, 256):
@@ -38,15 +38,15 @@ def memory(sizes: Sizes) -> Iterator[Line]:
 
 
 def _memory_line(what: str, took: int, at: int, reference: int, few: int) -> Line:
-    over_clients = what.endswith("clients")
-    panel = "temporary bytes of a round, by " + ("clients" if over_clients else "chunk")
-    more = f", {few} clients" if not over_clients else ", chunk 16"
+    by_clients = what.endswith("clients")
+    panel = f"bytes of a round's temporaries, by {'clients' if by_clients else 'chunk'}"
+    more = f", {few} clients" if not by_clients else ", chunk 16"
     return Line(
         f"temporaries of a round, {what}{more}, without the stack of uploads",
         measure.show_bytes(took),
         f"{few} clients, chunk 16: {measure.show_bytes(reference)}",
         took / reference,
-        "<= 1.1" if over_clients else "",
+        "<= 1.1" if by_clients else "",
         (Point(panel, "FedIT on the digits' ViT", at, took),),
     )
 

@@ -1,9 +1,10 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from rich.console import Console
 
-from benchmarks import measure
-from benchmarks.measure import Line
+from benchmarks import figure, measure, run
+from benchmarks.measure import Line, Point
 from benchmarks.merging import CASES, Sizes
 
 AIMS = [
@@ -60,3 +61,32 @@ def test_small_cases_give_lines():
     lines = [*CASES["truncation"](sizes), *CASES["compilations"](sizes)]
     assert lines[-1].ratio == 1 and lines[-1].met
     assert "no 768 x 768 array" in lines[1].what and lines[1].met
+
+
+def test_the_figure_has_a_panel_for_everything_that_grows(tmp_path):
+    points = [Point("speed, by clients", name, n, n * 2.0) for name in "ab" for n in (1, 9)]
+    more = [Point("bytes, by chunk", "a", n, 1e6 * 4.0**n) for n in range(5)]
+    lines = [Line("", "", "", 1.0, points=(point,)) for point in (*points, *more)]
+    first, second = (figure.draw(lines, tmp_path / name)[0] for name in "xy")
+    assert first.name == "bench.png" and first.read_bytes() == second.read_bytes()
+    assert figure.draw([Line("", "", "", 1.0)], tmp_path) == []
+
+
+def test_what_is_not_installed_is_left_out(capsys, tmp_path, monkeypatch):
+    def missing(sizes):
+        raise ModuleNotFoundError(name="torch")
+        yield
+
+    def broken(sizes):
+        raise AttributeError("of another version")
+        yield
+
+    monkeypatch.setitem(run.CASES, "torch", missing)
+    monkeypatch.setitem(run.CASES, "fedjax", broken)
+    settings = run.Bench(out=tmp_path, cases=("torch", "fedjax"))
+    assert run.bench(settings, Console()) == []
+    told = capsys.readouterr().out
+    assert "torch is not installed" in told and "of another version" in told
+    monkeypatch.setitem(run.CASES, "share", broken)
+    with pytest.raises(AttributeError):
+        run.bench(run.Bench(out=tmp_path, cases=("share",)), Console())

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.custom_batching import custom_vmap
 
+from potara_jax.clients import axis
 from potara_jax.clients.axis import Layout, over_clients
 from tests.helpers_federated import assert_close
 
@@ -95,3 +96,11 @@ def test_shared_arguments_stay_unbatched_and_chunks_bound_the_clients(chunk, siz
     result = over_clients(product, in_axes=(None, 0), layout=Layout(chunk))(base, x)
     np.testing.assert_array_equal(result, np.full((7, 4, 3), 4.0))
     assert seen == [(size, False, True) for size in sizes]
+
+
+def test_overhead_is_what_a_chunk_waits_for_its_longest():
+    work = jnp.array([1.0, 4.0, 1.0, 2.0])
+    assert axis.overhead(work, Layout(2)) == (2 * 1 + 2 * 4) / 8
+    assert axis.overhead(work, Layout(1)) == 1
+    assert axis.overhead(work, Layout(4)) == 2
+    assert axis.overhead(jnp.ones(8), Layout(4)) == 1
