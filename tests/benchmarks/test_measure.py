@@ -64,7 +64,8 @@ def test_small_cases_give_lines():
 
 
 def test_the_figure_has_a_panel_for_everything_that_grows(tmp_path):
-    points = [Point("speed, by clients", name, n, n * 2.0) for name in "ab" for n in (1, 9)]
+    speed = lambda name, n: Point("speed, by clients", name, n, n * 2.0)
+    points = [speed(name, n) for name in "ab" for n in (1, 9)]
     more = [Point("bytes, by chunk", "a", n, 1e6 * 4.0**n) for n in range(5)]
     lines = [Line("", "", "", 1.0, points=(point,)) for point in (*points, *more)]
     first, second = (figure.draw(lines, tmp_path / name)[0] for name in "xy")
