@@ -12,7 +12,7 @@ SMALL_digits := --out runs/digits-small --seeds 0 --heterogeneity 0.1 tasks --cl
 	--federated-rounds 4 --local-rounds 3 --samples 10 --grid-points 5 --base-steps 60
 SMALL_compare := --out runs/compare-small --seeds 0 --heterogeneity 0.1 --clients 4 \
 	--federated-rounds 4 --local-rounds 2 --samples 10 --grid-points 5 --base-steps 60 \
-	--merges uniform --algorithms fedsa fedalt flora ditto
+	--merges uniform --algorithms fedsa flora
 SMALL_study := --out runs/study-small --seeds 10 --heterogeneity 0.1 --clients 4 \
 	--federated-rounds 4 --local-rounds 3 --samples 10 --grid-points 5 --base-steps 60
 SMALL_tasks := --out runs/tasks-small --seeds 0 --clients 4 --federated-rounds 3 \

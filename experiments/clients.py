@@ -124,8 +124,8 @@ def _images(settings, upstream: list[Path], own: list[Path], note) -> Problem:
     pool = Batch(jnp.asarray(held.images), jnp.asarray(held.labels))
     deal = partial(_owned, settings, pool, held.labels, owner[owner >= 0])
     made = federations(settings, deal)
-    config, base, prepare = model_of(settings, seen, held, note)
-    return problem_of(settings, config, base, made, **fitted(held, prepare))
+    config, read, prepare = model_of(settings, seen, held, note)
+    return problem_of(settings, config, read, made, **fitted(held, prepare))
 
 
 def _where(found: Images, chosen: np.ndarray) -> Images:

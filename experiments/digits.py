@@ -62,8 +62,8 @@ def problem(settings: Digits, note) -> Problem:
     """The digits ViT and its federations, one a heterogeneity and seed."""
     images = digits.load(settings.base_seed)
     found = federations(settings, partial(_federation, images, settings))
-    base = _base(ViT(_MODEL), images, settings, note)
-    return problem_of(settings, _MODEL, base, found, shape=(8, 8, 1))
+    read = partial(_base, ViT(_MODEL), images, settings, note)
+    return problem_of(settings, _MODEL, read, found, shape=(8, 8, 1))
 
 
 def _federation(images, settings, cell, size) -> Federation:

@@ -104,8 +104,8 @@ def problem_of_images(
     if testing is not None:
         testing = testing[np.isin(found.labels, _own_classes(found, settings))]
     held = _federations(own, settings, testing)
-    model = model_of(settings, upstream, own, note)
-    return problem_of(settings, *model[:2], held, **fitted(own, model.prepare))
+    config, read, prepare = model_of(settings, upstream, own, note)
+    return problem_of(settings, config, read, held, **fitted(own, prepare))
 
 
 def fitted(own: Images, prepare: Callable) -> dict:
@@ -115,18 +115,21 @@ def fitted(own: Images, prepare: Callable) -> dict:
 
 
 class Model(NamedTuple):
-    """A ViT, its parameters, and how it wants its images."""
+    """A ViT, what reads its parameters, and how it wants its images."""
 
     config: ViTConfig
-    base: lora.Params
+    read: Callable[[], lora.Params]
     prepare: Callable
 
 
 def model_of(settings, upstream: Images, own: Images, note) -> Model:
     """A checkpoint's ViT, or one that is pre-trained, with a head for the clients."""
     if settings.checkpoint:
-        return Model(*_loaded(settings, own))
-    return Model(*_pretrained(settings, upstream, len(own.names), note), _scaled)
+        return _loaded(settings, own)
+    config, classes = _sized(settings, upstream), len(own.names)
+    base = partial(_cached, config, settings, upstream, note)
+    own_config = dataclasses.replace(config, classes=classes)
+    return Model(own_config, lambda: _with_head(base(), classes), _scaled)
 
 
 def _scaled(image):
@@ -181,19 +184,17 @@ def _federations(own: Images, settings, testing) -> dict[tuple[str, int], Federa
 # --- The base ------------------------------------------------------------------------
 
 
-def _pretrained(settings, upstream: Images, classes: int, note):
-    """A ViT after its pre-training, with a new head for the clients' classes."""
+def _sized(settings, upstream: Images) -> ViTConfig:
+    """A ViT that suits the images: eight patches a side, where that divides."""
     side = upstream.images.shape[1]
     patch = next(p for p in (max(1, side // 8), 4, 2, 1) if side % p == 0)
-    config = ViTConfig(
+    return ViTConfig(
         patch=patch,
         width=settings.width,
         depth=settings.depth,
         heads=settings.width // 32,
         classes=len(upstream.names),
     )
-    base = _cached(config, settings, upstream, note)
-    return dataclasses.replace(config, classes=classes), _with_head(base, classes)
 
 
 def _cached(config, settings, upstream: Images, note) -> lora.Params:
@@ -231,7 +232,7 @@ def _with_head(base: lora.Params, classes: int) -> lora.Params:
     return dict(base) | {"head": head}
 
 
-def _loaded(settings, own: Images) -> tuple[ViTConfig, lora.Params, Callable]:
+def _loaded(settings, own: Images) -> Model:
     """A Hugging Face ViT with a new head, and how it wants its images."""
     folder, classes = weights.folder_of(settings.checkpoint), len(own.names)
     found = weights.read_config(folder)
@@ -246,8 +247,8 @@ def _loaded(settings, own: Images) -> tuple[ViTConfig, lora.Params, Callable]:
     shapes = jax.eval_shape(ViT(config).init, jax.random.key(0), image)["params"]
     body = {name: x for name, x in shapes.items() if name != "head"}
     table = vit.TABLE._replace(ignored=(*vit.TABLE.ignored, "classifier.*"))
-    base = weights.load(folder, table, body, dtype="float32")
-    return config, _with_head(base, classes), prepare
+    base = partial(weights.load, folder, table, body, dtype="float32")
+    return Model(config, lambda: _with_head(base(), classes), prepare)
 
 
 def _normaliser(folder: Path, side: int) -> Callable:

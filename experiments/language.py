@@ -55,10 +55,10 @@ class Language(Settings):
 def problem_of(
     settings: Language,
     config: LlamaConfig,
-    base: lora.Params,
+    read: Callable[[], lora.Params],
     federations: dict[tuple[str, int], Federation],
 ) -> Problem:
-    """A problem of a Llama with given parameters."""
+    """A problem of a Llama, whose parameters `read()` gives once all is checked."""
     reduced = settings.precision != "float32"
     dtype = "bfloat16" if reduced else "float32"
     config = dataclasses.replace(config, dtype=dtype, remat=settings.remat)
@@ -68,6 +68,7 @@ def problem_of(
     every = lora.find_sites(model, text, targets=".*_proj")
     scale = settings.alpha / settings.rank
     task = answering(lora.bind(model, scale=scale), normalise=settings.normalise)
+    base = read()
     return Problem(
         task=task._replace(add=lora.bind_add(sites, scale=scale)),
         base=precision.KINDS[settings.precision](base, every),

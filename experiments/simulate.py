@@ -136,11 +136,17 @@ def run_cell(cell, settings, programs: Programs, problem, *, store, display) -> 
         state = _State(result.server, result.rows, result.report.cohort)
         saved = Saved(result.number + 1, state, [*saved.history, record], seconds)
         store.end_round(cell, NAME, saved)
-        note_speed(store.path / SPEED, record, took)
+        if not _scored_after(saved.history[:-1]):
+            note_speed(store.path / SPEED, record, took)
         display.round(f"{cell.name} {NAME}", record["loss"])
         name_left_out(saved.history, cell, store)
     states.flush()
     return _record(cell, settings, given, states, saved)
+
+
+def _scored_after(history: list[dict]) -> bool:
+    """Whether models were scored while the next round was already computed."""
+    return bool(history) and "mean" in history[-1]
 
 
 def _begin(cell, given: Streaming, store) -> tuple[ClientStates, Saved]:

@@ -84,7 +84,7 @@ def problem(sources: Mapping[str, Source], settings: Suite, note) -> Problem:
     testing = np.repeat(np.arange(len(parts)) % 2 == 1, sizes)
     how = {"testing": testing, "most": settings.test_examples}
     held = federations(settings, partial(dealt, settings, pool, strata, **how))
-    return problem_of(settings, config, read(), held)
+    return problem_of(settings, config, read, held)
 
 
 def _drawn(source: Source, part: str, settings) -> list[Example]:

@@ -79,8 +79,9 @@ def problem(settings: Tasks, note) -> Problem:
     pool = pool_of(choices)
     held = federations(settings, partial(dealt, settings, pool, strata))
     upstream = _upstream(settings, {example.prompt for example in examples})
-    base = pretrained(settings, MODEL, upstream, note, batch_size=64, rate=2e-3)
-    return problem_of(settings, MODEL, base, held)
+    how = {"batch_size": 64, "rate": 2e-3}
+    read = partial(pretrained, settings, MODEL, upstream, note, **how)
+    return problem_of(settings, MODEL, read, held)
 
 
 def _upstream(settings: Tasks, known: set[str]) -> Batch:

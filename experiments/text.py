@@ -108,7 +108,7 @@ def problem_of_texts(
     pool = pool_of(encoded(examples, tokenizer, settings.context, note))
     strata = np.repeat(np.arange(len(own)), [len(part) for part in own])
     held = federations(settings, deal(pool, strata))
-    return problem_of(settings, config, read(), held)
+    return problem_of(settings, config, read, held)
 
 
 def _split(found: list[list[Example]], settings):

@@ -21,13 +21,13 @@ Array = jax.Array
 def problem_of(
     settings: Settings,
     config: ViTConfig,
-    base: lora.Params,
+    read: Callable[[], lora.Params],
     federations: dict[tuple[str, int], Federation],
     *,
     shape: tuple[int, ...],
     prepare: Callable[[Array], Array] = lambda image: image,
 ) -> Problem:
-    """A problem of a ViT with given parameters.
+    """A problem of a ViT, whose parameters `read()` gives once all else is checked.
 
     shape: of an image `(H, W, C)`. prepare: from the pool's images to the model's.
     """
@@ -40,6 +40,7 @@ def problem_of(
     every = lora.find_sites(model, image, targets=".*")
     trained = ("head",) if settings.train_head else ()
     scale = settings.alpha / settings.rank
+    base = read()
     on = lambda apply: lambda base, adapter, x: apply(base, adapter, prepare(x))
     return Problem(
         task=classification(

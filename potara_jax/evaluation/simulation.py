@@ -119,8 +119,10 @@ def _of_speed(speed: Speed) -> list[str]:
     pace = np.median([line["steps"] / max(line["seconds"], 1e-9) for line in speed])
     memory = np.array([line["memory"] for line in speed]) / 1e6
     quarters = np.array_split(memory, 4)
-    early, late = (np.median(quarters[i]) for i in (1, 3))
-    growth = 100 * (late / early - 1) if len(memory) > 3 else 0.0
+    growth = 0.0
+    if len(memory) > 3:
+        early, late = (np.median(quarters[i]) for i in (1, 3))
+        growth = 100 * (late / early - 1)
     return [f"{pace:,.0f}", f"{memory.max():,.0f}", f"{growth:+.1f}"]
 
 

@@ -35,7 +35,7 @@ EXAMPLES = [
 
 @pytest.fixture(scope="module")
 def model():
-    params = MODEL.init(jax.random.key(0), TEXT)["params"]
+    params = jax.jit(MODEL.init)(jax.random.key(0), TEXT)["params"]
     adapter = lora.init(jax.random.key(1), SITES, rank=2)
     noise = lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape)
     return params, jax.tree.map(noise, adapter)
@@ -48,38 +48,48 @@ def batch_of(examples):
     return jax.tree.map(jnp.asarray, Batch(choices, labels))
 
 
+JITTED = jax.jit(APPLY)
+LENGTH = 16
+
+
 def log_likelihood(model, prompt, answer):
-    """Token by token, of one sequence without padding."""
-    ids = [BYTES.begin, *BYTES.encode(prompt)]
-    total = []
+    """Token by token, of one sequence."""
+    ids, total = [BYTES.begin, *BYTES.encode(prompt)], []
     for token in [*BYTES.encode(f" {answer}"), BYTES.end]:
-        text = Text(jnp.array([ids]), jnp.array([[len(ids) - 1]]))
-        logits = APPLY(*model, text)[0, 0]
-        total.append((float(jax.nn.log_softmax(logits)[token]), int(logits.argmax())))
+        padded = np.pad(ids, (0, LENGTH - len(ids)))
+        text = Text(jnp.array([padded]), jnp.array([[len(ids) - 1]]))
+        total.append(float(jax.nn.log_softmax(JITTED(*model, text)[0, 0])[token]))
         ids.append(token)
-    return total, ids
+    return total
 
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_losses_and_choices_are_those_of_one_sequence_at_a_time(model, normalise):
     task = answering(APPLY, normalise=normalise)
-    loss, correct = (fn(*model, batch_of(EXAMPLES)) for fn in (task.loss, task.correct))
+    batch = batch_of(EXAMPLES)
+    loss, correct = (jax.jit(fn)(*model, batch) for fn in (task.loss, task.correct))
     for number, example in enumerate(EXAMPLES):
-        found = [log_likelihood(model, example.prompt, o)[0] for o in example.options]
-        gold = [p for p, _ in found[example.gold]]
-        np.testing.assert_allclose(loss[number], -np.mean(gold), rtol=1e-5)
+        found = [log_likelihood(model, example.prompt, o) for o in example.options]
+        gold = -np.mean(found[example.gold])
+        np.testing.assert_allclose(loss[number], gold, rtol=1e-5)
         score = np.mean if normalise else np.sum
-        likely = int(np.argmax([score([p for p, _ in each]) for each in found]))
+        likely = int(np.argmax([score(each) for each in found]))
         if len(example.options) > 1:
             assert bool(correct[number]) == (likely == example.gold)
+
+
+def jitted():
+    task = answering(APPLY)
+    return task._replace(loss=jax.jit(task.loss), correct=jax.jit(task.correct))
 
 
 def test_one_option_is_right_where_greedy_decoding_writes_it(model):
     read = lambda *args: APPLY(*model, *args, method="read")
     prompt = jnp.array([[BYTES.begin, *BYTES.encode("i")]])
     cache = empty_cache(CONFIG, 1, 8)
-    written = greedy(read, cache, prompt, jnp.array([2]), most=4)[0].tolist()
-    task = answering(APPLY)
+    decode = jax.jit(lambda p: greedy(read, cache, p, jnp.array([2]), most=4))
+    written = decode(prompt)[0].tolist()
+    task = jitted()
     batch = batch_of([Example("i", ("jjj",))])
     answers = batch.inputs.answers.at[0, 0, :4].set(jnp.array(written))
     chain = [BYTES.begin, *BYTES.encode("i"), *written[:-1]]
@@ -92,7 +102,7 @@ def test_one_option_is_right_where_greedy_decoding_writes_it(model):
 
 
 def test_longer_padding_changes_nothing(model):
-    task, batch = answering(APPLY), batch_of(EXAMPLES)
+    task, batch = jitted(), batch_of(EXAMPLES)
     pad = lambda x, value: jnp.pad(x, ((0, 0), (0, 1), (0, 5)), constant_values=value)
     tokens_, at, answers, gold = batch.inputs
     longer = batch.inputs._replace(
@@ -109,8 +119,9 @@ def test_the_ensemble_of_a_model_with_itself_is_the_model(model):
     task, batch = answering(APPLY), batch_of(EXAMPLES)
     both = {"federated": adapter, "local": adapter, "weight": jnp.float32(0.5)}
     mixed = task.again(ensemble)
-    expected = task.loss(base, adapter, batch)
-    np.testing.assert_allclose(mixed.loss(base, both, batch), expected, rtol=1e-5)
+    expected = jax.jit(task.loss)(base, adapter, batch)
+    found = jax.jit(mixed.loss)(base, both, batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_adapters_of_scanned_layers_are_folded_and_differ_by_layer(model):
@@ -119,8 +130,8 @@ def test_adapters_of_scanned_layers_are_folded_and_differ_by_layer(model):
     text = Text(text.tokens[:, 0], text.at[:, 0])
     folded = lora.fold(base, adapter, SITES, scale=2.0)
     np.testing.assert_allclose(
-        APPLY(folded, {}, text), APPLY(base, adapter, text), atol=1e-5
+        JITTED(folded, {}, text), JITTED(base, adapter, text), atol=1e-5
     )
     swapped = jax.tree.map(lambda x: x[::-1], adapter)
-    difference = APPLY(base, swapped, text) - APPLY(base, adapter, text)
+    difference = JITTED(base, swapped, text) - JITTED(base, adapter, text)
     assert jnp.abs(difference).max() > 1e-3

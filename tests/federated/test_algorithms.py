@@ -25,6 +25,8 @@ COUNTS = (4, 2, 1, 4)
 train = Train(optax.sgd(0.1), steps=3, batch_size=4)
 ALGORITHMS = {name: entry.make(task, train) for name, entry in load_all().items()}
 every = pytest.mark.parametrize("name", ALGORITHMS)
+# States, several ranks, a changing base, announcements, turns, two adapters.
+OF_EVERY_KIND = "fedsa", "scaffold", "hetlora", "flora", "fedalt", "rolora", "feddpa_t"
 
 
 def models(name, given, progress, number=4):
@@ -89,7 +91,7 @@ def test_padding_changes_nothing_to_the_bit(name):
     assert_equal(padded, exact)
 
 
-@every
+@pytest.mark.parametrize("name", OF_EVERY_KIND)
 def test_chunks_change_nothing(name):
     whole, _ = run(ALGORITHMS[name], problem(COUNTS), number=3)
     chunked, _ = run(ALGORITHMS[name], problem(COUNTS), number=3, layout=Layout(2))
