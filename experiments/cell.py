@@ -9,7 +9,6 @@ from functools import partial
 
 import jax
 
-from experiments.checkpoints import Saved, save
 from experiments.context import Context, Parents
 from experiments.diagnostics import diagnostics
 from experiments.display import Display
@@ -18,7 +17,7 @@ from experiments.methods import make_methods, row
 from experiments.phases import Outcome, Phase, run_phase
 from experiments.problem import Problem
 from experiments.programs import Programs
-from experiments.recipes import SPECIAL
+from experiments.recipes import KEPT
 from experiments.settings import Settings
 from experiments.store import Cell, Store
 from potara_jax.adapters.lora import Adapter
@@ -48,13 +47,14 @@ def run_cell(
         merges = jax.block_until_ready(make_merges(at, parents))
     with _timed(seconds, "evaluation"):
         methods = make_methods(at, parents, merges)
-        kept = next(m for m in methods if m.name == SPECIAL)
         record = {
             "methods": [row(at, method) for method in methods],
             "diagnostics": diagnostics(at, parents, merges, methods),
         }
     record["diagnostics"]["seconds"] = seconds
-    _keep(store, cell, kept.adapters)
+    for method in methods:
+        if method.name in KEPT:
+            store.keep_adapters(cell, method.name, method.adapters)
     return record
 
 
@@ -63,10 +63,6 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     began = time.monotonic()
     yield
     seconds[name] = time.monotonic() - began
-
-
-def _keep(store: Store, cell: Cell, adapters: Adapter) -> None:
-    save(store.phase(cell, "merged"), Saved(1, adapters, [], 0.0))
 
 
 def _train(at: Context, store, display) -> Parents:

@@ -6,6 +6,7 @@
     potara simulate EXPERIMENT [options]
     potara merge --federated DIR --local DIR --out DIR [options]
     potara inspect DIR
+    potara export RUN [--folded] [options]
 
 A user's mistake is one line on standard error and exit status 2.
 """
@@ -52,6 +53,13 @@ def _inspect(words: list[str]) -> int:
     return _guarded(parse, commands.inspect)
 
 
+def _export(words: list[str]) -> int:
+    from experiments import export
+
+    parse = lambda: tyro.cli(export.Export, args=words[1:], prog="potara export")
+    return _guarded(parse, export.export)
+
+
 def _guarded(parse: Callable, command: Callable) -> int:
     options = parse()
     try:
@@ -85,6 +93,7 @@ COMMANDS = {
     "study": Command(_experiment, "compare ways to weigh, on an experiment"),
     "tune": Command(_experiment, "search learning rates for federated algorithms"),
     "simulate": Command(_experiment, "a federation of many thousands of clients"),
+    "export": Command(_export, "write a run's models for PEFT, transformers and vLLM"),
     "merge": Command(_merge, "merge LoRA adapters that Hugging Face PEFT wrote"),
     "inspect": Command(_inspect, "show what such an adapter holds"),
 }

@@ -17,7 +17,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.images import fitted, model_of
+from experiments.images import model_of
 from experiments.problem import Problem, federations
 from experiments.text import OwnText, problem_of_texts
 from experiments.vision import problem_of
@@ -124,8 +124,7 @@ def _images(settings, upstream: list[Path], own: list[Path], note) -> Problem:
     pool = Batch(jnp.asarray(held.images), jnp.asarray(held.labels))
     deal = partial(_owned, settings, pool, held.labels, owner[owner >= 0])
     made = federations(settings, deal)
-    config, read, prepare = model_of(settings, seen, held, note)
-    return problem_of(settings, config, read, made, **fitted(held, prepare))
+    return problem_of(settings, model_of(settings, seen, held, note), made)
 
 
 def _where(found: Images, chosen: np.ndarray) -> Images:

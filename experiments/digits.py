@@ -22,7 +22,7 @@ import jax
 from experiments.base import cached_base
 from experiments.problem import Problem, federations
 from experiments.settings import Settings
-from experiments.vision import problem_of
+from experiments.vision import Model, problem_of
 from potara_jax.adapters import lora
 from potara_jax.clients.task import classification
 from potara_jax.data import digits
@@ -63,7 +63,8 @@ def problem(settings: Digits, note) -> Problem:
     images = digits.load(settings.base_seed)
     found = federations(settings, partial(_federation, images, settings))
     read = partial(_base, ViT(_MODEL), images, settings, note)
-    return problem_of(settings, _MODEL, read, found, shape=(8, 8, 1))
+    names = list(map(str, range(digits.CLASSES)))
+    return problem_of(settings, Model(_MODEL, read, (8, 8, 1), names), found)
 
 
 def _federation(images, settings, cell, size) -> Federation:

@@ -15,7 +15,6 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +23,13 @@ import numpy as np
 from experiments.base import cached_base
 from experiments.problem import Problem, dealt, federations
 from experiments.settings import Settings
-from experiments.vision import problem_of
+from experiments.vision import Model, problem_of
 from potara_jax.adapters import lora
 from potara_jax.clients.task import classification
 from potara_jax.data import images
 from potara_jax.data.federation import Batch, Federation
 from potara_jax.data.images import Images
-from potara_jax.models import vit, weights
+from potara_jax.models import publishing, vit, weights
 from potara_jax.models.pretraining import pretrain
 from potara_jax.models.vit import ViT, ViTConfig
 
@@ -104,22 +103,7 @@ def problem_of_images(
     if testing is not None:
         testing = testing[np.isin(found.labels, _own_classes(found, settings))]
     held = _federations(own, settings, testing)
-    config, read, prepare = model_of(settings, upstream, own, note)
-    return problem_of(settings, config, read, held, **fitted(own, prepare))
-
-
-def fitted(own: Images, prepare: Callable) -> dict:
-    """What `problem_of` is to know of the images."""
-    shape = jax.eval_shape(prepare, jnp.zeros((1, *own.images.shape[1:]))).shape[1:]
-    return {"shape": shape, "prepare": prepare}
-
-
-class Model(NamedTuple):
-    """A ViT, what reads its parameters, and how it wants its images."""
-
-    config: ViTConfig
-    read: Callable[[], lora.Params]
-    prepare: Callable
+    return problem_of(settings, model_of(settings, upstream, own, note), held)
 
 
 def model_of(settings, upstream: Images, own: Images, note) -> Model:
@@ -128,12 +112,23 @@ def model_of(settings, upstream: Images, own: Images, note) -> Model:
         return _loaded(settings, own)
     config, classes = _sized(settings, upstream), len(own.names)
     base = partial(_cached, config, settings, upstream, note)
-    own_config = dataclasses.replace(config, classes=classes)
-    return Model(own_config, lambda: _with_head(base(), classes), _scaled)
+    config = dataclasses.replace(config, classes=classes)
+    read, shape = lambda: _with_head(base(), classes), own.images.shape[1:]
+    told = {"preprocessor_config.json": _preprocessor(shape)}
+    return Model(config, read, shape, own.names, _scaled, told)
 
 
 def _scaled(image):
     return image.astype(jnp.float32) / 127.5 - 1
+
+
+def _preprocessor(shape) -> str:
+    """What `_scaled` does, as Hugging Face tells it."""
+    half = [0.5] * shape[-1]
+    told = {"image_processor_type": "ViTImageProcessor", "do_rescale": True}
+    told |= {"size": {"height": shape[0], "width": shape[1]}, "do_resize": True}
+    told |= {"do_normalize": True, "image_mean": half, "image_std": half}
+    return json.dumps(told, indent=1) + "\n"
 
 
 # --- Who holds what ------------------------------------------------------------------
@@ -248,7 +243,15 @@ def _loaded(settings, own: Images) -> Model:
     body = {name: x for name, x in shapes.items() if name != "head"}
     table = vit.TABLE._replace(ignored=(*vit.TABLE.ignored, "classifier.*"))
     base = partial(weights.load, folder, table, body, dtype="float32")
-    return Model(config, lambda: _with_head(base(), classes), prepare)
+    return Model(
+        config,
+        lambda: _with_head(base(), classes),
+        image.shape[1:],
+        own.names,
+        prepare,
+        publishing.read_files(folder),
+        settings.checkpoint,
+    )
 
 
 def _normaliser(folder: Path, side: int) -> Callable:

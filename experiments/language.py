@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,10 @@ from potara_jax.data import tokens
 from potara_jax.data.federation import Batch, Federation
 from potara_jax.data.text import Example
 from potara_jax.data.tokens import Choices, Tokenizer
-from potara_jax.models import llama, weights
+from potara_jax.models import llama, publishing, weights
 from potara_jax.models.llama import Llama, LlamaConfig, Text
 from potara_jax.models.pretraining import pretrain
+from potara_jax.models.publishing import Form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Language(Settings):
     """Choose options by their log-likelihood a token, not whole."""
     base_seed: int = 0
     """Seed of the base's examples, and of its pre-training."""
-    base_steps: int = 400
+    base_steps: int = 500
     """Steps of the base's pre-training."""
 
     def check(self) -> None:
@@ -52,33 +54,61 @@ class Language(Settings):
             )
 
 
+class Model(NamedTuple):
+    """A Llama with its tokenizer; `read()` gives its parameters.
+
+    `checkpoint`: the folder or name that it is of, or None where it is trained here.
+    """
+
+    tokenizer: Tokenizer
+    config: LlamaConfig
+    read: Callable[[], lora.Params]
+    checkpoint: str | None = None
+
+
 def problem_of(
     settings: Language,
-    config: LlamaConfig,
-    read: Callable[[], lora.Params],
+    found: Model,
     federations: dict[tuple[str, int], Federation],
 ) -> Problem:
-    """A problem of a Llama, whose parameters `read()` gives once all is checked."""
+    """A problem of a Llama, whose parameters are read once all is checked."""
     reduced = settings.precision != "float32"
     dtype = "bfloat16" if reduced else "float32"
-    config = dataclasses.replace(config, dtype=dtype, remat=settings.remat)
+    config = dataclasses.replace(found.config, dtype=dtype, remat=settings.remat)
     model, text = Llama(config), example_text()
     sites = lora.find_sites(model, text, targets=settings.targets)
     lora.check_rank(sites, settings.rank)
     every = lora.find_sites(model, text, targets=".*_proj")
     scale = settings.alpha / settings.rank
     task = answering(lora.bind(model, scale=scale), normalise=settings.normalise)
-    base = read()
+    base = found.read()
     return Problem(
         task=task._replace(add=lora.bind_add(sites, scale=scale)),
         base=precision.KINDS[settings.precision](base, every),
         adapter=initial_adapter(sites, rank=settings.rank, base=base, trained=()),
         federations=federations,
+        form=_form(found, sites, scale),
     )
 
 
-def loaded(name: str) -> tuple[Tokenizer, LlamaConfig, Callable[[], lora.Params]]:
-    """A checkpoint's tokenizer and sizes, and what reads its weights."""
+def _form(found: Model, sites, scale: float) -> Form:
+    how = {"sites": sites, "scale": scale, "task": "CAUSAL_LM"}
+    if found.checkpoint:
+        folder = weights.folder_of(found.checkpoint)
+        config, texts = weights.read_config(folder), publishing.read_files(folder)
+        return Form(llama.TABLE, config, texts, **how, checkpoint=found.checkpoint)
+    pad, begin, end = tokens.SPECIAL
+    config = llama.described(found.config)
+    config |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    told = {"pad_token": pad, "bos_token": begin, "eos_token": end}
+    told |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    texts = {"tokenizer_config.json": json.dumps(told, indent=1) + "\n"}
+    texts |= {"tokenizer.json": found.tokenizer.file}
+    return Form(llama.TABLE, config, texts, **how)
+
+
+def loaded(name: str) -> Model:
+    """A checkpoint of Hugging Face."""
     folder = weights.folder_of(name)
     found = weights.read_config(folder)
     config = llama.config_of(found)
@@ -88,7 +118,7 @@ def loaded(name: str) -> tuple[Tokenizer, LlamaConfig, Callable[[], lora.Params]
         shapes = jax.eval_shape(init, example_text())["params"]
         return weights.load(folder, llama.TABLE, shapes)
 
-    return tokens.from_folder(folder, found), config, read
+    return Model(tokens.from_folder(folder, found), config, read, name)
 
 
 def encoded(

@@ -13,6 +13,7 @@ from potara_jax.adapters.lora import Adapter, Params
 from potara_jax.clients.task import Task
 from potara_jax.data import dealing, partition
 from potara_jax.data.federation import Batch, Federation
+from potara_jax.models.publishing import Form
 
 
 class Problem(NamedTuple):
@@ -20,13 +21,14 @@ class Problem(NamedTuple):
 
     `federations`: by `(heterogeneity, seed)`, all padded to one length, so that one
     compiled program serves them all. `adapter(key, rank)`: a fresh one; by default of
-    the settings' rank.
+    the settings' rank. `form`: how the model is written for others to load.
     """
 
     task: Task
     base: Params
     adapter: Callable[..., Adapter]
     federations: dict[tuple[str, int], Federation]
+    form: Form | None = None
 
 
 def initial_adapter(

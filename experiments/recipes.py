@@ -51,6 +51,7 @@ class Row(NamedTuple):
 LEARNED = {"steps": 25, "learning_rate": 0.05}
 # The paper's, gauge-free, and this project's, which lost to none in the study.
 SPECIAL, OWN = "potara core", "hermite_bayes"
+KEPT = (SPECIAL, OWN, "federated", "local")  # methods whose models can be exported
 
 
 # What cannot be had of examples with several labels.

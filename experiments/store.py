@@ -2,7 +2,7 @@
 
 config.json     settings that determine the results      versions.json  software
 metrics.jsonl   a line a round        cells/*.json   a finished cell
-checkpoints/    states between rounds, and the merged adapters
+checkpoints/    states between rounds        adapters/*/*.safetensors   models of a cell
 profile/        traces of a few rounds of every phase, with --profile
 states/  speed.jsonl     of a simulation: what clients keep, and how fast it was
 results.json  clients.csv  figures/*.png  report.html       of the finished run
@@ -19,10 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from experiments import checkpoints, files
 from experiments.checkpoints import Saved
 from experiments.profiling import T, traced
+from potara_jax.adapters.lora import Adapter
 
 _PACKAGES = (
     "potara_jax",
@@ -94,6 +98,37 @@ class Store(NamedTuple):
     def _metrics(self) -> list[dict]:
         return files.read_json_lines(self.path / "metrics.jsonl")
 
+    def keep_adapters(self, cell: Cell, method: str, adapters: Adapter) -> None:
+        """Keep every client's adapter `[C, ...]`."""
+        flat = {
+            f"{path}/{name}": np.asarray(x)
+            for path, entry in adapters.items()
+            for name, x in entry.items()
+        }
+        files.write_bytes(self._adapters(cell, method), save(flat))
+
+    def adapters(self, cell: Cell, method: str) -> Adapter:
+        """What is kept of a method: every client's adapter `[C, ...]`.
+
+        Raises `ValueError` where nothing is, or it is damaged.
+        """
+        path = self._adapters(cell, method)
+        if not path.is_file():
+            raise ValueError(f"{path} is not there: the run is not finished")
+        try:
+            flat = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}): --rerun the run") from None
+        found: Adapter = {}
+        for name, x in flat.items():
+            module, _, parameter = name.rpartition("/")
+            found.setdefault(module, {})[parameter] = x
+        return found
+
+    def _adapters(self, cell: Cell, method: str) -> Path:
+        name = f"{method.replace(' ', '-')}.safetensors"
+        return self.path / "adapters" / cell.name / name
+
     def cell(self, cell: Cell) -> dict | None:
         """A finished cell's record, if it is there and whole."""
         path = self.path / "cells" / f"{cell.name}.json"
@@ -140,7 +175,7 @@ def _begun(path: Path) -> bool:
 
 def _clear(path: Path) -> None:
     """Remove a run's files, and nothing else."""
-    for name in ("cells", "checkpoints", "figures", "profile", "states"):
+    for name in ("adapters", "cells", "checkpoints", "figures", "profile", "states"):
         shutil.rmtree(path / name, ignore_errors=True)
     for name in _FILES:
         (path / name).unlink(missing_ok=True)

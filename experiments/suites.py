@@ -70,21 +70,21 @@ class Suite(Language):
 
 def problem(sources: Mapping[str, Source], settings: Suite, note) -> Problem:
     """A pre-trained Llama and its federations, one a heterogeneity and seed."""
-    tokenizer, config, read = loaded(settings.checkpoint)
+    model = loaded(settings.checkpoint)
     parts = [
         _drawn(source, part, settings)
         for source in sources.values()
         for part in ("train", "test")
     ]
     examples = [example for part in parts for example in part]
-    context = min(settings.context, config.context)
-    pool = pool_of(encoded(examples, tokenizer, context, note))
+    context = min(settings.context, model.config.context)
+    pool = pool_of(encoded(examples, model.tokenizer, context, note))
     sizes = [len(part) for part in parts]
     strata = np.repeat(np.arange(len(parts)) // 2, sizes)
     testing = np.repeat(np.arange(len(parts)) % 2 == 1, sizes)
     how = {"testing": testing, "most": settings.test_examples}
     held = federations(settings, partial(dealt, settings, pool, strata, **how))
-    return problem_of(settings, config, read, held)
+    return problem_of(settings, model, held)
 
 
 def _drawn(source: Source, part: str, settings) -> list[Example]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments.language import (
     Language,
+    Model,
     encoded,
     loaded,
     pool_of,
@@ -97,18 +98,22 @@ def problem_of_texts(
     own: the clients' examples, a list a stratum. deal: from `(pool, strata)` to a
       function `(cell, size) -> federation`.
     """
-    if settings.checkpoint:
-        tokenizer, config, read = loaded(settings.checkpoint)
-    else:
-        texts = (f"{x.prompt} {x.options[x.gold]}" for x in upstream)
-        tokenizer = tokens.trained(texts, settings.vocabulary)
-        config = _sized(settings, tokenizer)
-        read = partial(_base, settings, config, upstream, tokenizer, note)
+    name = settings.checkpoint
+    model = loaded(name) if name else _trained(settings, upstream, note)
     examples = [example for part in own for example in part]
-    pool = pool_of(encoded(examples, tokenizer, settings.context, note))
+    pool = pool_of(encoded(examples, model.tokenizer, settings.context, note))
     strata = np.repeat(np.arange(len(own)), [len(part) for part in own])
     held = federations(settings, deal(pool, strata))
-    return problem_of(settings, config, read, held)
+    return problem_of(settings, model, held)
+
+
+def _trained(settings, upstream: list[Example], note) -> Model:
+    """A Llama with a tokenizer of its own, which is pre-trained when it is read."""
+    texts = (f"{x.prompt} {x.options[x.gold]}" for x in upstream)
+    tokenizer = tokens.trained(texts, settings.vocabulary)
+    config = _sized(settings, tokenizer)
+    read = partial(_base, settings, config, upstream, tokenizer, note)
+    return Model(tokenizer, config, read)
 
 
 def _split(found: list[list[Example]], settings):
@@ -153,5 +158,5 @@ def _sized(settings, tokenizer: Tokenizer) -> LlamaConfig:
 
 def _base(settings, config: LlamaConfig, upstream, tokenizer, note) -> lora.Params:
     choices, _ = tokens.encode(upstream, tokenizer, context=settings.context)
-    pool = pool_of(tokens.every_token(choices))
+    pool = pool_of(tokens.packed(tokens.every_token(choices)))
     return pretrained(settings, config, pool, note, batch_size=_BATCH, rate=_RATE)

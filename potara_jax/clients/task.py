@@ -103,7 +103,7 @@ def answering(apply: Apply, *, normalise: bool = False) -> Task:
     """
 
     def read(base, adapter, choices) -> Array:
-        text = Text(choices.tokens, choices.at)
+        text = Text(choices.tokens, choices.at, choices.segment)
         return apply(base, adapter, text).astype(jnp.float32)
 
     def logits(base, adapter, batch) -> Array:
@@ -134,7 +134,8 @@ def _right(choices: Choices) -> Choices:
     """The right options alone, `[B, ...]`."""
     gold = choices.gold[:, None, None]
     pick = lambda x: jnp.take_along_axis(x, gold, 1)[:, 0]
-    return Choices(*map(pick, choices[:3]), choices.gold)
+    right = jax.tree.map(pick, choices._replace(gold=None))
+    return right._replace(gold=choices.gold)
 
 
 def _log_likelihoods(logits: Array, answers: Array) -> Array:

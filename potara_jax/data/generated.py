@@ -1,7 +1,9 @@
-"""Small text tasks that are made on the spot, some of which contradict each other.
+"""Sixteen small text tasks that are made on the spot, some of which contradict.
 
-A prompt is `word input =`, an answer some characters. Two tasks share each word, and a
-model cannot know from a prompt which of them is meant: this is what clients differ in.
+A prompt is `word input =`, an answer some characters. Of every kind of input there are
+two tasks. For half of the kinds these share their word, and a model cannot know from a
+prompt which of them is meant. Inputs are short or longer: how to read longer ones is
+what the tasks have in common.
 """
 
 from __future__ import annotations
@@ -19,32 +21,33 @@ Rng = np.random.Generator
 _MONTHS = [calendar.month_abbr[month] for month in range(1, 13)]
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
 _EDIT = str.maketrans("aei", "zyx")
-_UNITS = (("km", "m", 1000), ("m", "cm", 100), ("h", "min", 60), ("kg", "g", 1000))
+_UNITS = (("km", "m", 1000), ("m", "cm", 100), ("min", "s", 60), ("kg", "g", 1000))
 
 
-class Generator(NamedTuple):
-    """A kind of inputs, and the two answers to them: `make(rng)`, `answers`."""
+class Task(NamedTuple):
+    """`make(rng, long)`: an input; `answer(input)`; `word`: what prompts begin with."""
 
     word: str
-    make: Callable[[Rng], str]
-    answers: tuple[Callable[[str], str], Callable[[str], str]]
+    make: Callable[[Rng, bool], str]
+    answer: Callable[[str], str]
 
 
-def _letters(rng: Rng, least: int = 3, most: int = 6) -> str:
-    size = rng.integers(least, most + 1)
+def _letters(rng: Rng, long: bool) -> str:
+    size = rng.integers(3, 8) if long else rng.integers(2, 6)
     return "".join(rng.choice(list(string.ascii_lowercase[:12]), size))
 
 
-def _numbers(sign: str, most: int = 60) -> Callable[[Rng], str]:
-    return lambda rng: sign.join(map(str, sorted(rng.integers(1, most, 2))[::-1]))
+def _numbers(rng: Rng, long: bool) -> str:
+    return "+".join(map(str, sorted(rng.integers(1, 60 if long else 40, 2))[::-1]))
 
 
-def _of_two(sign: str, answer: Callable[[int, int], int]) -> Callable[[str], str]:
-    return lambda text: str(answer(*map(int, text.split(sign))))
+def _of_two(answer: Callable[[int, int], int]) -> Callable[[str], str]:
+    return lambda text: str(answer(*map(int, text.split("+"))))
 
 
-def _table(rng: Rng) -> str:
-    names = rng.choice(list("abcdefgh"), 3, replace=False)
+def _table(rng: Rng, long: bool) -> str:
+    number = rng.integers(3, 5) if long else 3
+    names = rng.choice(list("abcdefgh"), number, replace=False)
     pairs = [f"{name}{rng.integers(10)}" for name in names]
     return f"{' '.join(pairs)} {rng.choice(names)}"
 
@@ -54,23 +57,24 @@ def _looked_up(text: str) -> str:
     return next(pair[1] for pair in pairs if pair[0] == asked)
 
 
-def _date(rng: Rng) -> str:
-    year, month, day = (
-        rng.integers(1950, 2050),
-        rng.integers(1, 13),
-        rng.integers(1, 29),
-    )
-    return f"{year}-{month:02d}-{day:02d}"
+def _date(rng: Rng, long: bool) -> str:
+    year = rng.integers(100) if long else rng.integers(30)
+    return f"{year:02d}-{rng.integers(1, 13):02d}-{rng.integers(1, 29):02d}"
 
 
 def _written_date(text: str) -> str:
-    year, month, day = text.split("-")
-    return f"{int(day)} {_MONTHS[int(month) - 1]} {year}"
+    _, month, day = map(int, text.split("-"))
+    return f"{day} {_MONTHS[month - 1]}"
 
 
-def _unit(rng: Rng) -> str:
+def _short_date(text: str) -> str:
+    _, month, day = map(int, text.split("-"))
+    return f"{day}/{month}"
+
+
+def _unit(rng: Rng, long: bool) -> str:
     large, small, _ = _UNITS[rng.integers(len(_UNITS))]
-    return f"{rng.integers(1, 200)} {large} {small}"
+    return f"{rng.integers(1, 100 if long else 50)} {large} {small}"
 
 
 def _converted(text: str) -> str:
@@ -79,58 +83,46 @@ def _converted(text: str) -> str:
     return str(int(number) * factor)
 
 
-def _opened(rng: Rng) -> str:
-    return "".join(rng.choice(list(_BRACKETS), rng.integers(3, 7)))
+def _opened(rng: Rng, long: bool) -> str:
+    size = rng.integers(3, 8) if long else rng.integers(2, 6)
+    return "".join(rng.choice(list(_BRACKETS), size))
 
 
-GENERATORS = (
-    Generator(
-        "sort",
-        _letters,
-        (lambda x: "".join(sorted(x)), lambda x: "".join(sorted(x))[::-1]),
-    ),
-    Generator("turn", _letters, (lambda x: x[::-1], lambda x: x[1:] + x[0])),
-    Generator(
-        "sum",
-        _numbers("+"),
-        (_of_two("+", int.__add__), _of_two("+", lambda a, b: (a + b) % 10)),
-    ),
-    Generator("edit", _letters, (lambda x: x.translate(_EDIT), lambda x: x + x[0])),
-    Generator(
-        "close",
-        _opened,
-        (
-            lambda x: "".join(map(_BRACKETS.get, x[::-1])),
-            lambda x: "".join(map(_BRACKETS.get, x)),
-        ),
-    ),
-    Generator(
-        "date",
-        _date,
-        (_written_date, lambda x: "/".join(str(int(p)) for p in x.split("-")[::-1])),
-    ),
-    Generator(
-        "find",
-        _table,
-        (_looked_up, lambda x: str(x[:-2].split().index(x[-1] + _looked_up(x)) + 1)),
-    ),
-    Generator("unit", _unit, (_converted, lambda x: f"{_converted(x)} {x.split()[2]}")),
-)
-# Word and dialect, in the order in which clients take them up.
-TASKS = tuple(f"{g.word} {'ab'[i]}" for i in (0, 1) for g in GENERATORS)
+def _place(text: str) -> str:
+    *pairs, asked = text.split()
+    return str([pair[0] for pair in pairs].index(asked) + 1)
 
 
-def make(rng: Rng, task: str, number: int) -> list[Example]:
-    """Examples of a task, no two of them alike.
+# In the order in which clients take them up.
+TASKS = {
+    "sort": Task("sort", _letters, lambda x: "".join(sorted(x))),
+    "turn": Task("turn", _letters, lambda x: x[::-1]),
+    "edit": Task("edit", _letters, lambda x: x.translate(_EDIT)),
+    "close": Task("close", _opened, lambda x: "".join(map(_BRACKETS.get, x[::-1]))),
+    "sort down": Task("sort", _letters, lambda x: "".join(sorted(x))[::-1]),
+    "turn once": Task("turn", _letters, lambda x: x[1:] + x[0]),
+    "edit end": Task("edit", _letters, lambda x: x + x[0]),
+    "close in order": Task("close", _opened, lambda x: "".join(map(_BRACKETS.get, x))),
+    "sum": Task("sum", _numbers, _of_two(int.__add__)),
+    "digit": Task("digit", _numbers, _of_two(lambda a, b: (a + b) % 10)),
+    "date": Task("date", _date, _written_date),
+    "day": Task("day", _date, _short_date),
+    "find": Task("find", _table, _looked_up),
+    "place": Task("place", _table, _place),
+    "unit": Task("unit", _unit, _converted),
+    "size": Task("size", _unit, lambda x: f"{_converted(x)} {x.split()[2]}"),
+}
+
+
+def make(rng: Rng, task: str, number: int, *, long: bool = True) -> list[Example]:
+    """Examples of a task with long or short inputs, no two of them alike.
 
     Raises `ValueError` where a task has not so many.
     """
-    word, dialect = task.split()
-    generator = next(g for g in GENERATORS if g.word == word)
-    answer = generator.answers["ab".index(dialect)]
+    word, new, answer = TASKS[task]
     found: dict[str, None] = {}
     for _ in range(50 * number):
-        found.setdefault(generator.make(rng))
+        found.setdefault(new(rng, long))
         if len(found) == number:
             return [Example(f"{word} {x} =", (answer(x),)) for x in found]
     raise ValueError(f"task '{task}' has fewer than {number} examples")

@@ -19,12 +19,14 @@ import numpy as np
 from potara_jax.data.text import Example
 
 _ROUND_UP = 8
+SPECIAL = "<pad>", "<begin>", "<end>"
 
 
 class Tokenizer(NamedTuple):
     """`encode(text) -> tokens` and `decode(tokens) -> text`, without special tokens.
 
     size: of the vocabulary. pad, begin, end: special tokens; `begin` may be None.
+    file: its `tokenizer.json`.
     """
 
     encode: Callable[[str], list[int]]
@@ -33,39 +35,51 @@ class Tokenizer(NamedTuple):
     pad: int
     begin: int | None
     end: int
+    file: str
 
 
 def of_bytes() -> Tokenizer:
     """A token a byte of UTF-8, after the special ones."""
-    first = 3
-    return Tokenizer(
-        lambda text: [first + byte for byte in text.encode()],
-        lambda tokens: bytes(t - first for t in tokens if t >= first).decode(
-            errors="replace"
-        ),
-        first + 256,
-        pad=0,
-        begin=1,
-        end=2,
-    )
+    import tokenizers
+
+    letters = [letter for letter, _ in sorted(_letters().items(), key=lambda x: x[1])]
+    vocabulary = {token: n for n, token in enumerate((*SPECIAL, *letters))}
+    made = _with_bytes(tokenizers.models.BPE(vocabulary, []))
+    made.add_special_tokens(list(SPECIAL))
+    return _wrapped(made, pad=0, begin=1, end=2)
 
 
 def trained(texts: Iterable[str], size: int) -> Tokenizer:
     """Byte-pair encoding with `size` tokens, learned from texts."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from tokenizers import models, pre_tokenizers, trainers
 
-    made = tokenizers.Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
+    made = _with_bytes(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=["<pad>", "<begin>", "<end>"],
+        special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     made.train_from_iterator(texts, trainer)
     return _wrapped(made, pad=0, begin=1, end=2)
+
+
+def _with_bytes(model):
+    """A tokenizer of texts as bytes, which it writes as letters."""
+    import tokenizers
+    from tokenizers import decoders, pre_tokenizers
+
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return made
+
+
+def _letters() -> dict[str, int]:
+    """The byte that each letter of a byte-level tokenizer stands for (as in GPT-2)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    other = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(other)}
 
 
 def from_folder(folder: str | os.PathLike[str], config: dict) -> Tokenizer:
@@ -110,6 +124,7 @@ def _wrapped(made, *, pad: int, begin: int | None, end: int) -> Tokenizer:
         pad=pad,
         begin=begin,
         end=end,
+        file=made.to_str(),
     )
 
 
@@ -118,13 +133,15 @@ class Choices(NamedTuple):
 
     `tokens` `[P, O, L]`; `at` `[P, O, A]`: the positions before every token of the
     answer; `answers` `[P, O, A]`: those tokens, -1 where there is none; an option that
-    an example does not have is -1 throughout. `gold` `[P]`. All int32.
+    an example does not have is -1 throughout. `gold` `[P]`. All int32. `segment`
+    `[P, O, L]`: which of the texts that share a row a token is of; None: one a row.
     """
 
     tokens: np.ndarray
     at: np.ndarray
     answers: np.ndarray
     gold: np.ndarray
+    segment: np.ndarray | None = None
 
 
 def encode(
@@ -199,3 +216,52 @@ def every_token(choices: Choices) -> Choices:
     return Choices(
         one(tokens), one(places), one(following), np.zeros_like(choices.gold)
     )
+
+
+def packed(choices: Choices) -> Choices:
+    """The same texts with their right answers, as many as fit one after another a row.
+
+    For pre-training: a row is as long as before, and asks for what all its texts do.
+    Texts fill the first row that has room for them, of those begun last.
+    """
+    rows = np.arange(len(choices.gold))
+    tokens, at, answers = (x[rows, choices.gold] for x in choices[:3])
+    used = np.where(answers >= 0, at, 0).max(1) + 1
+    length = tokens.shape[1]
+    places = _placed(used, length)
+    filled, asked = 1 + max(row for row, *_ in places), (answers >= 0).sum(1)
+    most = max(np.bincount([row for row, *_ in places], asked).astype(int))
+    made = Choices(
+        np.zeros((filled, 1, length), np.int32),
+        np.zeros((filled, 1, most), np.int32),
+        np.full((filled, 1, most), -1, np.int32),
+        np.zeros(filled, np.int32),
+        np.full((filled, 1, length), -1, np.int32),
+    )
+    put = np.zeros(filled, int)
+    for example, (row, first, number) in enumerate(places):
+        here, real = slice(first, first + used[example]), answers[example] >= 0
+        there = slice(put[row], put[row] + asked[example])
+        made.tokens[row, 0, here] = tokens[example, : used[example]]
+        made.segment[row, 0, here] = number
+        made.at[row, 0, there] = first + at[example, real]
+        made.answers[row, 0, there] = answers[example, real]
+        put[row] = there.stop
+    return made
+
+
+_OPEN = 16
+
+
+def _placed(used: np.ndarray, length: int) -> list[tuple[int, int, int]]:
+    """Every text's row, its first place there, and which of the row's texts it is."""
+    rows: list[tuple[int, int]] = []  # places taken, and texts
+    found = []
+    for size in map(int, used):
+        begun = range(max(0, len(rows) - _OPEN), len(rows))
+        row = next((r for r in begun if rows[r][0] + size <= length), len(rows))
+        rows[row:] = rows[row:] or [(0, 0)]
+        taken, texts = rows[row]
+        rows[row] = taken + size, texts + 1
+        found.append((row, taken, texts))
+    return found

@@ -316,6 +316,36 @@ _KINDS = {
 }
 
 
+def described(config: LlamaConfig) -> dict:
+    """The `config.json` of a model; `config_of` reads it."""
+    told = ("biases", config.biases), ("head_norms", config.head_norms)
+    kind = next(k for k, own in _KINDS.items() if own == {n: x for n, x in told if x})
+    scaling = config.scaling and {
+        "rope_type": "llama3",
+        "factor": config.scaling.factor,
+        "low_freq_factor": config.scaling.low,
+        "high_freq_factor": config.scaling.high,
+        "original_max_position_embeddings": config.scaling.original,
+    }
+    return {
+        "architectures": [f"{kind.capitalize()}ForCausalLM"],
+        "model_type": kind,
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.width,
+        "intermediate_size": config.hidden,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.key_heads,
+        "head_dim": config.head,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.epsilon,
+        "rope_theta": config.theta,
+        "rope_scaling": scaling,
+        "tie_word_embeddings": config.tied,
+        "max_position_embeddings": config.context,
+    }
+
+
 def config_of(found: dict) -> LlamaConfig:
     """The configuration that a `config.json` states.
 

@@ -9,6 +9,7 @@ pre-norm blocks, a linear head on the class token.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -181,6 +182,36 @@ TABLE = Table(
     ignored=("*pooler.dense.*",),
     prefix="vit.",
 )
+
+
+def described(config: ViTConfig, side: int, colours: int, names: Sequence[str]) -> dict:
+    """The `config.json` of a model with classes of such names; `config_of` reads it.
+
+    side, colours: of its images.
+    """
+    return {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "image_size": side,
+        "num_channels": colours,
+        "patch_size": config.patch,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp_ratio * config.width,
+        "hidden_act": config.activation,
+        "layer_norm_eps": config.epsilon,
+        "qkv_bias": True,
+        **labels(names),
+    }
+
+
+def labels(names: Sequence[str]) -> dict:
+    """What a `config.json` says of the head's classes."""
+    return {
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
 
 
 def config_of(found: dict, *, classes: int | None = None) -> ViTConfig:

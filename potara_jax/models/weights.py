@@ -147,7 +147,7 @@ def load(
     """
     files = open_all(Path(folder))
     flat, table = flatten_dict(dict(shapes), sep="/"), table.of(files)
-    stored = {path: _stored(path, x, table) for path, x in flat.items()}
+    stored = {path: stored_as(path, x.shape, table) for path, x in flat.items()}
     _check(Path(folder), files, stored, flat, table)
     loaded = {
         path: place(path, _read(files, stored[path], flat[path].shape, dtype))
@@ -192,14 +192,15 @@ def _files(folder: Path) -> list[Path]:
     return paths
 
 
-def _stored(path: str, shape, table: Table) -> Stored:
+def stored_as(path: str, shape: Sequence[int], table: Table) -> Stored:
+    """Where a parameter of a path and shape is stored."""
     for rule in table.rules:
         number = _number(rule.ours, path)
         if number is None:
             continue
         if "*" in rule.ours or "*" not in rule.theirs:
             return Stored((rule.theirs.replace("*", number),), False, rule.kind)
-        names = (rule.theirs.replace("*", str(i)) for i in range(shape.shape[0]))
+        names = (rule.theirs.replace("*", str(i)) for i in range(shape[0]))
         return Stored(tuple(names), True, rule.kind)
     raise ValueError(f"the model's table has no rule for its parameter '{path}'")
 
@@ -267,17 +268,24 @@ def _floating(x: np.ndarray, dtype) -> np.ndarray:
 
 
 def save(
-    folder: str | os.PathLike[str], params: Params, table: Table, config: dict
+    folder: str | os.PathLike[str],
+    params: Params,
+    table: Table,
+    config: dict,
+    *,
+    dtype: str | None = None,
 ) -> None:
     """Write parameters and `config` as Hugging Face has them, in one file.
 
-    The weights are written beside and renamed, after the configuration.
+    dtype: of the parameters there; default: as they are. The weights are written
+    beside and renamed, after the configuration.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, np.ndarray] = {}
     for path, x in flatten_dict(dict(params), sep="/").items():
-        stored, value = _stored(path, x, table), np.asarray(x)
+        value = _floating(np.asarray(x), dtype)
+        stored = stored_as(path, value.shape, table)
         parts = value if stored.stacked else [value]
         there = (np.ascontiguousarray(stored.kind.there(part)) for part in parts)
         tensors |= dict(zip(stored.names, there, strict=True))

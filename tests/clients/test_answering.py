@@ -104,7 +104,7 @@ def test_one_option_is_right_where_greedy_decoding_writes_it(model):
 def test_longer_padding_changes_nothing(model):
     task, batch = jitted(), batch_of(EXAMPLES)
     pad = lambda x, value: jnp.pad(x, ((0, 0), (0, 1), (0, 5)), constant_values=value)
-    tokens_, at, answers, gold = batch.inputs
+    tokens_, at, answers, gold, _ = batch.inputs
     longer = batch.inputs._replace(
         tokens=pad(tokens_, 0), at=pad(at, 0), answers=pad(answers, -1), gold=gold
     )

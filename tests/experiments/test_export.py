@@ -1,0 +1,96 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import cli, export, run
+from experiments.digits import Digits
+from experiments.images import OwnImages
+from experiments.settings import resolved
+from experiments.store import Cell, Store
+from experiments.tasks import Tasks
+from potara_jax.adapters import peft
+from potara_jax.models import llama, weights
+
+CELL = Cell("tasks", 1)
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A run folder of two tasks' clients, with adapters that nobody trained."""
+    settings = Tasks(seeds=(1,), clients=2, examples=40, base_steps=1, rank=2)
+    settings = dataclasses.replace(settings, samples=4, cache=tmp_path / "cache")
+    config = {"experiment": "tasks", "job": "run", **resolved(settings)}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    problem = run.EXPERIMENTS["tasks"].problem(settings, print)
+    keys = jax.random.split(jax.random.key(3))
+    noise = lambda x: x + jax.random.normal(jax.random.key(x.size), x.shape)
+    adapters = jax.tree.map(noise, jax.vmap(problem.adapter)(keys))
+    Store(folder, print).keep_adapters(CELL, "potara core", adapters)
+    return folder, problem, adapters
+
+
+def words(folder, *more):
+    return ["export", str(folder), "--cache", str(folder.parent / "cache"), *more]
+
+
+def test_every_client_has_an_adapter_and_there_is_the_base(finished):
+    folder, problem, adapters = finished
+    assert cli.main(words(folder)) == 0
+    out = folder / "export"
+    config = llama.config_of(weights.read_config(out / "base"))
+    base = weights.load(out / "base", llama.TABLE, problem.base)
+    jax.tree.map(np.testing.assert_array_equal, base, problem.base)
+    assert config.vocabulary == 259
+    for client in range(2):
+        read = peft.read(out / CELL.name / f"client-{client:03d}")
+        found = read.adapter["model.layers.5.self_attn.q_proj"]
+        own = adapters["layers/self_attn/q_proj"]
+        expected = 8 * own["a"][client, 5] @ own["b"][client, 5]
+        np.testing.assert_allclose(found["a"] @ found["b"], expected, rtol=1e-4)
+    assert cli.main(words(folder)) == 2
+    assert cli.main(words(folder, "--overwrite")) == 0
+
+
+def test_one_client_folded_says_what_its_adapter_says(finished):
+    folder, problem, adapters = finished
+    assert cli.main(words(folder, "--folded", "--clients", "1")) == 0
+    (made,) = (folder / "export" / CELL.name).iterdir()
+    again = weights.load(made, llama.TABLE, problem.base)
+    batch = jax.tree.map(lambda x: x[:2], problem.federations[CELL].pool)
+    own = jax.tree.map(lambda x: x[1], adapters)
+    expected = problem.task.logits(problem.base, own, batch)
+    none = jax.tree.map(np.zeros_like, own)
+    found = problem.task.logits(again, none, batch)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert (made / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--clients", "2"), "--clients names 2: it must be below 2"),
+        (("--cells", "a"), "--cells names a; there are tasks-seed-1"),
+        (("--method", "ties"), "--method is ties"),
+        (("--method", "local"), "the run is not finished"),
+    ],
+)
+def test_what_is_not_there_is_named(finished, more, told, capsys):
+    assert cli.main(words(finished[0], *more)) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_no_run_folder_is_named(tmp_path, capsys):
+    assert cli.main(words(tmp_path / "nothing")) == 2
+    assert "is no run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [Digits, Tasks, OwnImages])
+def test_settings_are_those_of_the_run(kind):
+    settings = kind(seeds=(4, 5), rank=3, privacy_clip=0.5)
+    config = json.loads(json.dumps(resolved(settings)))
+    assert export.restored(kind, config) == settings

@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from potara_jax.adapters import lora, peft
+from potara_jax.models import llama, publishing, vit, weights
+from potara_jax.models.llama import Llama, Text
+from potara_jax.models.publishing import Form
+from potara_jax.models.vit import ViT, ViTConfig
+
+SCALE = 0.5
+LLAMAS = {
+    "llama": llama.LlamaConfig(40, 16, 24, 2, 4, 2, context=32),
+    "scaled": llama.LlamaConfig(40, 16, 24, 2, 4, 2, scaling=llama.RopeScaling()),
+    "qwen2": llama.LlamaConfig(40, 16, 24, 2, 4, 2, biases=True, tied=False),
+    "qwen3": llama.LlamaConfig(40, 16, 24, 2, 4, 2, head_width=8, head_norms=True),
+}
+VIT = ViTConfig(patch=4, width=16, depth=2, heads=2, classes=3)
+
+
+def languages():
+    """A Llama, texts, a base, an adapter of all its projections, and its form."""
+    config = LLAMAS["llama"]
+    text = Text(jnp.arange(12).reshape(2, 6) % 40, jnp.array([[2, 5]] * 2))
+    model, targets = Llama(config), (".*_proj",)
+    return of(model, text, targets, (), llama.TABLE, llama.described(config))
+
+
+def images():
+    """The same of a ViT whose head is trained too."""
+    image = jax.random.normal(jax.random.key(3), (2, 8, 8, 3))
+    targets = ("query", "out", "up")
+    config = vit.described(VIT, 8, 3, "abc")
+    return of(ViT(VIT), image, targets, ("head",), vit.TABLE, config)
+
+
+def of(model, inputs, targets, trained, table, config):
+    base = model.init(jax.random.key(0), inputs)["params"]
+    sites = lora.find_sites(model, inputs, targets=targets)
+    adapter = lora.init(jax.random.key(1), sites, rank=2)
+    adapter |= lora.trained_modules(base, trained)
+    noise = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
+    form = Form(table, config, {"more.json": "{}"}, sites, SCALE)
+    return model, inputs, base, jax.tree.map(noise, adapter), form
+
+
+@pytest.mark.parametrize("make", [languages, images])
+def test_a_folded_model_is_read_again_and_says_the_same(make, tmp_path):
+    model, inputs, base, adapter, form = make()
+    expected = lora.bind(model, scale=SCALE)(base, adapter, inputs)
+    publishing.write_folded(tmp_path / "model", base, adapter, form)
+    assert (tmp_path / "model" / "more.json").read_text() == "{}"
+    again = weights.load(tmp_path / "model", form.table, base)
+    found = lora.bind(model, scale=1.0)(again, {}, inputs)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [languages, images])
+def test_an_adapter_has_the_deltas_of_every_layer_by_its_name_there(make, tmp_path):
+    base, adapter, form = make()[2:]
+    how = {"base": "somewhere"}
+    publishing.write_adapter(tmp_path / "adapter", adapter, form, **how)
+    read = peft.read(tmp_path / "adapter")
+    assert read.config["base_model_name_or_path"] == "somewhere"
+    publishing.write_base(tmp_path / "base", base, form)
+    publishing.write_folded(tmp_path / "folded", base, adapter, form)
+    stored = {n: tensors(tmp_path / n) for n in ("base", "folded")}
+    for path, entry in read.adapter.items():
+        if set(entry) == {"a", "b"}:
+            before, after = (stored[n].pop(f"{path}.weight") for n in stored)
+            np.testing.assert_allclose(
+                after - before, (entry["a"] @ entry["b"]).T, atol=1e-5
+            )
+        else:
+            for name, value in entry.items():
+                key = f"{path}.{name}"
+                stored["base"].pop(key)
+                np.testing.assert_array_equal(stored["folded"].pop(key), value)
+    jax.tree.map(np.testing.assert_array_equal, stored["base"], stored["folded"])
+
+
+def tensors(folder):
+    return {
+        name: file.tensors.get_tensor(name)
+        for name, file in weights.open_all(folder).items()
+    }
+
+
+@pytest.mark.parametrize("name", LLAMAS)
+def test_a_described_llama_is_itself(name):
+    config = LLAMAS[name]
+    found = llama.config_of(llama.described(config))
+    assert found.head == config.head
+    same = {k: v for k, v in vars(found).items() if k != "head_width"}
+    assert same == {k: v for k, v in vars(config).items() if k != "head_width"}
+
+
+def test_a_described_vit_is_itself():
+    assert vit.config_of(vit.described(VIT, 8, 3, "abc")) == VIT
+
+
+def test_an_adapter_with_a_core_has_to_be_folded(tmp_path):
+    adapter, form = languages()[3:]
+    path = "layers/mlp/up_proj"
+    adapter[path] |= {"m": jnp.stack([jnp.eye(2)] * 2)}
+    with pytest.raises(ValueError, match="fold the model"):
+        publishing.renamed(adapter, form)
