@@ -20,6 +20,7 @@ from experiments.programs import Programs
 from experiments.recipes import KEPT
 from experiments.settings import Settings
 from experiments.store import Cell, Store
+from experiments.writing import written
 from potara_jax.adapters.lora import Adapter
 from potara_jax.federated.rounds import stack, start
 
@@ -33,7 +34,10 @@ def run_cell(
     store: Store,
     display: Display,
 ) -> dict:
-    """Run a cell, or what is left of it; its record `{"methods", "diagnostics"}`."""
+    """Run a cell, or what is left of it; its record.
+
+    Which is `{"methods", "diagnostics", "written"}`.
+    """
     key = jax.random.key(cell.seed)
     federation = problem.federations[cell]
     at = Context(settings, programs, problem, federation, cell, key)
@@ -50,6 +54,7 @@ def run_cell(
         record = {
             "methods": [row(at, method) for method in methods],
             "diagnostics": diagnostics(at, parents, merges, methods),
+            "written": written(at, methods),
         }
     record["diagnostics"]["seconds"] = seconds
     for method in methods:

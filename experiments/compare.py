@@ -108,7 +108,7 @@ def make_programs(settings: CompareDigits, problem: Problem) -> Programs:
         keep=(*middle, *federated.keep),
     )
     alone = _longer(settings, local)
-    table = programs.merging_programs(settings, problem.task, both, local)
+    table = programs.merging_programs(settings, problem, both, local)
     how = federating.measuring_layout(settings)
     return Programs(
         table._replace(local=alone),

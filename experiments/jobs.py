@@ -15,6 +15,7 @@ from experiments import compare, files, programs, simulate, study, tune
 from experiments.settings import Settings
 from experiments.store import Cell, Store
 from potara_jax.evaluation import (
+    answers,
     comparison,
     figures,
     report,
@@ -59,6 +60,7 @@ def _table_results(records: list[dict]) -> dict:
     return {
         "methods": [row for record in records for row in record["methods"]],
         "diagnostics": [record["diagnostics"] for record in records],
+        "written": [row for record in records for row in record.get("written", ())],
     }
 
 
@@ -68,6 +70,8 @@ def _table_report(store: Store, results: dict, console: Console) -> Path:
     drawn = figures.draw(results, store.path / "figures")
     files.write_text(store.path / "report.html", report.render(results, drawn))
     console.print(table.terminal_table(table.summarise(results)))
+    if results.get("written"):
+        console.print(answers.terminal_table(results))
     return store.path / "report.html"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.base import cached_base
-from experiments.problem import Problem, initial_adapter
+from experiments.problem import Problem, Writer, initial_adapter
 from experiments.settings import Settings
 from potara_jax.adapters import lora, precision
 from potara_jax.clients.task import answering
@@ -22,6 +23,7 @@ from potara_jax.data.federation import Batch, Federation
 from potara_jax.data.text import Example
 from potara_jax.data.tokens import Choices, Tokenizer
 from potara_jax.models import llama, publishing, weights
+from potara_jax.models.decoding import greedy
 from potara_jax.models.llama import Llama, LlamaConfig, Text
 from potara_jax.models.pretraining import pretrain
 from potara_jax.models.publishing import Form
@@ -88,7 +90,20 @@ def problem_of(
         adapter=initial_adapter(sites, rank=settings.rank, base=base, trained=()),
         federations=federations,
         form=_form(found, sites, scale),
+        writer=_writer(found.tokenizer, model, scale),
     )
+
+
+def _writer(tokenizer: Tokenizer, model: Llama, scale: float) -> Writer:
+    apply = lora.bind(model, scale=scale)
+
+    def write(base, adapter, prompts, counts, most: int):
+        read = lambda *args: apply(base, adapter, *args, method="read")
+        cache = llama.empty_cache(model.config, len(prompts), prompts.shape[1] + most)
+        return greedy(read, cache, prompts, counts, most=most, stop=tokenizer.end)
+
+    real = partial(itertools.takewhile, lambda token: token != tokenizer.end)
+    return Writer(write, lambda tokens: tokenizer.decode(real(tokens)))
 
 
 def _form(found: Model, sites, scale: float) -> Form:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +16,24 @@ from potara_jax.data.federation import Batch, Federation
 from potara_jax.models.publishing import Form
 
 
+class Writer(NamedTuple):
+    """How a model writes answers to prompts.
+
+    `write(base, adapter, prompts [B, L], counts [B], most) -> [B, most]`: tokens, by
+    greedy decoding; `text(tokens)`, up to their end.
+    """
+
+    write: Callable
+    text: Callable[[Iterable[int]], str]
+
+
 class Problem(NamedTuple):
     """A pre-trained model, what is adapted of it, and who adapts it.
 
     `federations`: by `(heterogeneity, seed)`, all padded to one length, so that one
     compiled program serves them all. `adapter(key, rank)`: a fresh one; by default of
     the settings' rank. `form`: how the model is written for others to load.
+    `writer`: how it writes answers, or None.
     """
 
     task: Task
@@ -29,6 +41,7 @@ class Problem(NamedTuple):
     adapter: Callable[..., Adapter]
     federations: dict[tuple[str, int], Federation]
     form: Form | None = None
+    writer: Writer | None = None
 
 
 def initial_adapter(

@@ -10,10 +10,10 @@ import jax
 from experiments import federating, recipes
 from experiments.federating import measuring_layout
 from experiments.phases import Phase
-from experiments.problem import Problem
+from experiments.problem import Problem, Writer
 from experiments.settings import Settings
 from potara_jax import merging
-from potara_jax.clients.task import Task
+from potara_jax.clients.axis import over_clients
 from potara_jax.evaluation.metrics import common_evaluator, evaluator
 from potara_jax.merging import ensemble, loss_curves, sensitivity
 from potara_jax.merging.weights import DAMPINGS, potara_weight
@@ -39,6 +39,7 @@ class Programs(NamedTuple):
     """Phases, and jitted programs over all clients.
 
     `weigh`, `derived`, `merge`: by name, see `recipes`; `rows`: what the table shows.
+    `write(base, adapters, prompts, counts, most)`: every client's answers, or None.
     `weight_at(curvature, examples, values)`: Potara's weights `[D, C]` at damping
     values `[D]`; `interval`, `sensitivity`: how sure Potara's weight is, `[C]`.
     """
@@ -55,6 +56,7 @@ class Programs(NamedTuple):
     evaluate: Callable
     evaluate_common: Callable
     evaluate_ensemble: Callable
+    write: Callable | None
     weight_at: Callable
     sensitivity: Callable
 
@@ -62,14 +64,14 @@ class Programs(NamedTuple):
 def make_programs(settings: Settings, problem: Problem) -> Programs:
     """All programs of a run."""
     phases = parents(settings, problem, marks=MARKS)
-    return merging_programs(settings, problem.task, *phases)
+    return merging_programs(settings, problem, *phases)
 
 
 def merging_programs(
-    settings: Settings, task: Task, federated: Phase, local: Phase
+    settings: Settings, problem: Problem, federated: Phase, local: Phase
 ) -> Programs:
     """All programs of a run with the two phases given."""
-    layout = measuring_layout(settings)
+    layout, task = measuring_layout(settings), problem.task
     rows = recipes.rows(settings, task)
     used = {row.weighing for row in rows}
     weighings = recipes.weighings(settings, task, used)
@@ -95,6 +97,7 @@ def merging_programs(
         evaluate=evaluator(task, layout=layout),
         evaluate_common=common_evaluator(task),
         evaluate_ensemble=evaluator(task.again(ensemble), layout=layout),
+        write=problem.writer and _writing(problem.writer, layout),
         weight_at=jax.jit(_weight_at(DAMPINGS[settings.damping])),
         sensitivity=jax.jit(_sensitivity(settings)),
     )
@@ -143,6 +146,16 @@ def parents(
 def marks_of(last: int, number: int) -> list[int]:
     """So many rounds, evenly spread up to the last."""
     return sorted({max(1, last * i // number) for i in range(1, number + 1)})
+
+
+def _writing(writer: Writer, layout) -> Callable:
+    def write(base, adapters, prompts, counts, most: int):
+        one = lambda *args: writer.write(*args, most)
+        return over_clients(one, in_axes=(None, 0, 0, 0), layout=layout)(
+            base, adapters, prompts, counts
+        )
+
+    return jax.jit(write, static_argnums=4)
 
 
 def _weight_at(damping):

@@ -7,7 +7,7 @@ from html import escape
 
 import numpy as np
 
-from potara_jax.evaluation import page
+from potara_jax.evaluation import answers, page
 from potara_jax.evaluation.table import (
     COLUMNS,
     PARENTS,
@@ -79,6 +79,7 @@ def render(results: Results, figures: list[pathlib.Path]) -> str:
         page.paragraphs(privacy(results), kind="note"),
         "<h2>Methods</h2>",
         _tables(rows),
+        *answers.section(results),
         *(page.figure(path, *_caption(path)) for path in figures),
         "<h2>How sure the weights are</h2>",
         page.paragraphs([_CERTAIN], kind="note"),

@@ -147,7 +147,7 @@ def best(rows: list[Row]) -> list[Row]:
 def label(heterogeneity: str) -> str:
     """A heterogeneity's name: `0.1` is a Dirichlet concentration."""
     if heterogeneity == "tasks":
-        return "task groups"
+        return "tasks"
     if heterogeneity.startswith("shards"):
         return f"{heterogeneity.removeprefix('shards')} classes a client"
     try:
