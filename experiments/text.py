@@ -84,7 +84,7 @@ class OwnText(Language):
 def problem(settings: OwnText, note) -> Problem:
     """A Llama and its federations, one a heterogeneity and seed."""
     found = [text.read(path) for path in settings.data]
-    upstream, own = _split(found, settings)
+    upstream, own = _split(_once(found, settings, note), settings)
     most = settings.test_examples
     deal = lambda pool, strata: partial(dealt, settings, pool, strata, most=most)
     return problem_of_texts(settings, upstream, own, deal, note)
@@ -114,6 +114,30 @@ def _trained(settings, upstream: list[Example], note) -> Model:
     config = _sized(settings, tokenizer)
     read = partial(_base, settings, config, upstream, tokenizer, note)
     return Model(tokenizer, config, read)
+
+
+def _once(found: list[list[Example]], settings, note) -> list[list[Example]]:
+    """Every prompt in one file only, drawn from those that have it.
+
+    So no text of a test is one that the base or another client was trained on.
+    """
+    rng = np.random.default_rng([settings.base_seed, 3])
+    files: dict[str, list[int]] = {}
+    for number, examples in enumerate(found):
+        for example in examples:
+            files.setdefault(example.prompt, []).append(number)
+    keeper = {p: own[0] for p, own in files.items()}
+    keeper |= {p: int(rng.choice(own)) for p, own in files.items() if len(own) > 1}
+    kept = [
+        list({e.prompt: e for e in examples if keeper[e.prompt] == number}.values())
+        for number, examples in enumerate(found)
+    ]
+    again = sum(map(len, found)) - sum(map(len, kept))
+    if again:
+        note(
+            f"{again} examples have a text that is there twice: each text is kept once"
+        )
+    return kept
 
 
 def _split(found: list[list[Example]], settings):

@@ -104,7 +104,7 @@ class SocialIQa(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, path, split) -> Iterator:
         with zipfile.ZipFile(os.fspath(path)) as archive:
             names = {Path(name).name: name for name in archive.namelist()}
-            lines = archive.read(names[f"{split}.jsonl"]).decode().splitlines()
+            lines = archive.read(names[f"{split}.jsonl"]).decode().strip().split("\n")
             labels = archive.read(names[f"{split}-labels.lst"]).decode().split()
         for number, (line, label) in enumerate(zip(lines, labels, strict=True)):
             yield number, json.loads(line) | {"label": int(label) - 1}

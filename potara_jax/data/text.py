@@ -55,7 +55,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.name.removesuffix(".gz").endswith(".json") and text.lstrip()[:1] == "[":
         found = enumerate(_json(path, 1, text), 1)
     else:
-        lines = enumerate(text.splitlines(), 1)
+        lines = enumerate(text.split("\n"), 1)  # not at the other breaks of Unicode
         found = ((n, _json(path, n, line)) for n, line in lines if line.strip())
     for number, record in found:
         if not isinstance(record, dict):

@@ -206,3 +206,9 @@ def test_packed_rows_hold_every_text_once(sizes):
         read = choices.tokens[row, 0, : at.max() + 1]
         expected.append((tuple(read), tuple(at), tuple(choices.answers[row, 0, real])))
     assert sorted(texts) == sorted(expected)
+
+
+def test_lines_end_where_json_lines_do(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a\x85b\u2028c", "label": 1}\n', encoding="utf-8")
+    assert text.read(path)[0].prompt.startswith("a\x85b\u2028c")

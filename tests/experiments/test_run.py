@@ -86,7 +86,7 @@ def test_a_run_leaves_everything_that_it_promises(undisturbed):
     names = {p.name for p in undisturbed.iterdir() if not p.name.startswith(".")}
     files = {"config.json", "versions.json", "results.json", "clients.csv"}
     files |= {"metrics.jsonl", "report.html"}
-    assert names == files | {"figures", "checkpoints", "cells"}
+    assert names == files | {"figures", "checkpoints", "cells", "adapters"}
     figures = {p.name for p in (undisturbed / "figures").iterdir()}
     expected = ("accuracy", "segment", "damping", "communication", "clients")
     assert figures == {f"{name}.png" for name in expected}
