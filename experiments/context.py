@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -66,11 +67,17 @@ def heldout(at: Context) -> Samples:
 
 def training(at: Context) -> Samples:
     """The first training examples of every client, whose order is random."""
-    number, (index, count, _) = at.settings.samples, at.federation.train
+    return _first(at.federation.pool, at.federation.train, at.settings.samples)
+
+
+@partial(jax.jit, static_argnums=2)
+def _first(pool: Batch, train: Ragged, number: int) -> Samples:
+    index, count, _ = train
     index = jnp.pad(index[:, :number], ((0, 0), (0, max(0, number - index.shape[1]))))
-    return _gathered(at.federation.pool, Ragged(index, jnp.minimum(count, number)))
+    return _gathered(pool, Ragged(index, jnp.minimum(count, number)))
 
 
+@jax.jit
 def _gathered(pool: Batch, ragged: Ragged) -> Samples:
     return Samples(take(pool, ragged.index), ragged.count)
 

@@ -30,8 +30,6 @@ from potara_jax.data.federation import Federation
 from potara_jax.models.pretraining import pretrain
 from potara_jax.models.vit import ViT, ViTConfig
 
-_MODEL = ViTConfig(patch=2, width=64, depth=4, heads=4, classes=digits.CLASSES)
-
 
 @dataclasses.dataclass(frozen=True)
 class Digits(Settings):
@@ -46,12 +44,16 @@ class Digits(Settings):
     """Seed of the upstream images, and of the base's pre-training."""
     base_steps: int = 400
     """Steps of the base's pre-training."""
+    depth: int = 4
+    """Blocks of the ViT."""
 
     def check(self) -> None:
         """As `Settings.check`, and those of the digits."""
         super().check()
         if self.examples is not None and self.examples < 1:
             raise ValueError(f"--examples is {self.examples}: it must be above 0")
+        if self.depth < 1:
+            raise ValueError(f"--depth is {self.depth}: it must be above 0")
         for name in ("base_seed", "base_steps"):
             if getattr(self, name) < 0:
                 option = "--" + name.replace("_", "-")
@@ -62,9 +64,11 @@ def problem(settings: Digits, note) -> Problem:
     """The digits ViT and its federations, one a heterogeneity and seed."""
     images = digits.load(settings.base_seed)
     found = federations(settings, partial(_federation, images, settings))
-    read = partial(_base, ViT(_MODEL), images, settings, note)
+    sizes = {"patch": 2, "width": 64, "heads": 4, "classes": digits.CLASSES}
+    config = ViTConfig(depth=settings.depth, **sizes)
+    read = partial(_base, config, images, settings, note)
     names = list(map(str, range(digits.CLASSES)))
-    return problem_of(settings, Model(_MODEL, read, (8, 8, 1), names), found)
+    return problem_of(settings, Model(config, read, (8, 8, 1), names), found)
 
 
 def _federation(images, settings, cell, size) -> Federation:
@@ -80,9 +84,9 @@ def _federation(images, settings, cell, size) -> Federation:
     )
 
 
-def _base(model, images, settings, note) -> lora.Params:
-    upstream = digits.upstream(images)
-    recipe = {"model": dataclasses.asdict(_MODEL), "steps": settings.base_steps}
+def _base(config: ViTConfig, images, settings, note) -> lora.Params:
+    model, upstream = ViT(config), digits.upstream(images)
+    recipe = {"model": dataclasses.asdict(config), "steps": settings.base_steps}
     recipe |= {"seed": settings.base_seed, "batch_size": 64, "learning_rate": 1e-3}
 
     def train():

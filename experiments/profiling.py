@@ -46,7 +46,8 @@ def keep_compiled(cache: Path) -> None:
         return
     folder = cache.expanduser() / "compiled" / _processor()
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _processor() -> str:

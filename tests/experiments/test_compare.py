@@ -23,6 +23,7 @@ TINY = {
     "samples": 4,
     "grid-points": 3,
     "base-steps": 3,
+    "depth": 1,
     "targets": "query",
     "rank": 2,
     "newcomers": 0.25,

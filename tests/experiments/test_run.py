@@ -27,6 +27,7 @@ TINY = {
     "samples": 4,
     "grid-points": 3,
     "base-steps": 3,
+    "depth": 1,
     "targets": "query",
     "rank": 2,
     "merges": "uniform grid fisher",
@@ -93,7 +94,7 @@ def test_a_run_leaves_everything_that_it_promises(undisturbed):
 
 
 def test_the_ledger_counts_what_travelled(undisturbed):
-    per_client = 4 * 2 * (64 + 64) * 4  # layers, rank, inputs + outputs, float32
+    per_client = 2 * (64 + 64) * 4  # rank, inputs + outputs, float32
     by_name = {m["method"]: m for m in results(undisturbed)["methods"]}
     federated, merged = by_name["federated"], by_name["potara core"]
     assert federated["bytes_up"] == 3 * 3 * per_client

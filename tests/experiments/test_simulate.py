@@ -17,6 +17,7 @@ TINY = {
     "samples": 4,
     "scored": 5,
     "base-steps": 3,
+    "depth": 1,
     "targets": "query",
     "rank": 2,
 }

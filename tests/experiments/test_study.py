@@ -19,6 +19,7 @@ TINY = {
     "samples": 8,
     "grid-points": 3,
     "base-steps": 3,
+    "depth": 1,
     "targets": "query",
     "rank": 2,
 }

@@ -15,6 +15,7 @@ TINY = {
     "local-steps": 2,
     "samples": 4,
     "base-steps": 3,
+    "depth": 1,
     "targets": "query",
     "rank": 2,
     "algorithms": "ffa",
