@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from experiments.settings import Settings
@@ -61,7 +62,10 @@ def federations(
     """
     cells = [(h, s) for h in settings.heterogeneity for s in settings.seeds]
     size = max(make(cell, None).train.index.shape[1] for cell in cells)
-    return {cell: make(cell, size) for cell in cells}
+    made = {cell: make(cell, size) for cell in cells}
+    tested = max(int((f.test.weight > 0).sum(1).max()) for f in made.values())
+    cut = lambda f: f._replace(test=jax.tree.map(lambda x: x[:, :tested], f.test))
+    return {cell: cut(federation) for cell, federation in made.items()}
 
 
 def dealt(

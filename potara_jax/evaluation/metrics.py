@@ -19,6 +19,8 @@ from potara_jax.clients.task import Task
 from potara_jax.data.federation import Batch, Weighted, take
 
 Array = jax.Array
+# A model reads so many examples at once as have so many inputs, pixels or tokens.
+_MOST, _INPUTS = 128, 2**16
 
 
 class Scores(NamedTuple):
@@ -35,10 +37,8 @@ def evaluator(task: Task, *, layout: Layout = AT_ONCE) -> Callable[..., Scores]:
     """
 
     def one(shared, adapter: Adapter, test: Weighted) -> Scores:
-        batch = take(shared.pool, test.index)
-        correct = task.correct(shared.base, adapter, batch)
-        loss = task.loss(shared.base, adapter, batch)
-        return Scores(_mean(correct, test.weight), _mean(loss, test.weight))
+        values = _of_examples(task, shared, adapter, test.index)
+        return Scores(*(_mean(x, test.weight) for x in values))
 
     make = lambda layout: over_clients(one, in_axes=(None, 0, 0), layout=layout)
     return jit_over_clients(make, layout, lambda *args: len(args[2].weight))
@@ -52,10 +52,8 @@ def common_evaluator(task: Task) -> Callable[..., Scores]:
 
     @jax.jit
     def one(shared, adapter: Adapter, index, place, weight) -> Scores:
-        batch = take(shared.pool, index)
-        correct = task.correct(shared.base, adapter, batch)
-        loss = task.loss(shared.base, adapter, batch)
-        return Scores(_mean(correct[place], weight), _mean(loss[place], weight))
+        values = _of_examples(task, shared, adapter, index)
+        return Scores(*(_mean(x[place], weight) for x in values))
 
     def evaluate(shared, adapter, test: Weighted) -> Scores:
         index, place = np.unique(np.asarray(test.index), return_inverse=True)
@@ -63,6 +61,28 @@ def common_evaluator(task: Task) -> Callable[..., Scores]:
         return one(shared, adapter, index, place, test.weight)
 
     return evaluate
+
+
+def _of_examples(task: Task, shared, adapter, index: Array) -> tuple[Array, Array]:
+    """Whether every example of the pool's `index` `[M]` is right, and its loss.
+
+    So many at a time, in equal parts: memory does not grow with the test.
+    """
+    parts = -(-len(index) // _at_once(shared.pool))
+    padded = jnp.resize(index, (parts, -(-len(index) // parts)))
+
+    def some(rows) -> tuple[Array, Array]:
+        batch = take(shared.pool, rows)
+        values = (of(shared.base, adapter, batch) for of in (task.correct, task.loss))
+        return tuple(values)
+
+    flat = lambda x: x.ravel()[: len(index)]
+    return jax.tree.map(flat, jax.lax.map(some, padded))
+
+
+def _at_once(pool: Batch) -> int:
+    inputs = jax.tree.leaves(pool.inputs)[0][0].size
+    return max(1, min(_MOST, _INPUTS // inputs))
 
 
 def _mean(values: Array, weight: Array) -> Array:

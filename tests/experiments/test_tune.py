@@ -14,7 +14,7 @@ TINY = {
     "federated-rounds": 2,
     "local-steps": 2,
     "samples": 4,
-    "base-steps": 3,
+    "base-steps": 40,
     "depth": 1,
     "targets": "query",
     "rank": 2,
