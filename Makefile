@@ -9,14 +9,17 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 SMALL_digits := --out runs/digits-small --seeds 0 --heterogeneity 0.1 tasks --clients 6 \
-	--federated-rounds 4 --local-rounds 3 --samples 10 --grid-points 5 --base-steps 60
+	--federated-rounds 4 --local-rounds 3 --samples 10 --grid-points 5 --base-steps 60 \
+	--depth 1
 SMALL_compare := --out runs/compare-small --seeds 0 --heterogeneity 0.1 --clients 4 \
 	--federated-rounds 4 --local-rounds 2 --samples 10 --grid-points 5 --base-steps 60 \
-	--merges uniform --algorithms fedsa flora
+	--depth 1 --merges uniform --algorithms fedsa flora
 SMALL_study := --out runs/study-small --seeds 10 --heterogeneity 0.1 --clients 4 \
-	--federated-rounds 4 --local-rounds 3 --samples 10 --grid-points 5 --base-steps 60
+	--federated-rounds 4 --local-rounds 3 --samples 10 --grid-points 5 --base-steps 60 \
+	--depth 1
 SMALL_tasks := --out runs/tasks-small --seeds 0 --clients 4 --federated-rounds 3 \
-	--local-rounds 2 --samples 10 --grid-points 3 --base-steps 20 --merges uniform
+	--local-rounds 2 --samples 10 --grid-points 3 --base-steps 20 --merges uniform \
+	--targets q_proj v_proj
 FILES := runs/small-files
 SMALL_suite := --data-dir $(FILES)/sets --checkpoint $(FILES)/llama --clients 8 \
 	--federated-rounds 2 --local-rounds 2 --samples 4 --grid-points 3 --context 96 \
@@ -28,7 +31,7 @@ SMALL_cifar100 := --out runs/cifar100-small --seeds 0 --heterogeneity 0.5 --clie
 	--samples 10 --grid-points 3 --precision float32 --merges uniform --test-examples 40
 SMALL_bench := --out runs/bench-small --clients 2 --depth 1 --repeats 1 --most 4
 EXTRA = $(if $(small),$(SMALL_$@))
-MAKE_FILES = $(if $(small),test -d $(FILES)/vit || $(BIN)/python -m tests.small $(FILES) && )
+MAKE_FILES = $(if $(small),$(FILES)/.made)
 
 .DEFAULT_GOAL := help
 .PHONY: help install test lint digits tasks cifar100 commonsense flan compare study bench clean
@@ -48,6 +51,10 @@ $(VENV)/.installed-$(JAX): requirements.txt pyproject.toml
 	rm -f $(VENV)/.installed-*
 	touch $@
 
+$(FILES)/.made: | install
+	$(BIN)/python -m tests.small $(FILES)
+	touch $@
+
 test: install  ## run the tests
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
@@ -61,14 +68,14 @@ digits: install  ## federate and personalise a ViT on handwritten digits (8 minu
 tasks: install  ## the same of a small Llama, on generated text tasks (6 minutes on 2 cores)
 	$(BIN)/potara run tasks $(EXTRA) $(ARGS)
 
-cifar100: install  ## ViT-B/16 on CIFAR-100, as in the paper (downloads; an accelerator)
-	$(MAKE_FILES)$(BIN)/potara run cifar100 $(EXTRA) $(ARGS)
+cifar100: install $(MAKE_FILES)  ## ViT-B/16 on CIFAR-100, as in the paper (downloads; an accelerator)
+	$(BIN)/potara run cifar100 $(EXTRA) $(ARGS)
 
-commonsense: install  ## Llama-3.2-3B on eight commonsense tasks (downloads; an accelerator)
-	$(MAKE_FILES)$(BIN)/potara run commonsense $(EXTRA) $(ARGS)
+commonsense: install $(MAKE_FILES)  ## Llama-3.2-3B on eight commonsense tasks (downloads; an accelerator)
+	$(BIN)/potara run commonsense $(EXTRA) $(ARGS)
 
-flan: install  ## Llama-3.2-3B on eight tasks of FLAN (downloads; an accelerator)
-	$(MAKE_FILES)$(BIN)/potara run flan $(EXTRA) $(ARGS)
+flan: install $(MAKE_FILES)  ## Llama-3.2-3B on eight tasks of FLAN (downloads; an accelerator)
+	$(BIN)/potara run flan $(EXTRA) $(ARGS)
 
 compare: install  ## every federated algorithm and merge in one table (an hour on 2 cores)
 	$(BIN)/potara compare digits $(EXTRA) $(ARGS)

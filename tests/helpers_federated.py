@@ -66,15 +66,20 @@ class Problem(NamedTuple):
     adapter: Adapter
 
 
-def problem(counts=(4, 2, 1, 4), *, seed=0, size=None) -> Problem:
-    """Clients with `counts` examples, and an adapter whose delta is not zero."""
+def problem(counts=(4, 2, 1, 4), *, seed=0, size=None, pool=0) -> Problem:
+    """Clients with `counts` examples, and an adapter whose delta is not zero.
+
+    pool: examples there are at least, also such as no client has.
+    """
     rng = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     labels = jnp.asarray(rng.integers(0, OUTPUTS, sum(counts)), jnp.int32)
-    pool = Batch(normal(sum(counts), INPUTS), labels)
+    given = Batch(normal(sum(counts), INPUTS), labels)
+    more = max(0, pool - sum(counts))
+    wide = lambda x: jnp.pad(x, ((0, more), *[(0, 0)] * (x.ndim - 1)))
     adapter = {"dense": {"a": normal(INPUTS, RANK), "b": normal(RANK, OUTPUTS)}}
     groups = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
-    shared = Shared({"w": normal(INPUTS, OUTPUTS)}, pool)
+    shared = Shared({"w": normal(INPUTS, OUTPUTS)}, jax.tree.map(wide, given))
     return Problem(shared, pack(groups, size=size), adapter)
 
 

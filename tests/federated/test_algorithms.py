@@ -21,12 +21,16 @@ from tests.helpers_federated import (
     task,
 )
 
-COUNTS = (4, 2, 1, 4)
+# One pool and the same largest client, so that rounds are compiled once for both.
+COUNTS, FULL, POOL = (4, 2, 1, 4), (4, 4, 4, 4), 16
 train = Train(optax.sgd(0.1), steps=3, batch_size=4)
 ALGORITHMS = {name: entry.make(task, train) for name, entry in load_all().items()}
 every = pytest.mark.parametrize("name", ALGORITHMS)
 # States, several ranks, a changing base, announcements, turns, two adapters.
-OF_EVERY_KIND = "fedsa", "scaffold", "hetlora", "flora", "fedalt", "rolora", "feddpa_t"
+of_every_kind = pytest.mark.parametrize(
+    "name",
+    ["fedsa", "scaffold", "hetlora", "flora", "fedalt", "rolora", "feddpa_t", "fedala"],
+)
 
 
 def models(name, given, progress, number=4):
@@ -54,18 +58,18 @@ def test_every_algorithm_is_listed_with_a_summary(name):
 
 @every
 def test_structures_are_fixed_and_a_ragged_federation_is_finite(name):
-    before = start(ALGORITHMS[name], problem(COUNTS))
+    before = start(ALGORITHMS[name], problem(COUNTS, pool=POOL))
     shape = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-    progress, report = run(ALGORITHMS[name], problem(COUNTS), number=4)
+    progress, report = run(ALGORITHMS[name], problem(COUNTS, pool=POOL), number=4)
     assert shape(progress) == shape(before)
     assert np.all(report.finite) and np.all(report.arrived)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(progress))
-    assert np.all(np.isfinite(models(name, problem(COUNTS), progress)))
+    assert np.all(np.isfinite(models(name, problem(COUNTS, pool=POOL), progress)))
 
 
 @every
 def test_clients_learn(name):
-    given = problem((8, 8, 8))
+    given = problem(FULL, pool=POOL)
     _, first = run(ALGORITHMS[name], given)
     _, last = run(ALGORITHMS[name], given, number=30)
     losses = lambda report: np.nanmean(report.losses[:, -1])
@@ -75,7 +79,7 @@ def test_clients_learn(name):
 @every
 def test_order_of_clients_changes_nothing(name):
     order = [0, 3, 1, 2]
-    given = problem(COUNTS)
+    given = problem(COUNTS, pool=POOL)
     there, _ = run(ALGORITHMS[name], given, number=4)
     moved, _ = run(ALGORITHMS[name], ordered(given, order), number=4)
     logits = models(name, given, there)
@@ -84,23 +88,23 @@ def test_order_of_clients_changes_nothing(name):
     )
 
 
-@every
+@of_every_kind
 def test_padding_changes_nothing_to_the_bit(name):
-    exact, _ = run(ALGORITHMS[name], problem(COUNTS), number=3)
-    padded, _ = run(ALGORITHMS[name], problem(COUNTS, size=9), number=3)
+    exact, _ = run(ALGORITHMS[name], problem(COUNTS, pool=POOL), number=3)
+    padded, _ = run(ALGORITHMS[name], problem(COUNTS, pool=POOL, size=9), number=3)
     assert_equal(padded, exact)
 
 
-@pytest.mark.parametrize("name", OF_EVERY_KIND)
+@of_every_kind
 def test_chunks_change_nothing(name):
-    whole, _ = run(ALGORITHMS[name], problem(COUNTS), number=3)
-    chunked, _ = run(ALGORITHMS[name], problem(COUNTS), number=3, layout=Layout(2))
+    whole, _ = run(ALGORITHMS[name], problem(COUNTS, pool=POOL), number=3)
+    chunked, _ = run(ALGORITHMS[name], problem(COUNTS, pool=POOL), number=3, layout=Layout(2))
     assert_close(chunked, whole, rtol=1e-3, atol=1e-4)
 
 
 @every
 def test_one_compilation_for_each_turn(name):
-    algorithm, given = ALGORITHMS[name], problem(COUNTS)
+    algorithm, given = ALGORITHMS[name], problem(COUNTS, pool=POOL)
     step, progress = rounds.make_round(algorithm), start(algorithm, given)
     for number in range(4):
         key = jax.random.key(0)
@@ -112,7 +116,7 @@ def test_one_compilation_for_each_turn(name):
 
 @every
 def test_rounds_go_on_from_stored_progress(name):
-    algorithm, given = ALGORITHMS[name], problem(COUNTS)
+    algorithm, given = ALGORITHMS[name], problem(COUNTS, pool=POOL)
     step, key = make_round(algorithm), jax.random.key(0)
     progress = start(algorithm, given)
     for number in range(4):
@@ -130,7 +134,7 @@ def test_rounds_go_on_from_stored_progress(name):
 
 @every
 def test_a_client_that_diverges_is_left_out(name):
-    given = problem(COUNTS)
+    given = problem(COUNTS, pool=POOL)
     pool = given.shared.pool
     broken = pool.inputs.at[given.examples.index[1, 0]].set(jnp.nan)
     shared = given.shared._replace(pool=pool._replace(inputs=broken))
@@ -139,7 +143,7 @@ def test_a_client_that_diverges_is_left_out(name):
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(progress))
 
 
-@every
+@of_every_kind
 def test_all_conditions_at_once(name):
     hard = Conditions(
         cohort=2, by_examples=True, dropout=0.3, stragglers=0.5, newcomers=0.25
