@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,9 @@ class OwnImages(Settings):
     """Folder, or name on the hub, of a pre-trained ViT. Default: one is pre-trained."""
     train_head: bool = True
     """Train the head too; it then travels and merges with the adapter."""
+    curvature: Literal["exact", "empirical", "sampled"] = "empirical"
+    """Which Fisher: over all classes, which takes a backward pass for each of them; of
+    the data's labels; or of labels drawn."""
     upstream: float = 0.6
     """Share of the classes that the base is pre-trained on, and no client has."""
     test_examples: int = 200
