@@ -7,8 +7,8 @@ paper (arXiv 2602.18658) reports 62.39 % for its first client of twenty.
 
 It does not publish rank, learning rate, local steps and batch size: those are this
 project's. Images are 32 x 32 and are enlarged to the model's 224 on the device. The
-weights (346 MB) come from Hugging Face's hub; training wants a device of 24 GB. It takes
-3e17 floating-point operations (4 a parameter and patch), an hour at 100 TFLOP/s.
+weights (346 MB) come from Hugging Face's hub; training wants a device of 24 GB. It
+takes 3e17 floating-point operations (4 a parameter and patch): an hour at 100 TFLOP/s.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.images import model_of
-from experiments.problem import Problem, federations
+from experiments.problem import Held, Problem, federations
+from experiments.settings import check_least
 from experiments.text import OwnText, problem_of_texts
 from experiments.vision import problem_of
 from potara_jax.data import dealing, images, text
@@ -52,6 +53,13 @@ class OwnClients(OwnText):
     base_batch: int = 64
     """Images of a step of the pre-training."""
 
+    def check(self) -> None:
+        """As `OwnText.check`, and those of images."""
+        super().check()
+        check_least(self, 1, "side", "base_batch")
+        if not 0 <= self.upstream < 1:
+            raise ValueError(f"--upstream is {self.upstream}: it must be in [0, 1)")
+
 
 def resolve(settings: OwnClients) -> OwnClients:
     """The settings with the number of clients, and what goes with their kind."""
@@ -59,7 +67,7 @@ def resolve(settings: OwnClients) -> OwnClients:
     own = len(found) - _upstream(settings, len(found))
     if settings.clients > own:
         raise ValueError(f"--clients is {settings.clients}: there are {own}")
-    known = {"clients": settings.clients or own, "seen": 0}
+    known = {"clients": settings.clients or own}
     if not _is_text(found[0]):
         known |= {"train_head": True, "curvature": "empirical"}
     default = ("q_proj", "v_proj") if _is_text(found[0]) else ("query", "value")
@@ -74,14 +82,22 @@ def problem(settings: OwnClients, note) -> Problem:
     first = _upstream(settings, len(found))
     upstream = [found[i] for i in order[:first]]
     own = [found[i] for i in np.sort(order[first:])[: settings.clients]]
+    if upstream:
+        names = ", ".join(path.name for path in upstream)
+        note(f"the base is pre-trained on {names}; all others are clients")
     kind = _texts if _is_text(found[0]) else _images
-    return kind(settings, upstream, own, note)
+    problem, names = kind(settings, upstream, own, note), tuple(p.name for p in own)
+    if kind is _texts:
+        return problem._replace(held=Held("client", names, names))
+    return problem._replace(held=problem.held._replace(clients=names))
 
 
 def _entries(settings) -> list[Path]:
     """All clients, in the order of their names."""
     if len(settings.data) != 1 or not settings.data[0].is_dir():
-        raise ValueError("--data must name one folder, with a file or folder a client")
+        named = " ".join(map(str, settings.data)) or "nothing"
+        wanted = "it must name one folder, with a file or folder a client"
+        raise ValueError(f"--data names {named}: {wanted}")
     folder = settings.data[0]
     known = lambda p: p.is_dir() or p.suffix == ".npz" or p.name.endswith(_TEXT)
     found = sorted(p for p in folder.iterdir() if known(p) and p.name[0] != ".")
@@ -89,8 +105,12 @@ def _entries(settings) -> list[Path]:
         raise ValueError(
             f"{folder} holds {len(found)} clients: there must be 2 or more"
         )
-    if len({_is_text(path) for path in found}) > 1:
-        raise ValueError(f"{folder} holds both texts and images")
+    kinds = {_is_text(path): path.name for path in found}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{folder} holds texts ({kinds[True]}) and images ({kinds[False]}): all "
+            "clients must be of one kind"
+        )
     return found
 
 
@@ -99,14 +119,15 @@ def _is_text(path: Path) -> bool:
 
 
 def _upstream(settings, number: int) -> int:
-    if settings.checkpoint:
+    if settings.checkpoint or not 0 <= settings.upstream < 1:  # which is refused
         return 0
     return min(max(1, round(settings.upstream * number)), number - 1)
 
 
 def _texts(settings, upstream: list[Path], own: list[Path], note) -> Problem:
-    seen = [example for path in upstream for example in text.read(path)]
-    held = [text.read(path) for path in own]
+    read = text.read_together([*upstream, *own])
+    seen = [example for part in read[: len(upstream)] for example in part]
+    held = read[len(upstream) :]
     for path, examples in zip(own, held, strict=True):
         _check_number(path, len(examples))
     return problem_of_texts(settings, seen, held, partial(_deal, settings), note)

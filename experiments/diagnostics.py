@@ -27,6 +27,7 @@ def diagnostics(
         **at.cell._asdict(),
         "counts": listed(counts),
         "proportions": listed(at.federation.proportions),
+        "held": at.problem.held._asdict(),
         "segment": _segment(at, merges, methods),
         "damping": _damping(at, merges, counts),
         "certainty": _certainty(at, merges, counts),

@@ -21,7 +21,7 @@ import jax
 
 from experiments.base import cached_base
 from experiments.problem import Problem, federations
-from experiments.settings import Settings
+from experiments.settings import Settings, check_base, check_least
 from experiments.vision import Model, problem_of
 from potara_jax.adapters import lora
 from potara_jax.clients.task import classification
@@ -50,14 +50,8 @@ class Digits(Settings):
     def check(self) -> None:
         """As `Settings.check`, and those of the digits."""
         super().check()
-        if self.examples is not None and self.examples < 1:
-            raise ValueError(f"--examples is {self.examples}: it must be above 0")
-        if self.depth < 1:
-            raise ValueError(f"--depth is {self.depth}: it must be above 0")
-        for name in ("base_seed", "base_steps"):
-            if getattr(self, name) < 0:
-                option = "--" + name.replace("_", "-")
-                raise ValueError(f"{option} is {getattr(self, name)}: it must be >= 0")
+        check_least(self, 1, "examples", "depth")
+        check_base(self)
 
 
 def problem(settings: Digits, note) -> Problem:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from experiments import files, recipes
 from experiments.problem import Problem
-from experiments.run import EXPERIMENTS
+from experiments.run import EXPERIMENTS, configuration
 from experiments.settings import Settings
 from experiments.store import Cell, Store
 from potara_jax.adapters.lora import Adapter
@@ -86,7 +86,10 @@ def _config(run: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"{run} is no run folder: it holds no config.json")
     config = files.read_json(path)
-    if config.get("job") != "run":
+    known = isinstance(config, dict) and config.get("experiment") in EXPERIMENTS
+    if not known or not {"job", "heterogeneity", "seeds", "clients"} <= set(config):
+        raise ValueError(f"{path} is not of a run: name the folder of one")
+    if config["job"] != "run":
         raise ValueError(f"{run} holds a {config.get('job')}: only runs keep models")
     return config
 
@@ -119,6 +122,10 @@ def _problem(config: dict, options: Export, note) -> Problem:
     experiment = EXPERIMENTS[config["experiment"]]
     kind = experiment.settings["run"]
     settings = restored(kind, config)
+    if configuration(config["experiment"], settings, "run") != config:
+        raise ValueError(
+            f"the data of {options.run} have changed since; export where they have not"
+        )
     how = {"cache": options.cache, "precision": "float32"}
     problem = experiment.problem(dataclasses.replace(settings, **how), note)
     if problem.form is None:

@@ -31,7 +31,7 @@ def training(settings: Settings, learning_rate: float | None = None) -> Train:
 
 def conditions(settings: Settings) -> Conditions:
     """Who takes part in federated rounds."""
-    number = int if settings.cohort.isdigit() else float
+    number = int if settings.cohort.isdecimal() else float
     return Conditions(
         cohort=number(settings.cohort),
         by_examples=settings.weighted_cohorts,
@@ -166,7 +166,10 @@ def rank_of(algorithm: Algorithm, problem: Problem) -> int | None:
 
 
 def check(settings: Settings) -> None:
-    """Raise `ValueError` where an account of privacy is wanted and cannot be had."""
+    """Raise `ValueError` where the conditions cannot be met: where all clients are
+    newcomers, or an account of privacy is wanted and cannot be had.
+    """
+    size(conditions(settings), settings.clients)
     if settings.privacy_clip is not None:
         asked = Privacy(settings.privacy_clip, settings.privacy_noise)
         privacy.epsilon(asked, clients=2, cohort=1, rounds=1, delta=0.1)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,20 @@ def _parsed(line: str) -> Any | None:
         return json.loads(line)
     except json.JSONDecodeError:
         return None
+
+
+DATA = "data_digest"
+
+
+def digest(paths: Sequence[Path]) -> str:
+    """A digest of what files hold, and all files below folders."""
+    total = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        below = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in (each for each in below if each.is_file()):
+            total.update(str(file.relative_to(path)).encode())
+            total.update(hashlib.blake2b(file.read_bytes()).digest())
+    return total.hexdigest()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import numpy as np
 
 from experiments.base import cached_base
 from experiments.problem import Problem, dealt, federations
-from experiments.settings import Settings
+from experiments.settings import Settings, check_base, check_least
 from experiments.vision import Model, problem_of
 from potara_jax.adapters import lora
 from potara_jax.clients.task import classification
@@ -56,7 +56,7 @@ class OwnImages(Settings):
     the data's labels; or of labels drawn."""
     upstream: float = 0.6
     """Share of the classes that the base is pre-trained on, and no client has."""
-    test_examples: int = 200
+    test_examples: int = 100
     """Test images of a client, at most, in its proportions."""
     width: int = 96
     """Width of the ViT that is pre-trained."""
@@ -80,13 +80,8 @@ class OwnImages(Settings):
         super().check()
         if not self.data:
             raise ValueError("--data names nothing: name .npz files or folders")
-        for name in ("side", "test_examples", "width", "depth", "base_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                option = "--" + name.replace("_", "-")
-                raise ValueError(f"{option} is {value}: it must be above 0")
-        if self.base_seed < 0 or self.base_steps < 0:
-            raise ValueError("--base-seed and --base-steps must be 0 or more")
+        check_least(self, 1, "side", "test_examples", "width", "depth", "base_batch")
+        check_base(self)
         if not 0 <= self.upstream < 1:
             raise ValueError(f"--upstream is {self.upstream}: it must be in [0, 1)")
         if self.width % 32:
@@ -95,7 +90,11 @@ class OwnImages(Settings):
 
 def problem(settings: OwnImages, note) -> Problem:
     """A ViT and its federations, one a heterogeneity and seed."""
-    found = images.read(settings.data, side=settings.side)
+    found, again, unclear = images.once(images.read(settings.data, side=settings.side))
+    if again:
+        note(f"{again} images are there twice: each is kept once")
+    if unclear:
+        note(f"{unclear} of them have copies with another label: none of those is kept")
     return problem_of_images(found, settings, note)
 
 
@@ -235,13 +234,16 @@ def _loaded(settings, own: Images) -> Model:
     """A Hugging Face ViT with a new head, and how it wants its images."""
     folder, classes = weights.folder_of(settings.checkpoint), len(own.names)
     found = weights.read_config(folder)
-    config = vit.config_of(found, classes=classes)
-    colours = found.get("num_channels", 3)
+    with weights.understanding(folder / weights.CONFIG):
+        config = vit.config_of(found, classes=classes)
+    colours, side = found.get("num_channels", 3), found.get("image_size", 224)
+    if not isinstance(side, int):
+        raise ValueError(f"{folder} wants images of {side}: they must be square")
     if own.images.shape[-1] != colours:
         raise ValueError(
             f"{folder} wants images of {colours} colours, not {own.images.shape[-1]}"
         )
-    prepare = _normaliser(folder, found.get("image_size", 224))
+    prepare = _normaliser(folder, side, colours)
     image = jax.eval_shape(prepare, jnp.zeros((1, *own.images.shape[1:])))
     shapes = jax.eval_shape(ViT(config).init, jax.random.key(0), image)["params"]
     body = {name: x for name, x in shapes.items() if name != "head"}
@@ -258,12 +260,16 @@ def _loaded(settings, own: Images) -> Model:
     )
 
 
-def _normaliser(folder: Path, side: int) -> Callable:
+def _normaliser(folder: Path, side: int, colours: int) -> Callable:
     """Enlarged to the model's side, and as its `preprocessor_config.json` has it."""
     path = folder / "preprocessor_config.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    mean = np.array(found.get("image_mean", [0.5] * 3), np.float32)
-    spread = np.array(found.get("image_std", [0.5] * 3), np.float32)
+    found = weights.read_object(path) if path.is_file() else {}
+    with weights.understanding(path):
+        told = (found.get(n, [0.5] * colours) for n in ("image_mean", "image_std"))
+        mean, spread = (np.array(values, np.float32) for values in told)
+    fits = mean.shape == spread.shape == (colours,) and np.isfinite(mean).all()
+    if not fits or not (spread > 0).all():
+        raise ValueError(f"{path}: image_mean and image_std must be {colours} numbers")
 
     def prepare(image):
         image = image.astype(jnp.float32)

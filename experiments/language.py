@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.base import cached_base
 from experiments.problem import Problem, Writer, initial_adapter
-from experiments.settings import Settings
+from experiments.settings import Settings, check_base
 from potara_jax.adapters import lora, precision
 from potara_jax.clients.task import answering
 from potara_jax.data import tokens
@@ -50,6 +50,7 @@ class Language(Settings):
     def check(self) -> None:
         """As `Settings.check`, and those of texts."""
         super().check()
+        check_base(self)
         if self.curvature == "exact":
             raise ValueError(
                 "--curvature is exact: answers of many tokens need sampled"
@@ -126,14 +127,15 @@ def loaded(name: str) -> Model:
     """A checkpoint of Hugging Face."""
     folder = weights.folder_of(name)
     found = weights.read_config(folder)
-    config = llama.config_of(found)
+    with weights.understanding(folder / weights.CONFIG):
+        config, tokenizer = llama.config_of(found), tokens.from_folder(folder, found)
 
     def read() -> lora.Params:
         init = partial(Llama(config).init, jax.random.key(0))
         shapes = jax.eval_shape(init, example_text())["params"]
         return weights.load(folder, llama.TABLE, shapes)
 
-    return Model(tokens.from_folder(folder, found), config, read, name)
+    return Model(tokenizer, config, read, name)
 
 
 def encoded(

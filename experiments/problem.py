@@ -28,13 +28,24 @@ class Writer(NamedTuple):
     text: Callable[[Iterable[int]], str]
 
 
+class Held(NamedTuple):
+    """What clients hold, for people: strata of a `kind`, and the clients, by name.
+
+    `names` of the strata and `clients` may be empty: they are then numbers.
+    """
+
+    kind: str = "class"
+    names: tuple[str, ...] = ()
+    clients: tuple[str, ...] = ()
+
+
 class Problem(NamedTuple):
     """A pre-trained model, what is adapted of it, and who adapts it.
 
     `federations`: by `(heterogeneity, seed)`, all padded to one length, so that one
     compiled program serves them all. `adapter(key, rank)`: a fresh one; by default of
     the settings' rank. `form`: how the model is written for others to load.
-    `writer`: how it writes answers, or None.
+    `writer`: how it writes answers, or None. `held`: the names of what is there.
     """
 
     task: Task
@@ -43,6 +54,7 @@ class Problem(NamedTuple):
     federations: dict[tuple[str, int], Federation]
     form: Form | None = None
     writer: Writer | None = None
+    held: Held = Held()
 
 
 def initial_adapter(

@@ -47,12 +47,14 @@ _INTERRUPTED = 130
 class Experiment(NamedTuple):
     """How to make its problem of settings, and each job's settings with defaults.
 
-    `resolve`: fills in what the user's data say.
+    `resolve`: fills in what the user's data say. `own`: whether `settings.data` are the
+    user's own, which may change.
     """
 
     problem: Callable[[Any, Callable[[str], None]], Problem]
     settings: dict[str, type[Settings]]
     resolve: Callable[[Any], Any] = lambda settings: settings
+    own: bool = False
 
 
 JOBS: dict[str, Job] = {
@@ -73,14 +75,14 @@ EXPERIMENTS = {
             "simulate": simulate.SimulateDigits,
         },
     ),
-    "images": Experiment(images.problem, {"run": images.OwnImages}),
+    "images": Experiment(images.problem, {"run": images.OwnImages}, own=True),
     "cifar100": Experiment(cifar100.problem, {"run": cifar100.Cifar100}),
     "commonsense": Experiment(commonsense.problem, {"run": commonsense.Commonsense}),
     "flan": Experiment(flan.problem, {"run": flan.Flan}),
     "clients": Experiment(
-        clients.problem, {"run": clients.OwnClients}, clients.resolve
+        clients.problem, {"run": clients.OwnClients}, clients.resolve, own=True
     ),
-    "text": Experiment(text.problem, {"run": text.OwnText}),
+    "text": Experiment(text.problem, {"run": text.OwnText}, own=True),
     "tasks": Experiment(tasks.problem, {"run": tasks.Tasks}),
 }
 
@@ -96,6 +98,20 @@ def _refusing() -> Iterator[None]:
         yield
     except ValueError as error:
         raise Refused(" ".join(str(error).split())) from None
+    except MemoryError as error:
+        told = f"there is too little memory ({error}); take smaller settings"
+        raise Refused(told) from None
+
+
+def configuration(name: str, settings: Settings, job: str) -> dict:
+    """What determines a run's results: its settings, and its data where they are own.
+
+    Raises `OSError` for data that cannot be read.
+    """
+    config = {"experiment": name, "job": job, **resolved(settings)}
+    if not EXPERIMENTS[name].own:
+        return config
+    return config | {files.DATA: files.digest(settings.data)}
 
 
 def run(name: str, settings: Settings, console: Console, job: str = "run") -> None:
@@ -113,7 +129,8 @@ def run(name: str, settings: Settings, console: Console, job: str = "run") -> No
             recipes.check(settings)
             federating.check(settings)
             held.enter_context(files.locked(settings.out))
-            config = {"experiment": name, "job": job, **resolved(settings)}
+            config = configuration(name, settings, job)
+            settings.cache.expanduser().mkdir(parents=True, exist_ok=True)
             store = open_store(settings.out, config, rerun=settings.rerun, warn=note)
             store = store._replace(profile=settings.profile)
         keep_compiled(settings.cache)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from potara_jax.data.dealing import SHARDS, TASKS
 from potara_jax.federated.registry import load_all
 
+SEEDS = 2**63
 Precision = Literal["float32", "bfloat16", "int8"]
 
 
@@ -120,8 +122,8 @@ class Settings:
         """Raise `ValueError` with the setting, its value and what is allowed."""
         for name in _POSITIVE:
             value = getattr(self, name)
-            good = value is None or value == "auto" or value > 0
-            _require(good, self, name, "must be above 0")
+            good = value is None or value == "auto" or 0 < value < math.inf
+            _require(good, self, name, "must be above 0, and finite")
         known = load_all()
         allowed = f"must be one of {', '.join(known)}"
         _require(self.federated in known, self, "federated", allowed)
@@ -133,11 +135,12 @@ class Settings:
             values = getattr(self, name)
             _require(values, self, name, "must name at least one")
             _require(len(set(values)) == len(values), self, name, "names one twice")
-        _require(min(self.seeds) >= 0, self, "seeds", "must be 0 or more")
+        for seed in self.seeds:
+            _require(0 <= seed < SEEDS, self, "seeds", f"must be in [0, {SEEDS})")
         for value in self.heterogeneity:
             shards = value.removeprefix(SHARDS)
             good = value == TASKS or _positive_number(value)
-            good = good or (shards != value and shards.isdigit() and int(shards) > 0)
+            good = good or (shards != value and shards.isdecimal() and int(shards) > 0)
             good = good or value in self.more_heterogeneity
             allowed = f"must be numbers above 0, {SHARDS}2 or the like, or '{TASKS}'"
             _require(good, self, "heterogeneity", allowed)
@@ -149,8 +152,22 @@ def check_algorithms(settings) -> None:
     _require(good, settings, "algorithms", f"must be of {', '.join(load_all())}")
 
 
+def check_least(settings, least: int, *names: str) -> None:
+    """Raise `ValueError` where one of the settings is below `least`; None is not."""
+    for name in names:
+        value = getattr(settings, name)
+        _require(value is None or value >= least, settings, name, f"must be >= {least}")
+
+
+def check_base(settings) -> None:
+    """Raise `ValueError` where the base cannot be pre-trained so."""
+    check_least(settings, 0, "base_steps")
+    good = 0 <= settings.base_seed < SEEDS
+    _require(good, settings, "base_seed", f"must be in [0, {SEEDS})")
+
+
 def _is_cohort(text: str) -> bool:
-    if text.isdigit():
+    if text.isdecimal():
         return int(text) > 0
     return _positive_number(text) and float(text) <= 1
 

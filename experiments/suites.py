@@ -16,8 +16,8 @@ from experiments.language import (
     pool_of,
     problem_of,
 )
-from experiments.problem import Problem, dealt, federations
-from experiments.settings import Precision
+from experiments.problem import Held, Problem, dealt, federations
+from experiments.settings import Precision, check_least
 from potara_jax.data import catalogue
 from potara_jax.data.catalogue import Source
 from potara_jax.data.text import Example
@@ -62,10 +62,7 @@ class Suite(Language):
     def check(self) -> None:
         """As `Language.check`, and those of a suite."""
         super().check()
-        for name in ("train_examples", "test_examples", "context"):
-            if getattr(self, name) < 8:
-                option = "--" + name.replace("_", "-")
-                raise ValueError(f"{option} is {getattr(self, name)}: it must be >= 8")
+        check_least(self, 8, "train_examples", "test_examples", "context")
 
 
 def problem(sources: Mapping[str, Source], settings: Suite, note) -> Problem:
@@ -84,7 +81,8 @@ def problem(sources: Mapping[str, Source], settings: Suite, note) -> Problem:
     testing = np.repeat(np.arange(len(parts)) % 2 == 1, sizes)
     how = {"testing": testing, "most": settings.test_examples}
     held = federations(settings, partial(dealt, settings, pool, strata, **how))
-    return problem_of(settings, model, held)
+    problem = problem_of(settings, model, held)
+    return problem._replace(held=Held("task", tuple(sources)))
 
 
 def _drawn(source: Source, part: str, settings) -> list[Example]:

@@ -28,7 +28,7 @@ from experiments.language import (
     pretrained,
     problem_of,
 )
-from experiments.problem import Problem, dealt, federations
+from experiments.problem import Held, Problem, dealt, federations
 from potara_jax.data import generated, tokens
 from potara_jax.data.federation import Batch
 from potara_jax.models.llama import LlamaConfig
@@ -97,7 +97,8 @@ def problem(settings: Tasks, note) -> Problem:
     upstream = _upstream(settings, {example.prompt for example in examples})
     how = {"batch_size": 32, "rate": 2e-3}
     read = partial(pretrained, settings, MODEL, upstream, note, **how)
-    return problem_of(settings, Model(tokens.of_bytes(), MODEL, read), held)
+    problem = problem_of(settings, Model(tokens.of_bytes(), MODEL, read), held)
+    return problem._replace(held=Held("task", tuple(generated.TASKS)))
 
 
 def _upstream(settings: Tasks, known: set[str]) -> Batch:

@@ -25,7 +25,8 @@ from experiments.language import (
     pretrained,
     problem_of,
 )
-from experiments.problem import Problem, dealt, federations
+from experiments.problem import Held, Problem, dealt, federations
+from experiments.settings import check_least
 from potara_jax.adapters import lora
 from potara_jax.data import text, tokens
 from potara_jax.data.text import Example
@@ -34,6 +35,7 @@ from potara_jax.models.llama import LlamaConfig
 
 _TRAIN, _UPSTREAM = 0.6, 0.4
 _BATCH, _RATE = 32, 1e-3
+_FEWEST = 20  # examples of a task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +70,12 @@ class OwnText(Language):
         super().check()
         if not self.data:
             raise ValueError("--data names nothing: name files of examples, one a task")
-        if self.seen is not None and not 0 <= self.seen <= len(self.data):
+        if self.seen is not None and not 1 <= self.seen <= len(self.data):
             most = len(self.data)
-            raise ValueError(f"--seen is {self.seen}: it must be from 0 to {most}")
-        for name in ("context", "train_examples", "test_examples", "width", "depth"):
-            if getattr(self, name) < 8 and name not in ("depth",):
-                option = "--" + name.replace("_", "-")
-                raise ValueError(f"{option} is {getattr(self, name)}: it must be >= 8")
+            raise ValueError(f"--seen is {self.seen}: it must be from 1 to {most}")
+        check_least(self, 1, "depth")
+        check_least(self, 8, "context", "test_examples", "width")
+        check_least(self, 12, "train_examples")
         if self.vocabulary < 300:
             raise ValueError(f"--vocabulary is {self.vocabulary}: it must be >= 300")
         if self.width % 32:
@@ -87,7 +88,9 @@ def problem(settings: OwnText, note) -> Problem:
     upstream, own = _split(_once(found, settings, note), settings)
     most = settings.test_examples
     deal = lambda pool, strata: partial(dealt, settings, pool, strata, most=most)
-    return problem_of_texts(settings, upstream, own, deal, note)
+    names = tuple(path.name.split(".")[0] for path in settings.data)
+    problem = problem_of_texts(settings, upstream, own, deal, note)
+    return problem._replace(held=Held("task", names))
 
 
 def problem_of_texts(
@@ -151,9 +154,10 @@ def _split(found: list[list[Example]], settings):
         first = round(_UPSTREAM * len(examples)) if number < seen else 0
         upstream += [examples[i] for i in order[:first]]
         own.append([examples[i] for i in order[first:][:most]])
-        if len(own[-1]) < 20:
+        if len(own[-1]) < _FEWEST:
             raise ValueError(
-                f"{settings.data[number]} has {len(examples)} examples: too few"
+                f"{settings.data[number]} has {len(examples)} examples, of which the "
+                f"clients would have {len(own[-1])}: they must have {_FEWEST}"
             )
     return upstream, own
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.problem import Problem, initial_adapter
+from experiments.problem import Held, Problem, initial_adapter
 from experiments.settings import Settings
 from potara_jax.adapters import lora, precision
 from potara_jax.clients.task import classification
@@ -65,6 +65,7 @@ def problem_of(
         adapter=initial_adapter(sites, rank=settings.rank, base=base, trained=trained),
         federations=federations,
         form=_form(found, sites, scale),
+        held=Held("class", tuple(found.names)),
     )
 
 

@@ -115,11 +115,12 @@ def owned(
     """Clients that hold examples of their own: those that `owner` `[P]` gives them.
 
     Every client's are split in given shares of `train`, `heldout` and `test`, of every
-    stratum alike; of the last two, so many are used, at most.
+    stratum alike, or by chance where a part would then have none; of the last two, so
+    many are used, at most.
     """
     clients = int(owner.max()) + 1
     own = [np.flatnonzero(owner == client) for client in range(clients)]
-    parts = [partition.split(rng, strata[places], shares) for places in own]
+    parts = [_split_own(rng, strata[places], shares) for places in own]
     of = lambda name: [
         places[rng.permutation(part[name])]
         for places, part in zip(own, parts, strict=True)
@@ -134,6 +135,13 @@ def owned(
         proportions=jnp.asarray(held, jnp.float32),
         task=jnp.arange(clients),
     )
+
+
+def _split_own(rng, strata, shares) -> dict[str, np.ndarray]:
+    parts = partition.split(rng, strata, shares)
+    if all(map(len, parts.values())):
+        return parts
+    return partition.split(rng, np.zeros_like(strata), shares)
 
 
 def _weighted(strata, test, shares) -> Weighted:

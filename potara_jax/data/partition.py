@@ -32,7 +32,7 @@ def dirichlet(
         raise ValueError(
             f"{clients} clients with {minimum} examples each need "
             f"{clients * minimum} training examples, but there are {len(labels)}; "
-            "take fewer clients, or let them share examples (--examples)"
+            "take fewer clients"
         )
     for _ in range(_TRIES):
         size = rng.lognormal(0.0, 0.5, (clients, 1))

@@ -2,7 +2,7 @@
 
 A file has one task: JSON lines (`.jsonl`, `.jsonl.gz`) or one JSON array (`.json`), of
 
-    {"text", "label"}                      options: all labels of the file
+    {"text", "label"}                      options: all labels of the file, or files
     {"query", "choices", "gold"}           options: the choices
     {"instruction", "input", "output"}     one option: the output, or "answer"
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,20 +32,42 @@ class Example(NamedTuple):
 def read(path: str | os.PathLike[str]) -> list[Example]:
     """The examples of a file, in its order.
 
-    Raises `ValueError` with the file, the line and what is wrong there.
+    Raises `ValueError` with the file, the line and what is wrong there, and where the
+    file has labels, but one alone.
     """
-    path = Path(path)
+    labelled, found = _examples(Path(path))
+    if labelled and len(found[0].options) == 1:
+        label = found[0].options[0]
+        raise ValueError(
+            f"{path} has the label '{label}' alone: a task has two or more"
+        )
+    return found
+
+
+def read_together(paths: Sequence[str | os.PathLike[str]]) -> list[list[Example]]:
+    """The examples of several files; where they have labels, those of all of them.
+
+    Raises `ValueError` as `read` does, but a file may have one label.
+    """
+    read = [_examples(Path(path)) for path in paths]
+    known = {x for labelled, own in read if labelled for x in own[0].options}
+    options = tuple(sorted(known, key=_by_number))
+    among = lambda e: Example(e.prompt, options, options.index(e.options[e.gold]))
+    return [[among(e) for e in own] if labelled else own for labelled, own in read]
+
+
+def _examples(path: Path) -> tuple[bool, list[Example]]:
+    """Whether a file's examples have labels, and the examples."""
     records = list(_records(path))
     if not records:
         raise ValueError(f"{path} holds no examples")
-    fields = set(records[0][1])
+    line, first = records[0]
     for needed, make in _FORMS:
-        if needed <= fields:
-            return make(path, records)
+        if needed <= set(first):
+            return make is _labelled, make(path, records)
     forms = "; or ".join(", ".join(sorted(needed)) for needed, _ in _FORMS)
-    raise ValueError(
-        f"{path}, line 1 has {', '.join(sorted(fields)) or 'nothing'}: it needs {forms}"
-    )
+    has = ", ".join(sorted(first)) or "nothing"
+    raise ValueError(f"{path}, line {line} has {has}: it needs {forms}")
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -67,33 +90,35 @@ def _text(path: Path) -> str:
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
-        return data.decode("utf-8")
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
+        return data.decode("utf-8-sig")
+    except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged or no UTF-8 text ({error})") from None
 
 
 def _json(path: Path, number: int, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # no halves of surrogate pairs
+        return value
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
 
 
 def _labelled(path: Path, records) -> list[Example]:
-    labels = [_field(path, n, record, "label", (str, int)) for n, record in records]
-    options = tuple(str(label) for label in sorted(set(labels), key=_by_value))
+    field = lambda *where: str(_field(path, *where, (str, int))).strip()
+    labels = [field(number, record, "label") for number, record in records]
+    options = tuple(sorted(set(labels), key=_by_number))
     return [
-        Example(
-            f"{_field(path, n, record, 'text', str)}\nlabel:",
-            options,
-            options.index(str(label)),
-        )
-        for (n, record), label in zip(records, labels, strict=True)
+        Example(f"{_field(path, n, record, 'text', str)}\nlabel:", options, gold)
+        for (n, record), gold in zip(records, map(options.index, labels), strict=True)
     ]
 
 
-def _by_value(label) -> tuple[bool, Any]:
-    return isinstance(label, str), label
+def _by_number(label: str) -> tuple[bool, int, str]:
+    """Whole numbers by their value, before all else."""
+    digits = label.removeprefix("-")
+    number = digits.isascii() and digits.isdigit()
+    return not number, int(label) if number else 0, label
 
 
 def _chosen(path: Path, records) -> list[Example]:
@@ -105,6 +130,8 @@ def _choice(path: Path, number: int, record) -> Example:
     gold = _field(path, number, record, "gold", int)
     if len(options) < 2 or not all(isinstance(option, str) for option in options):
         raise ValueError(f"{path}, line {number}: choices must be two texts or more")
+    if len({option.strip() for option in options}) < len(options):
+        raise ValueError(f"{path}, line {number}: two choices are alike: {options}")
     if not 0 <= gold < len(options):
         raise ValueError(f"{path}, line {number}: gold is {gold}: no choice has it")
     return Example(_field(path, number, record, "query", str), tuple(options), gold)
@@ -112,7 +139,7 @@ def _choice(path: Path, number: int, record) -> Example:
 
 def _instructed(path: Path, records) -> list[Example]:
     def one(number, record) -> Example:
-        name = "output" if record.get("output") else "answer"
+        name = "output" if record.get("output") or "answer" not in record else "answer"
         asked = _field(path, number, record, "instruction", str)
         more = record.get("input")
         prompt = f"{asked}\n{more}" if more else asked
@@ -122,12 +149,20 @@ def _instructed(path: Path, records) -> list[Example]:
 
 
 def _field(path: Path, number: int, record, name: str, kind) -> Any:
+    """A field's value, of a kind, and not empty."""
     value = record.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{path}, line {number}: {name} is {value!r}")
+    if not isinstance(value, kind) or isinstance(value, bool) or value == "":
+        told = f"{name} is {value!r}" if name in record else f"there is no {name}"
+        raise ValueError(f"{path}, line {number}: {told}; it must be {_ALLOWED[kind]}")
     return value
 
 
+_ALLOWED = {
+    str: "a text",
+    int: "a whole number",
+    list: "a list",
+    (str, int): "a text or a whole number",
+}
 _FORMS: Sequence[tuple[set[str], Callable[..., list[Example]]]] = (
     ({"query", "choices", "gold"}, _chosen),
     ({"instruction", "output"}, _instructed),

@@ -102,12 +102,16 @@ def from_folder(folder: str | os.PathLike[str], config: dict) -> Tokenizer:
         raise ValueError(
             f"{path} has {known} tokens, but the model only {size}: it is another's"
         )
-    end = _first(config["eos_token_id"])
+    end, begin = _first(config["eos_token_id"]), config.get("bos_token_id")
     pad = config.get("pad_token_id")
+    for token in (end, *(x for x in (begin, pad) if x is not None)):
+        if not isinstance(token, int) or not 0 <= token < size:
+            told = f"a special token {token!r}, but {size} tokens"
+            raise ValueError(f"{folder}/config.json has {told}: correct it")
     return _wrapped(
         made,
         pad=end if pad is None else pad,
-        begin=config.get("bos_token_id"),
+        begin=begin,
         end=end,
     )._replace(size=size)
 
@@ -157,7 +161,11 @@ def encode(
         known[option] = [*tokenizer.encode(f" {option}"), tokenizer.end]
     longest = max(map(len, known.values()))
     if longest >= context:
-        raise ValueError(f"an answer has {longest} tokens: the context is {context}")
+        told = next(o for o, tokens in known.items() if len(tokens) == longest)
+        raise ValueError(
+            f"the answer '{told[:40]}' has {longest} tokens: the context of {context} "
+            "must be longer"
+        )
     answers = [[known[option] for option in example.options] for example in examples]
     pairs = list(zip(prompts, answers, strict=True))
     needed = [len(p) + max(map(len, options)) - 1 for p, options in pairs]

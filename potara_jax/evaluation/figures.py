@@ -429,6 +429,9 @@ def _communication_legend(paths, levels, looks: dict[str, Style]) -> dict[str, A
 # --- Clients -------------------------------------------------------------------------
 
 
+_MOST_NAMED = 20
+
+
 def clients(results: Results) -> Figure | None:
     """Who holds what: training examples by class and client, in the first seed."""
     firsts: dict[str, dict] = {}
@@ -437,14 +440,15 @@ def clients(results: Results) -> Figure | None:
     if not firsts:
         return None
     held = {name: _held(entry) for name, entry in firsts.items()}
+    of = next(iter(firsts.values())).get("held", {})
     height = 1.4 + min(0.16 * max(map(len, held.values())), 3)
     figure = Figure(figsize=(9.5, height * len(held) + 0.4), layout="constrained")
-    title = "Training examples by class and client, first seed"
+    title = f"Training examples by {of.get('kind', 'class')} and client, first seed"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     most = max(counts.max() for counts in held.values())
     parts = figure.subfigures(len(held), 1, squeeze=False)[:, 0]
     for part, (name, counts) in zip(parts, held.items(), strict=True):
-        _clients_panel(part, counts, title=label(name), most=most)
+        _clients_panel(part, counts, of, title=label(name), most=most)
     return figure
 
 
@@ -453,7 +457,9 @@ def _held(entry: dict) -> np.ndarray:
     return (_array(entry["proportions"]) * _array(entry["counts"])[:, None]).T
 
 
-def _clients_panel(part: Any, counts: np.ndarray, *, title: str, most: float) -> None:
+def _clients_panel(
+    part: Any, counts: np.ndarray, held: dict, *, title: str, most: float
+) -> None:
     """A client's total as a bar, over its classes as shades."""
     above, below = part.subplots(2, 1, sharex=True, height_ratios=(1, 3.5))
     above.bar(range(counts.shape[1]), counts.sum(0), width=0.8, color="#7f93a8")
@@ -462,6 +468,9 @@ def _clients_panel(part: Any, counts: np.ndarray, *, title: str, most: float) ->
     above.grid(axis="x", visible=False)
     above.tick_params(bottom=False)
     mesh = _shades(below, counts, most)
+    below.set_ylabel(held.get("kind", "class"))
+    if 0 < len(held.get("names", ())) <= _MOST_NAMED:
+        below.set_yticks(range(len(counts)), held["names"], fontsize=7)
     bar = part.colorbar(mesh, ax=[above, below], pad=0.01, aspect=30)
     bar.set_label("training examples")
     bar.outline.set_visible(False)
@@ -481,5 +490,4 @@ def _shades(axes: Axes, counts: np.ndarray, most: float) -> Any:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(20, integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("client")
-    axes.set_ylabel("class")
     return mesh

@@ -58,9 +58,9 @@ _CAPTIONS = {
     ),
     "clients": (
         "Who holds what",
-        "A column is a client: its number of training examples above, its classes "
-        "below, darker for more examples. Few dark cells in a column mean a client "
-        "that sees few classes.",
+        "A column is a client: its number of training examples above, what it "
+        "holds below, darker for more examples. Few dark cells in a column mean a "
+        "client that sees little of all that there is.",
     ),
 }
 

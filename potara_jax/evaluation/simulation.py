@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich import box
 from rich.table import Table
 
@@ -62,13 +62,15 @@ def _speed(speed: Speed) -> Figure:
     number = np.arange(1, len(speed) + 1)
     pace = [line["steps"] / max(line["seconds"], 1e-9) for line in speed]
     memory = [line["memory"] / 2**20 for line in speed]
-    left.plot(number, pace, color=_BLUE)
+    style = {"marker": "o" if len(speed) < 20 else ""}
+    left.plot(number, pace, color=_BLUE, **style)
     left.set_title("client-steps per second")
-    right.plot(number, memory, color=_RED)
+    right.plot(number, memory, color=_RED, **style)
     right.set_title("memory of the process, MiB")
     for axes in (left, right):
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("round")
     return figure
 

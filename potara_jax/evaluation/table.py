@@ -273,7 +273,7 @@ def _escape_markdown(text: str) -> str:
 
 _CLIENT_FIELDS = (
     *("method", "heterogeneity", "seed", "client"),
-    *("accuracy", "loss", "weight", "examples"),
+    *("accuracy", "loss", "weight", "examples", "name"),
 )
 
 
@@ -281,22 +281,30 @@ def clients_csv(results: Results) -> str:
     """Every client's results: a line a method, heterogeneity, seed and client.
 
     `weight` is the mean over modules where each has its own, and empty without one;
-    `examples` are the client's training examples.
+    `examples` are the client's training examples; `name` is its own, or what it holds
+    most of.
     """
-    counts = {
-        (entry["heterogeneity"], entry["seed"]): entry["counts"]
-        for entry in results["diagnostics"]
-    }
+    entries = {(e["heterogeneity"], e["seed"]): e for e in results["diagnostics"]}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CLIENT_FIELDS)
     for record in results["methods"]:
         key = record["heterogeneity"], record["seed"]
-        writer.writerows(_client_lines(record, counts.get(key)))
+        writer.writerows(_client_lines(record, entries.get(key)))
     return text.getvalue()
 
 
-def _client_lines(record: Record, counts: list[int] | None) -> list[tuple]:
+def _client_names(entry: dict) -> list[str]:
+    held, proportions = entry.get("held", {}), entry.get("proportions", ())
+    if held.get("clients"):
+        return list(held["clients"])
+    names = held.get("names")
+    if not names:
+        return [""] * len(entry["counts"])
+    return [names[own.index(max(own))] for own in proportions]
+
+
+def _client_lines(record: Record, entry: dict | None) -> list[tuple]:
     number = len(record["accuracy"])
     weights = client_weights(record["weights"])
     per_client = zip(
@@ -304,7 +312,8 @@ def _client_lines(record: Record, counts: list[int] | None) -> list[tuple]:
         record["accuracy"],
         record["loss"],
         [""] * number if weights is None else weights.tolist(),
-        [""] * number if counts is None else counts,
+        [""] * number if entry is None else entry["counts"],
+        [""] * number if entry is None else _client_names(entry),
         strict=True,
     )
     start = record["method"], record["heterogeneity"], record["seed"]

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -180,9 +181,8 @@ def open_all(folder: Path) -> dict[str, File]:
 def _files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
-        named = set(
-            json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        )
+        with understanding(index):
+            named = set(read_object(index)["weight_map"].values())
         paths = [folder / name for name in sorted(named)]
     else:
         paths = [folder / WEIGHTS]
@@ -297,12 +297,31 @@ def save(
     os.replace(beside, folder / WEIGHTS)
 
 
+@contextmanager
+def understanding(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise `ValueError` naming the file, where what it holds is not as expected."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error}; download it again") from None
+    except (TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} cannot be understood ({error})") from None
+
+
 def read_config(folder: str | os.PathLike[str]) -> dict:
     """`config.json` of a folder; raises `ValueError` where there is none."""
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} holds no {CONFIG}; name a Hugging Face folder")
+    return read_object(path)
+
+
+def read_object(path: Path) -> dict:
+    """The JSON object of a file; raises `ValueError` where it holds none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}); download it again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object; download it again")
+    return found

@@ -80,3 +80,14 @@ def test_parts_are_disjoint():
         for row, count in zip(found.train.index, found.train.count, strict=True)
     ]
     assert not set().union(*train) & (used["heldout"] | used["test"])
+
+
+def test_a_client_of_many_strata_still_has_every_part():
+    strata, owner = np.arange(20) % 10, np.repeat([0, 1], 10)
+    shares = {"train": 0.6, "heldout": 0.2, "test": 0.2}
+    pool, how = Batch(jnp.arange(20.0)[:, None], jnp.asarray(strata)), {"heldout": 4}
+    rng = np.random.default_rng(0)
+    found = dealing.owned(rng, pool, strata, owner, shares=shares, test=4, **how)
+    assert found.train.count.tolist() == [6, 6]
+    assert found.heldout.count.tolist() == [2, 2]
+    assert (np.asarray(found.test.weight) > 0).sum(1).tolist() == [2, 2]

@@ -40,7 +40,7 @@ def test_numbered_classes_come_by_their_numbers_and_grey_images_have_one_colour(
     path = saved(tmp_path / "a.npz", images=PIXELS[..., 0], labels=labels)
     found = images.read([path])
     assert found.images.shape == (6, 4, 4, 1)
-    assert found.names[found.labels[0]] == "10" and found.labels[0] == 10
+    assert found.names == ("0", "9", "10") and found.labels[:3].tolist() == [2, 1, 0]
 
 
 def folder(path):
@@ -83,6 +83,9 @@ BAD = [
         "has 1 names, but a label 2",
     ),
     ({"images": PIXELS[:0], "labels": LABELS[:0]}, "must be uint8"),
+    ({"images": PIXELS[:, :0], "labels": LABELS}, "must be uint8"),
+    ({"images": np.zeros((6, 3, 9, 9), np.uint8), "labels": LABELS}, "transpose them"),
+    ({"images": PIXELS, "labels": LABELS, "names": list("aba")}, "two classes 'a'"),
 ]
 
 
@@ -105,3 +108,38 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (own / "empty").mkdir()
     with pytest.raises(ValueError, match="empty holds no image"):
         images.read([own])
+    np.save(tmp_path / "c.npy", PIXELS)
+    (tmp_path / "c.npy").rename(tmp_path / "c.npz")
+    with pytest.raises(ValueError, match=r"c\.npz is damaged or no \.npz"):
+        images.read([tmp_path / "c.npz"])
+
+
+def test_classes_are_those_that_have_images(tmp_path):
+    labels = np.array([1, 2**33, 1, 5, 5, 5])
+    path = saved(tmp_path / "a.npz", images=PIXELS, labels=labels)
+    assert images.read([path]).names == ("1", "5", str(2**33))
+    named = {"labels": LABELS % 2, "names": np.array([b"a", b"b", b"c"])}
+    path = saved(tmp_path / "b.npz", images=PIXELS, **named)
+    assert images.read([path]).names == ("a", "b")
+
+
+def test_hidden_files_are_passed_over_and_grey_images_join_coloured_ones(tmp_path):
+    own = folder(tmp_path / "own")
+    (own / ".ipynb_checkpoints").mkdir()
+    (own / "cat" / "._0.png").write_bytes(b"a mac's")
+    Image.fromarray(PIXELS[5, ..., 0]).save(own / "cat" / "9.png")
+    found = images.read([own])
+    assert found.images.shape == (6, 4, 4, 3)
+    np.testing.assert_array_equal(found.images[2], np.repeat(PIXELS[5, ..., :1], 3, -1))
+    Image.fromarray(np.full((4, 4), 60000, np.uint16)).save(own / "dog" / "9.png")
+    with pytest.raises(ValueError, match=r"9\.png .*8 bits a colour"):
+        images.read([own])
+
+
+def test_an_image_is_there_once_and_not_at_all_where_its_labels_differ():
+    own = PIXELS[[0, 1, 0, 2, 1, 3]]
+    found, again, unclear = images.once(
+        images.Images(own, np.array([0, 1, 0, 1, 0, 1]), ("a", "b"))
+    )
+    np.testing.assert_array_equal(found.images, PIXELS[[0, 2, 3]])
+    assert (found.labels.tolist(), again, unclear) == ([0, 1, 1], 3, 2)

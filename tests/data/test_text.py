@@ -38,17 +38,43 @@ def test_instructions_have_to_be_answered(tmp_path):
 
 def test_compressed_files_are_read(tmp_path):
     path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"text": "x", "label": "no"}\n\n'))
-    assert text.read(path) == [Example("x\nlabel:", ("no",))]
+    lines = b'{"text": "x", "label": "no"}\n\n{"text": "y", "label": "2"}\n'
+    path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + lines))  # with its byte order mark
+    options = ("2", "no")
+    expected = [Example("x\nlabel:", options, 1), Example("y\nlabel:", options, 0)]
+    assert text.read(path) == expected
+
+
+def test_labels_of_several_files_are_those_of_one_task(tmp_path):
+    lines = {"a": ['"b"', '"b"'], "b": ["1", '"1"'], "c": ["10", '"b"']}
+    for name, labels in lines.items():
+        rows = [f'{{"text": "x{i}", "label": {x}}}' for i, x in enumerate(labels)]
+        (tmp_path / name).write_text("\n".join(rows))
+    first, second, third = text.read_together([tmp_path / name for name in lines])
+    assert {e.options for e in (*first, *second, *third)} == {("1", "10", "b")}
+    assert [[e.gold for e in own] for own in (first, second, third)] == [
+        [2, 2],
+        [0, 0],
+        [1, 2],
+    ]
+    with pytest.raises(ValueError, match="the label 'b' alone"):
+        text.read(tmp_path / "a")
 
 
 BAD = [
     (b'{"text": "x", "label": 1}\n{"text"', "line 2 is not JSON"),
     (b'{"text": "x", "label": 1}\n[1]', "line 2 is no JSON object"),
-    (b'{"text": "x", "label": 1}\n{"text": "x"}', "line 2: label is None"),
+    (
+        b'{"text": "x", "label": 1}\n{"text": "x"}',
+        "line 2: there is no label; it must be a text or",
+    ),
     (b'{"text": 3, "label": 1}', "line 1: text is 3"),
     (b'{"query": "x", "choices": ["a", "b"], "gold": 2}', "line 1: gold is 2"),
     (b'{"query": "x", "choices": ["a"], "gold": 0}', "choices must be two"),
+    (b'{"query": "x", "choices": ["a", "a "], "gold": 0}', "two choices are alike"),
+    (b'{"text": "\\ud800", "label": 1}', "line 1 is not JSON"),
+    (b'{"instruction": "x", "output": ""}', "line 1: output is ''; it must be a text"),
+    (b'\n\n{"a": "x"}', "line 3 has a"),
     (b'{"question": "x"}', "line 1 has question: it needs choices, gold, query; or"),
     (b"\xff\xfe", "no UTF-8"),
     (b"", "holds no examples"),
@@ -69,6 +95,11 @@ def test_a_missing_file_and_a_damaged_archive_are_named(tmp_path):
         text.read(tmp_path / "a.jsonl")
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b"{}" * 99)[:20])
+    with pytest.raises(ValueError, match="damaged"):
+        text.read(path)
+    whole = bytearray(gzip.compress(b"{}" * 99))
+    whole[12] ^= 255
+    path.write_bytes(whole)
     with pytest.raises(ValueError, match="damaged"):
         text.read(path)
 
@@ -101,7 +132,9 @@ def test_a_long_prompt_loses_its_front_alone():
 
 
 def test_an_answer_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="an answer has 5 tokens: the context is 4"):
+    with pytest.raises(
+        ValueError, match="has 5 tokens: the context of 4 must be longer"
+    ):
         tokens.encode([Example("a", ("bcd",))], BYTES, context=4)
 
 
@@ -210,5 +243,6 @@ def test_packed_rows_hold_every_text_once(sizes):
 
 def test_lines_end_where_json_lines_do(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "a\x85b\u2028c", "label": 1}\n', encoding="utf-8")
+    rows = '{"text": "a\x85b\u2028c", "label": 1}\n{"text": "a", "label": 2}\n'
+    path.write_text(rows, encoding="utf-8")
     assert text.read(path)[0].prompt.startswith("a\x85b\u2028c")

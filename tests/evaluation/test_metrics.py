@@ -143,3 +143,15 @@ def test_segment_barrier_is_the_highest_over_points_that_need_not_be_even():
     losses = jnp.array([[0.0, 1.0, 4.0, 4.0]])
     points = jnp.array([0.0, 0.25, 0.5, 1.0])
     np.testing.assert_allclose(metrics.segment_barrier(losses, points), [2.0])
+
+
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_how_many_examples_are_read_at_once_changes_nothing(monkeypatch, most):
+    shared = problem((4, 4, 4, 8)).shared
+    adapter, test = adapters(), weighted_test()
+    whole = metrics.evaluator(task)(shared, adapter, test)
+    first = jax.tree.map(lambda x: x[0], adapter)
+    common = metrics.common_evaluator(task)(shared, first, test)
+    monkeypatch.setattr(metrics, "_MOST", most)
+    assert_close(metrics.evaluator(task)(shared, adapter, test), whole)
+    assert_close(metrics.common_evaluator(task)(shared, first, test), common)

@@ -234,3 +234,15 @@ def test_what_is_unknown_of_a_client_is_empty():
     results = {"methods": [record("a, b", 0, 0.5)], "diagnostics": []}
     line = client_lines(results)[0]
     assert (line["method"], line["weight"], line["examples"]) == ("a, b", "", "")
+
+
+def test_clients_have_the_names_of_their_own_or_of_what_they_hold():
+    results = by_hand()
+    held = {"kind": "task", "names": ["sum", "sort"], "clients": []}
+    entry = {"proportions": [[0.2, 0.8], [1.0, 0.0]], "held": held}
+    for each in results["diagnostics"]:
+        each |= entry
+    assert [line["name"] for line in client_lines(results)[:2]] == ["sort", "sum"]
+    for each in results["diagnostics"]:
+        each["held"] = held | {"clients": ["ann", "bob"]}
+    assert [line["name"] for line in client_lines(results)[:2]] == ["ann", "bob"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -9,8 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import cifar100, clients, commonsense, flan, images, run, tasks, text
-from experiments.language import Language
+from experiments import (
+    cifar100,
+    clients,
+    commonsense,
+    export,
+    flan,
+    images,
+    run,
+    tasks,
+    text,
+)
+from experiments import files as files_
+from experiments.language import Language, loaded
+from experiments.store import open_store
 from tests import small
 
 NOTHING = lambda told: None
@@ -161,7 +174,17 @@ def test_ones_own_clients_of_images(tmp_path):
 REFUSED = [
     (["images"], "--data names nothing"),
     (["text"], "--data names nothing"),
-    (["clients", "--data", "nowhere"], "--data must name one folder"),
+    (["clients", "--data", "nowhere"], "--data names nowhere: it must name one folder"),
+    (["text", "--data", "x", "--seen", "0"], "--seen is 0: it must be from 1 to 1"),
+    (["text", "--data", "x", "--depth", "0"], "--depth is 0"),
+    (["text", "--data", "x", "--base-steps", "-5"], "--base-steps is -5"),
+    (["text", "--data", "x", "--train-examples", "8"], "--train-examples is 8"),
+    (["images", "--data", "x", "--clients", "3", "--newcomers", "0.99"], "newcomers"),
+    (["images", "--data", "x", "--base-seed", str(2**64)], "--base-seed is"),
+    (["digits", "--seeds", str(2**64)], "--seeds is"),
+    (["digits", "--learning-rate", "inf"], "--learning-rate is inf"),
+    (["digits", "--heterogeneity", "shards²"], "--heterogeneity is shards²"),
+    (["digits", "--cohort", "²"], "--cohort is ²"),
     (["text", "--data", "nowhere.jsonl"], "nowhere.jsonl is not a file"),
     (["images", "--data", "nowhere.npz"], "neither an .npz file nor a folder"),
     (["images", "--data", "x.npz", "--width", "33"], "--width is 33"),
@@ -179,6 +202,104 @@ def test_a_mistake_is_one_line_and_status_2(words, reason, tmp_path, capsys):
     assert run.main(["run", *words, *out]) == 2
     told = capsys.readouterr().err
     assert reason in told and told.startswith("potara: ") and told.count("\n") == 1
+
+
+BROKEN = [
+    ("llama", {"eos_token_id": None}, "cannot be understood|special token None"),
+    ("llama", {"eos_token_id": 9999}, "a special token 9999, but 288 tokens"),
+    ("llama", {"vocab_size": ...}, "config.json has no 'vocab_size'"),
+    ("llama", {"num_attention_heads": ...}, "has no 'num_attention_heads'"),
+    ("vit", {"hidden_size": ...}, "has no 'hidden_size'"),
+    ("vit", {"image_size": [8, 8]}, r"images of \[8, 8\]: they must be square"),
+]
+
+
+@pytest.mark.parametrize(("kind", "change", "reason"), BROKEN)
+def test_a_checkpoint_that_lacks_something_is_named(
+    kind, change, reason, files, npz, tmp_path
+):
+    folder = shutil.copytree(files / kind, tmp_path / kind)
+    config = json.loads((folder / "config.json").read_text()) | change
+    kept = {name: value for name, value in config.items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match=reason):
+        if kind == "llama":
+            loaded(str(folder))
+        else:
+            images.problem(
+                images.OwnImages(data=(npz,), checkpoint=str(folder), **SHORT), NOTHING
+            )
+
+
+@pytest.mark.parametrize("told", [{"image_mean": None}, {"image_std": [0, 0, 0]}, []])
+def test_a_damaged_preprocessor_is_named(told, files, npz, tmp_path):
+    folder = shutil.copytree(files / "vit", tmp_path / "vit")
+    (folder / "preprocessor_config.json").write_text(json.dumps(told))
+    settings = images.OwnImages(data=(npz,), checkpoint=str(folder), samples=4)
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json"):
+        images.problem(dataclasses.replace(settings, clients=4), NOTHING)
+
+
+def test_clients_settings_of_images_are_checked(tmp_path, npz, capsys):
+    for name in "ab":
+        (tmp_path / "own").mkdir(exist_ok=True)
+        (tmp_path / "own" / f"{name}.npz").write_bytes(npz.read_bytes())
+    places = ["--data", str(tmp_path / "own"), "--out", str(tmp_path / "out")]
+    for wrong in (["--upstream", "5"], ["--upstream", "nan"], ["--side", "0"]):
+        assert run.main(["run", "clients", *places, *wrong]) == 2
+        told = capsys.readouterr().err
+        assert f"{wrong[0]} is {wrong[1]}" in told and told.count("\n") == 1
+    (tmp_path / "own" / "notes.json").write_text("{}")
+    assert run.main(["run", "clients", *places]) == 2
+    assert "texts (notes.json) and images (b.npz)" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_is_refused_at_once(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    words = ["digits", "--out", str(tmp_path / "out"), "--cache"]
+    assert run.main([*words, str(tmp_path / "file" / "cache")]) == 2
+    told = capsys.readouterr().err
+    assert "cannot use" in told and "--cache" in told and told.count("\n") == 1
+
+
+def test_data_that_changed_under_a_run_are_refused(npz, tmp_path):
+    settings = images.OwnImages(data=(npz,))
+    config = run.configuration("images", settings, "run")
+    (tmp_path / "run").mkdir()
+    open_store(tmp_path / "run", config, rerun=False, warn=NOTHING)
+    files_.write_json(tmp_path / "run" / "cells" / "0.1-seed-0.json", {})
+    open_store(tmp_path / "run", config, rerun=False, warn=NOTHING)
+    own, labels = pixels(300)
+    np.savez(npz, images=own, labels=labels)
+    changed = run.configuration("images", settings, "run")
+    with pytest.raises(ValueError, match=r"on data that have changed since.*--rerun"):
+        open_store(tmp_path / "run", changed, rerun=False, warn=NOTHING)
+    with pytest.raises(ValueError, match="have changed since"):
+        export._problem(config, export.Export(tmp_path / "run"), NOTHING)
+
+
+def test_an_image_that_is_there_twice_is_used_once(npz, tmp_path):
+    told, how = [], SHORT | {"cache": tmp_path, "width": 32, "depth": 1}
+    settings = images.OwnImages(data=(npz, npz), **how, base_batch=4, upstream=0.5)
+    problem = images.problem(settings, told.append)
+    assert told[0] == "300 images are there twice: each is kept once"
+    check(problem, settings)
+
+
+def test_clients_share_their_labels(tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for client in range(3):
+        rows = [{"text": f"{client} is {i}", "label": client} for i in range(30)]
+        (folder / f"{client}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    how = {"base_steps": 1, "vocabulary": 300, "context": 32, "width": 32, "depth": 1}
+    settings = clients.OwnClients(data=(folder,), cache=tmp_path, **how)
+    problem = clients.problem(clients.resolve(settings), NOTHING)
+    assert len(problem.held.clients) == 2 and problem.held.kind == "client"
+    pool = next(iter(problem.federations.values())).pool
+    assert (
+        pool.inputs.tokens.shape[1] == 3
+    )  # options, though no client has more than one
 
 
 def test_what_cannot_be_done_with_an_experiment_is_said(capsys):

@@ -98,7 +98,9 @@ def test_padding_changes_nothing_to_the_bit(name):
 @of_every_kind
 def test_chunks_change_nothing(name):
     whole, _ = run(ALGORITHMS[name], problem(COUNTS, pool=POOL), number=3)
-    chunked, _ = run(ALGORITHMS[name], problem(COUNTS, pool=POOL), number=3, layout=Layout(2))
+    chunked, _ = run(
+        ALGORITHMS[name], problem(COUNTS, pool=POOL), number=3, layout=Layout(2)
+    )
     assert_close(chunked, whole, rtol=1e-3, atol=1e-4)
 
 
