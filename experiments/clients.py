@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
+import tyro
 
 from experiments.images import model_of
 from experiments.problem import Held, Problem, federations
@@ -46,6 +47,7 @@ class OwnClients(OwnText):
     more_heterogeneity: ClassVar[tuple[str, ...]] = ("own",)
     targets: tuple[str, ...] = ()
     """Modules to adapt. Default: queries and values."""
+    seen: tyro.conf.Suppress[int | None] = None
     upstream: float = 0.3
     """Share of the clients that the base is pre-trained on; they do not federate."""
     side: int | None = None

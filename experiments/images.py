@@ -45,6 +45,9 @@ class OwnImages(Settings):
     """Files of images and labels (.npz), or folders with one sub-folder a class."""
     out: Path = Path("runs/images")
     """Run folder. A finished run is shown again, an unfinished one is continued."""
+    heterogeneity: tuple[str, ...] = ("0.1", "0.5")
+    """Dirichlet concentrations of the clients' classes; `shards2`: two classes each;
+    `tasks`: one class each."""
     side: int | None = None
     """Resize images to so many pixels. Default: as they are."""
     checkpoint: str | None = None

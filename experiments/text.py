@@ -86,11 +86,20 @@ def problem(settings: OwnText, note) -> Problem:
     """A Llama and its federations, one a heterogeneity and seed."""
     found = [text.read(path) for path in settings.data]
     upstream, own = _split(_once(found, settings, note), settings)
+    _name_idle(settings, note)
     most = settings.test_examples
     deal = lambda pool, strata: partial(dealt, settings, pool, strata, most=most)
     names = tuple(path.name.split(".")[0] for path in settings.data)
     problem = problem_of_texts(settings, upstream, own, deal, note)
     return problem._replace(held=Held("task", names))
+
+
+def _name_idle(settings, note) -> None:
+    """A line on files that no client has."""
+    idle = settings.data[settings.clients :]
+    if "tasks" in settings.heterogeneity and idle:
+        names = ", ".join(path.name for path in idle)
+        note(f"no client has {names}, with one task each; set --clients")
 
 
 def problem_of_texts(

@@ -140,6 +140,9 @@ def test_ones_own_texts(lines, tmp_path, files):
     check(text.problem(settings, NOTHING), settings)
     again = dataclasses.replace(settings, checkpoint=str(files / "llama"))
     check(text.problem(again, NOTHING), again)
+    told = []
+    text.problem(dataclasses.replace(again, clients=2), told.append)
+    assert told[0] == "no client has 2.jsonl, with one task each; set --clients"
 
 
 def test_ones_own_clients_of_texts(lines, tmp_path):
