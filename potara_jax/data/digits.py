@@ -115,8 +115,16 @@ def _deal(rng, splits, heterogeneity, clients, examples) -> list[np.ndarray]:
         how = {"clients": clients, "concentration": float(kind), "examples": examples}
         dealt = partition.draw(rng, labels, **how)
     else:
-        dealt = dealing.deal(rng, labels, kind, clients=clients)
+        dealt = _once(rng, labels, kind, clients)
     return [train[group] for group in dealt]
+
+
+def _once(rng, labels, heterogeneity, clients) -> list[np.ndarray]:
+    """All images, each to one client."""
+    try:
+        return dealing.deal(rng, labels, heterogeneity, clients=clients)
+    except ValueError as error:
+        raise ValueError(f"{error}, or let them share images (--examples)") from None
 
 
 def _draw(rng, splits, proportion, number) -> np.ndarray:
