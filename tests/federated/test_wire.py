@@ -125,7 +125,7 @@ def test_what_is_not_sent_is_owed_and_sent_later():
     assert np.abs(owed["x"]).max() < np.abs(total).max()
 
 
-@pytest.mark.parametrize("name", ["fedit", "rolora", "hetlora", "fedrep", "scaffold"])
+@pytest.mark.parametrize("name", ["rolora", "hetlora", "scaffold"])
 @each_way
 def test_any_algorithm_goes_through_any_wire(name, way):
     progress, report = run(
