@@ -8,7 +8,7 @@ JAX ?= cpu
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
-SMALL_digits := --out runs/digits-small --seeds 0 --heterogeneity 0.1 tasks --clients 6 \
+SMALL_digits := --out runs/digits-small --seeds 0 --heterogeneity 0.1 --clients 6 \
 	--federated-rounds 4 --local-rounds 3 --samples 10 --grid-points 5 --base-steps 60 \
 	--depth 1 --merges uniform grid ties
 SMALL_compare := --out runs/compare-small --seeds 0 --heterogeneity 0.1 --clients 4 \

@@ -13,7 +13,11 @@ _COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-_LONG = ("test_run.py", "test_compare.py", "test_study.py", "test_algorithms.py")
+_LONG = (
+    *("test_run.py", "test_algorithms.py", "test_mesh.py", "test_own_data.py"),
+    *("test_compare.py", "test_invariants.py", "test_simulate.py", "test_methods.py"),
+    *("test_streaming.py", "test_precision.py", "test_wire.py", "test_parity.py"),
+)
 
 
 _MAPS, _MANY = Path("/proc/self/maps"), 30_000  # of the 65,530 that Linux allows
@@ -32,4 +36,5 @@ def few_compiled():
 
 def pytest_collection_modifyitems(items):
     """Sort by file, the long ones first, so that no process idles at the end."""
-    items.sort(key=lambda item: item.path.name not in _LONG)
+    place = {name: number for number, name in enumerate(_LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(_LONG)))
