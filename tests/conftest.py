@@ -3,23 +3,28 @@
 import os
 from pathlib import Path
 
-import jax
 import pytest
 
-# Many small programs, each run a few times: most of the time goes into LLVM's passes.
-_QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
+# Many small programs, each run a few times: most of the time goes into compilation.
+# JAX reads these when it is imported, hence not here.
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+    )
+)
 _COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
 _LONG = (
     *("test_run.py", "test_algorithms.py", "test_mesh.py", "test_own_data.py"),
     *("test_compare.py", "test_invariants.py", "test_simulate.py", "test_methods.py"),
     *("test_streaming.py", "test_precision.py", "test_wire.py", "test_parity.py"),
 )
-
-
 _MAPS, _MANY = Path("/proc/self/maps"), 30_000  # of the 65,530 that Linux allows
 
 
@@ -31,6 +36,8 @@ def few_compiled():
     """
     yield
     if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MANY:
+        import jax
+
         jax.clear_caches()
 
 
