@@ -2,7 +2,8 @@
 
 A file has one task: JSON lines (`.jsonl`, `.jsonl.gz`) or one JSON array (`.json`), of
 
-    {"text", "label"}                      options: all labels of the file, or files
+    {"text", "label"}                      options: all labels of the file, or files;
+                                           the text may be empty
     {"query", "choices", "gold"}           options: the choices
     {"instruction", "input", "output"}     one option: the output, or "answer"
 """
@@ -108,9 +109,11 @@ def _labelled(path: Path, records) -> list[Example]:
     field = lambda *where: str(_field(path, *where, (str, int))).strip()
     labels = [field(number, record, "label") for number, record in records]
     options = tuple(sorted(set(labels), key=_by_number))
+    empty = lambda record: record.get("text") == ""  # which some data sets hold
+    text = lambda n, r: "" if empty(r) else _field(path, n, r, "text", str)
     return [
-        Example(f"{_field(path, n, record, 'text', str)}\nlabel:", options, gold)
-        for (n, record), gold in zip(records, map(options.index, labels), strict=True)
+        Example(f"{text(*record)}\nlabel:", options, options.index(label))
+        for record, label in zip(records, labels, strict=True)
     ]
 
 

@@ -8,6 +8,7 @@ a line a round: `seconds`, `steps` and the process's `memory` in bytes.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -59,13 +60,15 @@ def _accuracy(results: Results) -> Figure:
 def _speed(speed: Speed) -> Figure:
     figure = Figure(figsize=(9.5, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    number = np.arange(1, len(speed) + 1)
-    pace = [line["steps"] / max(line["seconds"], 1e-9) for line in speed]
-    memory = [line["memory"] / 2**20 for line in speed]
-    style = {"marker": "o" if len(speed) < 20 else ""}
-    left.plot(number, pace, color=_BLUE, **style)
+    for cell in {_where(line): line for line in speed}.values():
+        own = _of(cell, speed)
+        number = [line["round"] for line in own]
+        pace = [line["steps"] / max(line["seconds"], 1e-9) for line in own]
+        memory = [line["memory"] / 2**20 for line in own]
+        style = {"marker": "o" if len(own) < 20 else ""}
+        left.plot(number, pace, color=_BLUE, **style)
+        right.plot(number, memory, color=_RED, **style)
     left.set_title("client-steps per second")
-    right.plot(number, memory, color=_RED, **style)
     right.set_title("memory of the process, MiB")
     for axes in (left, right):
         axes.set_ylim(bottom=0)
@@ -96,8 +99,11 @@ def _rows(results: Results, speed: Speed) -> list[list[str]]:
 
 
 def _of(cell, speed: Speed) -> Speed:
-    where = lambda line: (line["heterogeneity"], line["seed"])
-    return [line for line in speed if where(line) == where(cell)]
+    return [line for line in speed if _where(line) == _where(cell)]
+
+
+def _where(line: Mapping) -> tuple[str, int]:
+    return line["heterogeneity"], line["seed"]
 
 
 def _row(cell, speed: Speed) -> list[str]:

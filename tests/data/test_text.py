@@ -61,6 +61,12 @@ def test_labels_of_several_files_are_those_of_one_task(tmp_path):
         text.read(tmp_path / "a")
 
 
+def test_a_text_may_be_empty_but_must_be_there(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "", "label": 1}\n{"text": "x", "label": 0}\n')
+    assert [e.prompt for e in text.read(path)] == ["\nlabel:", "x\nlabel:"]
+
+
 BAD = [
     (b'{"text": "x", "label": 1}\n{"text"', "line 2 is not JSON"),
     (b'{"text": "x", "label": 1}\n[1]', "line 2 is no JSON object"),
@@ -69,6 +75,7 @@ BAD = [
         "line 2: there is no label; it must be a text or",
     ),
     (b'{"text": 3, "label": 1}', "line 1: text is 3"),
+    (b'{"text": "x", "label": 1}\n{"text": null, "label": 1}', "line 2: text is None"),
     (b'{"query": "x", "choices": ["a", "b"], "gold": 2}', "line 1: gold is 2"),
     (b'{"query": "x", "choices": ["a"], "gold": 0}', "choices must be two"),
     (b'{"query": "x", "choices": ["a", "a "], "gold": 0}', "two choices are alike"),
