@@ -1,15 +1,13 @@
 """Sixteen small text tasks that are made on the spot, some of which contradict.
 
-A prompt is `word input =`, an answer some characters. Of every kind of input there are
-two tasks. For half of the kinds these share their word, and a model cannot know from a
-prompt which of them is meant. Inputs are short or longer: how to read longer ones is
-what the tasks have in common.
+A prompt is `word input =`, an answer some characters. Two words, `sort` and `close`,
+have two tasks each, and a model cannot know from a prompt which of them is meant.
+Inputs are short or longer: how to read longer ones is what the tasks have in common.
 """
 
 from __future__ import annotations
 
 import calendar
-import string
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,7 +19,7 @@ Rng = np.random.Generator
 _MONTHS = [calendar.month_abbr[month] for month in range(1, 13)]
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
 _EDIT = str.maketrans("aei", "zyx")
-_UNITS = (("km", "m", 1000), ("m", "cm", 100), ("min", "s", 60), ("kg", "g", 1000))
+_UNITS = (("km", "m", 1000), ("m", "cm", 100), ("cm", "mm", 10), ("kg", "g", 1000))
 
 
 class Task(NamedTuple):
@@ -33,8 +31,8 @@ class Task(NamedTuple):
 
 
 def _letters(rng: Rng, long: bool) -> str:
-    size = rng.integers(3, 8) if long else rng.integers(2, 6)
-    return "".join(rng.choice(list(string.ascii_lowercase[:12]), size))
+    size = rng.integers(3, 6) if long else rng.integers(2, 5)
+    return "".join(rng.choice(list("abcdefgh"), size))
 
 
 def _numbers(rng: Rng, long: bool) -> str:
@@ -46,8 +44,7 @@ def _of_two(answer: Callable[[int, int], int]) -> Callable[[str], str]:
 
 
 def _table(rng: Rng, long: bool) -> str:
-    number = rng.integers(3, 5) if long else 3
-    names = rng.choice(list("abcdefgh"), number, replace=False)
+    names = rng.choice(list("abcdefgh"), rng.integers(3, 5) if long else 3, False)
     pairs = [f"{name}{rng.integers(10)}" for name in names]
     return f"{' '.join(pairs)} {rng.choice(names)}"
 
@@ -58,8 +55,8 @@ def _looked_up(text: str) -> str:
 
 
 def _date(rng: Rng, long: bool) -> str:
-    year = rng.integers(100) if long else rng.integers(30)
-    return f"{year:02d}-{rng.integers(1, 13):02d}-{rng.integers(1, 29):02d}"
+    year = f"{rng.integers(1900, 2100)}" if long else f"{rng.integers(30):02d}"
+    return f"{year}-{rng.integers(1, 13):02d}-{rng.integers(1, 29):02d}"
 
 
 def _written_date(text: str) -> str:
@@ -84,7 +81,7 @@ def _converted(text: str) -> str:
 
 
 def _opened(rng: Rng, long: bool) -> str:
-    size = rng.integers(3, 8) if long else rng.integers(2, 6)
+    size = rng.integers(4, 7) if long else rng.integers(2, 6)
     return "".join(rng.choice(list(_BRACKETS), size))
 
 
@@ -100,8 +97,8 @@ TASKS = {
     "edit": Task("edit", _letters, lambda x: x.translate(_EDIT)),
     "close": Task("close", _opened, lambda x: "".join(map(_BRACKETS.get, x[::-1]))),
     "sort down": Task("sort", _letters, lambda x: "".join(sorted(x))[::-1]),
-    "turn once": Task("turn", _letters, lambda x: x[1:] + x[0]),
-    "edit end": Task("edit", _letters, lambda x: x + x[0]),
+    "turn once": Task("shift", _letters, lambda x: x[1:] + x[0]),
+    "edit end": Task("add", _letters, lambda x: x + x[0]),
     "close in order": Task("close", _opened, lambda x: "".join(map(_BRACKETS.get, x))),
     "sum": Task("sum", _numbers, _of_two(int.__add__)),
     "digit": Task("digit", _numbers, _of_two(lambda a, b: (a + b) % 10)),
@@ -119,10 +116,17 @@ def make(rng: Rng, task: str, number: int, *, long: bool = True) -> list[Example
 
     Raises `ValueError` where a task has not so many.
     """
+    found = at_most(rng, task, number, long=long)
+    if len(found) < number:
+        raise ValueError(f"task '{task}' has fewer than {number} examples")
+    return found
+
+
+def at_most(rng: Rng, task: str, number: int, *, long: bool) -> list[Example]:
+    """As `make`, but fewer where a task has not so many."""
     word, new, answer = TASKS[task]
     found: dict[str, None] = {}
     for _ in range(50 * number):
-        found.setdefault(new(rng, long))
-        if len(found) == number:
-            return [Example(f"{word} {x} =", (answer(x),)) for x in found]
-    raise ValueError(f"task '{task}' has fewer than {number} examples")
+        if len(found) < number:
+            found.setdefault(new(rng, long))
+    return [Example(f"{word} {x} =", (answer(x),)) for x in found]

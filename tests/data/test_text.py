@@ -193,7 +193,7 @@ RIGHT = {
     "find": ("a3 b7 c1 b", "7"),
     "place": ("a3 b7 c1 b", "2"),
     "unit": ("3 km m", "3000"),
-    "size": ("3 min s", "180 s"),
+    "size": ("3 cm mm", "30 mm"),
 }
 
 
