@@ -48,7 +48,7 @@ def test_every_client_has_an_adapter_and_there_is_the_base(finished):
     assert config.vocabulary == 259
     for client in range(2):
         read = peft.read(out / CELL.name / f"client-{client:03d}")
-        found = read.adapter["model.layers.5.self_attn.q_proj"]
+        found = read.adapter[f"model.layers.{config.depth - 1}.self_attn.q_proj"]
         own = adapters["layers/self_attn/q_proj"]
         expected = 8 * own["a"][client, 5] @ own["b"][client, 5]
         np.testing.assert_allclose(found["a"] @ found["b"], expected, rtol=1e-4)
