@@ -65,7 +65,7 @@ lint: install  ## check style and imports
 digits: install  ## federate and personalise a ViT on handwritten digits (8 minutes on 2 cores)
 	$(BIN)/potara run digits $(EXTRA) $(ARGS)
 
-tasks: install  ## the same of a small Llama, on generated text tasks (6 minutes on 2 cores)
+tasks: install  ## the same of a small Llama, on generated text tasks (7 minutes on 2 cores)
 	$(BIN)/potara run tasks $(EXTRA) $(ARGS)
 
 cifar100: install $(MAKE_FILES)  ## ViT-B/16 on CIFAR-100, as in the paper (downloads; an accelerator)
