@@ -44,7 +44,8 @@ def _of_two(answer: Callable[[int, int], int]) -> Callable[[str], str]:
 
 
 def _table(rng: Rng, long: bool) -> str:
-    names = rng.choice(list("abcdefgh"), rng.integers(3, 5) if long else 3, False)
+    number = rng.integers(3, 5) if long else 3
+    names = rng.choice(list("abcdefgh"), number, replace=False)
     pairs = [f"{name}{rng.integers(10)}" for name in names]
     return f"{' '.join(pairs)} {rng.choice(names)}"
 
@@ -127,6 +128,7 @@ def at_most(rng: Rng, task: str, number: int, *, long: bool) -> list[Example]:
     word, new, answer = TASKS[task]
     found: dict[str, None] = {}
     for _ in range(50 * number):
-        if len(found) < number:
-            found.setdefault(new(rng, long))
+        if len(found) == number:
+            break
+        found.setdefault(new(rng, long))
     return [Example(f"{word} {x} =", (answer(x),)) for x in found]

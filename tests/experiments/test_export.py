@@ -46,11 +46,12 @@ def test_every_client_has_an_adapter_and_there_is_the_base(finished):
     base = weights.load(out / "base", llama.TABLE, problem.base)
     jax.tree.map(np.testing.assert_array_equal, base, problem.base)
     assert config.vocabulary == 259
+    last = config.depth - 1
     for client in range(2):
         read = peft.read(out / CELL.name / f"client-{client:03d}")
-        found = read.adapter[f"model.layers.{config.depth - 1}.self_attn.q_proj"]
+        found = read.adapter[f"model.layers.{last}.self_attn.q_proj"]
         own = adapters["layers/self_attn/q_proj"]
-        expected = 8 * own["a"][client, 5] @ own["b"][client, 5]
+        expected = 8 * own["a"][client, last] @ own["b"][client, last]
         np.testing.assert_allclose(found["a"] @ found["b"], expected, rtol=1e-4)
     assert cli.main(words(folder)) == 2
     assert cli.main(words(folder, "--overwrite")) == 0
