@@ -76,10 +76,10 @@ def language(config: LlamaConfig, *, length: int, batch: int, rank: int) -> Setu
     """A Llama at random, with a pool of random tokens and answers of 16 of them."""
     model, answer = Llama(config), 16
     keys = jax.random.split(jax.random.key(0), 3)
-    tokens = jax.random.randint(keys[0], (512, 1, length), 0, config.vocabulary)
-    at = jnp.broadcast_to(jnp.arange(length - answer, length), (512, 1, answer))
-    choices = Choices(tokens, at, tokens[..., -answer:], jnp.zeros(512, jnp.int32))
-    text = Text(tokens[:1, 0], at[:1, 0])
+    tokens = jax.random.randint(keys[0], (512, length), 0, config.vocabulary)
+    count = jnp.full(512, length - answer + 1)
+    choices = Choices(tokens, count, tokens[:, None, -answer:], jnp.zeros_like(count))
+    text = Text(tokens[:1], jnp.zeros((1, answer), jnp.int32))
     sites = lora.find_sites(model, text, targets=["q_proj", "v_proj"])
     make = lambda key: model.init(key, text)["params"]
     in_dtype = lambda key: jax.tree.map(lambda x: x.astype(config.dtype), make(key))

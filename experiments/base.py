@@ -15,18 +15,18 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from potara_jax.adapters.lora import Params
-from potara_jax.data.federation import Batch
 
 
 def cached_base(
     folder: Path,
     recipe: dict[str, Any],
-    data: Batch,
+    data: Any,
     train: Callable[[], Params],
     note: Callable[[str], None],
 ) -> Params:
     """The parameters that `train()` gives, from the cache where it has them.
 
+    data: what it learns from, a tree of arrays.
     recipe: every setting of the training, as JSON values; with the data's bytes and the
     version of jax it makes the hash. A damaged file is trained anew.
     """

@@ -17,11 +17,11 @@ from experiments.base import cached_base
 from experiments.problem import Problem, Writer, initial_adapter
 from experiments.settings import Settings, check_base
 from potara_jax.adapters import lora, precision
-from potara_jax.clients.task import answering
+from potara_jax.clients.task import answering, reading
 from potara_jax.data import tokens
 from potara_jax.data.federation import Batch, Federation
 from potara_jax.data.text import Example
-from potara_jax.data.tokens import Choices, Tokenizer
+from potara_jax.data.tokens import Choices, Packed, Tokenizer
 from potara_jax.models import llama, publishing, weights
 from potara_jax.models.decoding import greedy
 from potara_jax.models.llama import Llama, LlamaConfig, Text
@@ -168,7 +168,7 @@ def pool_of(choices: Choices) -> Batch:
 def pretrained(
     settings: Language,
     config: LlamaConfig,
-    upstream: Batch,
+    upstream: Packed,
     note: Callable[[str], None],
     *,
     batch_size: int,
@@ -179,15 +179,15 @@ def pretrained(
     recipe = {"model": dataclasses.asdict(config), "steps": steps, "seed": seed}
     recipe |= {"batch_size": batch_size, "rate": rate}
     model = Llama(config)
-    task = answering(lora.bind(model, scale=1.0))
+    loss = reading(lora.bind(model, scale=1.0))
 
     def train() -> lora.Params:
         start, key = jax.random.split(jax.random.key(seed))
         text = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example_text())
         return pretrain(
-            lambda params, batch: task.objective(params)({}, batch),
+            lambda params, rows: loss(params, {}, rows).mean(),
             model.init(start, text)["params"],
-            upstream,
+            jax.tree.map(jnp.asarray, upstream),
             key,
             steps=steps,
             batch_size=batch_size,

@@ -30,7 +30,7 @@ from experiments.language import (
 )
 from experiments.problem import Held, Problem, dealt, federations
 from potara_jax.data import generated, tokens
-from potara_jax.data.federation import Batch
+from potara_jax.data.tokens import Packed
 from potara_jax.models.llama import LlamaConfig
 
 MODEL = LlamaConfig(
@@ -102,7 +102,7 @@ def problem(settings: Tasks, note) -> Problem:
     return problem._replace(held=Held("task", tuple(generated.TASKS)))
 
 
-def _upstream(settings: Tasks, known: set[str]) -> Batch:
+def _upstream(settings: Tasks, known: set[str]) -> Packed:
     """Short examples of the tasks that the base is to see, many to a row."""
     rng = np.random.default_rng([settings.base_seed, 1])
     made = [
@@ -112,4 +112,4 @@ def _upstream(settings: Tasks, known: set[str]) -> Batch:
         if example.prompt not in known
     ]
     choices, _ = tokens.encode(made, tokens.of_bytes(), context=MODEL.context)
-    return pool_of(tokens.packed(choices))
+    return tokens.packed(choices)

@@ -195,5 +195,5 @@ def _sized(settings, tokenizer: Tokenizer) -> LlamaConfig:
 
 def _base(settings, config: LlamaConfig, upstream, tokenizer, note) -> lora.Params:
     choices, _ = tokens.encode(upstream, tokenizer, context=settings.context)
-    pool = pool_of(tokens.packed(tokens.every_token(choices)))
-    return pretrained(settings, config, pool, note, batch_size=_BATCH, rate=_RATE)
+    rows = tokens.packed(choices, whole=True)
+    return pretrained(settings, config, rows, note, batch_size=_BATCH, rate=_RATE)

@@ -43,10 +43,9 @@ def _asked(federation) -> Asked:
     pool, (index, weight) = federation.pool.inputs, map(np.asarray, federation.test)
     rows = lambda x: np.asarray(x)[index]
     alone = (rows(pool.answers) >= 0).any(-1).sum(-1) == 1
-    tokens, first = rows(pool.tokens)[:, :, 0], rows(pool.at)[:, :, 0, 0]
-    before = np.arange(tokens.shape[-1]) <= first[..., None]
-    prompts = np.where(before, tokens, 0)[..., : first.max() + 1]
-    return Asked(prompts, first + 1, rows(pool.answers)[:, :, 0], weight * alone)
+    counts = rows(pool.count)
+    prompts = rows(pool.prompt)[..., : counts.max()]
+    return Asked(prompts, counts, rows(pool.answers)[:, :, 0], weight * alone)
 
 
 def _record(at: Context, method: Method, asked: Asked) -> dict:

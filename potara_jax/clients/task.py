@@ -11,14 +11,15 @@ import optax
 
 from potara_jax.adapters.lora import Adapter, Apply, Array, Params
 from potara_jax.data.federation import Batch
-from potara_jax.data.tokens import Choices
+from potara_jax.data.tokens import Choices, Packed
 from potara_jax.models.llama import Text
 
 
 class Task(NamedTuple):
     """Pure functions of `(base, adapter, batch)`, each with one value an example.
 
-    `logits`: `[B, K]`. `loss`: `[B]`, float32. `correct`: `[B]`, float32 in [0, 1].
+    `logits`: `[B, K]`. `loss`: `[B]`, float32. `judge`: the loss again, and whether the
+      model is right, `[B]` each, float32 in [0, 1], of one reading.
     `inputs`: what every adapted module reads, `{path: [T, D]}`, or None.
     `features`: the last hidden features `[B, F]`, or None.
     `add(base, deltas)`: the base with an adapter's dense deltas `{path: [..., D, K]}`
@@ -29,7 +30,7 @@ class Task(NamedTuple):
 
     logits: Callable[[Params, Adapter, Batch], Array]
     loss: Callable[[Params, Adapter, Batch], Array]
-    correct: Callable[[Params, Adapter, Batch], Array]
+    judge: Callable[[Params, Adapter, Batch], tuple[Array, Array]]
     inputs: Callable[[Params, Adapter, Batch], dict[str, Array]] | None = None
     features: Callable[[Params, Adapter, Batch], Array] | None = None
     add: Callable[[Params, dict[str, Array]], Params] | None = None
@@ -45,7 +46,7 @@ class Task(NamedTuple):
         on = lambda fn: (
             fn and (lambda base, model, batch: fn(base, adapter(model), batch))
         )
-        names = ("logits", "loss", "correct", "inputs", "features")
+        names = ("logits", "loss", "judge", "inputs", "features")
         return self._replace(**{name: on(getattr(self, name)) for name in names})
 
 
@@ -78,15 +79,18 @@ def of_logits(logits: Callable[[Params, Adapter, Batch], Array]) -> Task:
     """Cross-entropy and accuracy of `logits(base, adapter, batch) -> [B, K]`."""
 
     def loss(base, adapter, batch):
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits(base, adapter, batch), batch.labels
-        )
+        return _cross_entropy(logits(base, adapter, batch), batch.labels)
 
-    def correct(base, adapter, batch):
-        predicted = jnp.argmax(logits(base, adapter, batch), -1)
-        return (predicted == batch.labels).astype(jnp.float32)
+    def judge(base, adapter, batch):
+        outputs = logits(base, adapter, batch)
+        right = jnp.argmax(outputs, -1) == batch.labels
+        return _cross_entropy(outputs, batch.labels), right.astype(jnp.float32)
 
-    return Task(logits, loss, correct)
+    return Task(logits, loss, judge)
+
+
+def _cross_entropy(logits: Array, labels: Array) -> Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 # --- Texts ---------------------------------------------------------------------------
@@ -95,47 +99,103 @@ def of_logits(logits: Callable[[Params, Adapter, Batch], Array]) -> Task:
 def answering(apply: Apply, *, normalise: bool = False) -> Task:
     """Answers to prompts, of `apply(base, adapter, text) -> [R, A, V]`.
 
-    Batches are `(choices, labels)`: `choices` `[B, O, ...]` as `data.tokens` encodes
+    Batches are `(choices, labels)`: prompts and options as `data.tokens.encode` gives
     them, and the tokens `[B, A]` of the right ones, -1 where there is none. The loss is
-    the cross-entropy of the right answer, a mean over its tokens. An answer is correct
+    the cross-entropy of the right answer, a mean over its tokens. An answer is right
     where no other option is likelier (normalise: a token), and where there is only one
-    option, if every token of it is the likeliest: greedy decoding then writes it.
+    option, if every token of it is the likeliest: greedy decoding then writes it. A
+    model that judges reads a prompt once, with all options behind it.
     """
 
-    def read(base, adapter, choices) -> Array:
-        text = Text(choices.tokens, choices.at, choices.segment)
+    def read(base, adapter, text: Text) -> Array:
         return apply(base, adapter, text).astype(jnp.float32)
 
     def logits(base, adapter, batch) -> Array:
-        return read(base, adapter, _right(batch.inputs))
+        return read(base, adapter, answered(batch.inputs, _right(batch.inputs)))
 
     def loss(base, adapter, batch) -> Array:
-        found = _log_likelihoods(logits(base, adapter, batch), batch.labels)
-        return -found.sum(-1) / jnp.maximum(1, (batch.labels >= 0).sum(-1))
+        return _mean_loss(logits(base, adapter, batch), batch.labels)
 
-    def correct(base, adapter, batch) -> Array:
-        choices, options = batch.inputs, batch.inputs.tokens.shape[1]
-        rows = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), choices[:3])
-        rows = Choices(*rows, choices.gold)
-        outputs = read(base, adapter, rows)
-        exact = _written(outputs, rows.answers).reshape(-1, options)
-        if options == 1:
-            return exact[:, 0]
-        likely = _scores(outputs, rows.answers, normalise).reshape(-1, options)
-        chosen = (jnp.argmax(likely, -1) == choices.gold).astype(jnp.float32)
-        alone = (choices.answers >= 0).any(-1).sum(-1) == 1
-        return jnp.where(alone, exact[:, 0], chosen)
+    def judge(base, adapter, batch) -> tuple[Array, Array]:
+        choices = batch.inputs
+        answers = choices.answers
+        alone = answers.shape[1] == 1
+        text = answered(choices, answers[:, 0]) if alone else side_by_side(choices)
+        outputs = read(base, adapter, text)
+        outputs = outputs.reshape(*answers.shape, outputs.shape[-1])
+        correct = _is_right(outputs, choices, normalise)
+        return _mean_loss(_pick(outputs, choices.gold), batch.labels), correct
 
     again = lambda change: answering(change(apply), normalise=normalise)
-    return Task(logits, loss, correct, again=again, sequences=True)
+    return Task(logits, loss, judge, again=again, sequences=True)
 
 
-def _right(choices: Choices) -> Choices:
-    """The right options alone, `[B, ...]`."""
-    gold = choices.gold[:, None, None]
-    pick = lambda x: jnp.take_along_axis(x, gold, 1)[:, 0]
-    right = jax.tree.map(pick, choices._replace(gold=None))
-    return right._replace(gold=choices.gold)
+def reading(apply: Apply) -> Callable[[Params, Adapter, Packed], Array]:
+    """The loss `[B]` of rows of texts: a mean over the tokens that are asked for."""
+
+    def loss(base, adapter, rows: Packed) -> Array:
+        text = Text(rows.tokens, rows.at, rows.segment)
+        return _mean_loss(apply(base, adapter, text), rows.answers)
+
+    return loss
+
+
+def answered(choices: Choices, answers: Array) -> Text:
+    """The prompts, with an answer `[B, A]` each behind them."""
+    length, most = choices.prompt.shape[-1], answers.shape[-1]
+    first = choices.count[:, None]
+    behind = jnp.arange(length) - first
+    written = jnp.take_along_axis(answers, jnp.clip(behind, 0, most - 1), -1)
+    own = (behind >= 0) & (behind < most) & (written >= 0)
+    at = jnp.minimum(first - 1 + jnp.arange(most), length - 1)
+    return Text(jnp.where(own, written, choices.prompt), at)
+
+
+def side_by_side(choices: Choices) -> Text:
+    """The prompts, with all their options behind them, which do not see each other.
+
+    `at` is `[B, O * A]`.
+    """
+    rows, options, most = choices.answers.shape
+    length, read = choices.prompt.shape[-1], most - 1  # nothing is asked after the last
+    behind = jnp.maximum(choices.answers[..., :-1], 0).reshape(rows, -1)
+    prompt = jnp.where(jnp.arange(length) < choices.count[:, None], 0, -1)
+    number = jnp.repeat(jnp.arange(1, options + 1), read)
+    at = length + read * jnp.arange(options)[:, None] + jnp.arange(read)
+    first = jnp.broadcast_to(choices.count[:, None, None] - 1, (rows, options, 1))
+    at = jnp.concatenate([first, jnp.broadcast_to(at, (rows, *at.shape))], -1)
+    return Text(
+        jnp.concatenate([choices.prompt, behind], 1),
+        at.reshape(rows, -1),
+        jnp.concatenate([prompt, jnp.broadcast_to(number, behind.shape)], 1),
+    )
+
+
+def _pick(x: Array, option: Array) -> Array:
+    """Of `[B, O, ...]`, each example's option."""
+    return jax.vmap(lambda own, number: own[number])(x, option)
+
+
+def _right(choices: Choices) -> Array:
+    return _pick(choices.answers, choices.gold)
+
+
+def _is_right(logits: Array, choices: Choices, normalise: bool) -> Array:
+    """Whether the right option is chosen, or written where it is alone, `[B]`."""
+    answers = choices.answers
+    written = _written(logits[:, 0], answers[:, 0])
+    if answers.shape[1] == 1:
+        return written
+    likely = _scores(logits, answers, normalise)
+    chosen = (jnp.argmax(likely, -1) == choices.gold).astype(jnp.float32)
+    alone = (answers >= 0).any(-1).sum(-1) == 1
+    return jnp.where(alone, written, chosen)
+
+
+def _mean_loss(logits: Array, answers: Array) -> Array:
+    """The cross-entropy of answers `[..., A]`, a mean over their tokens."""
+    found = _log_likelihoods(logits, answers)
+    return -found.sum(-1) / jnp.maximum(1, (answers >= 0).sum(-1))
 
 
 def _log_likelihoods(logits: Array, answers: Array) -> Array:

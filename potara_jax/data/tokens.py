@@ -3,8 +3,8 @@
 Dimension letters: `P` examples, `O` options, `L` tokens, `A` tokens of the longest
 answer, its end among them.
 
-A sequence is `begin, prompt, answer, end`, padded behind. Where it is longer than the
-context, the prompt loses its front: the question stands at its end.
+A sequence is `begin, prompt, answer, end`. Where it is longer than the context with the
+longest of its options, the prompt loses its front: the question stands at its end.
 """
 
 from __future__ import annotations
@@ -133,19 +133,18 @@ def _wrapped(made, *, pad: int, begin: int | None, end: int) -> Tokenizer:
 
 
 class Choices(NamedTuple):
-    """Examples that a model reads, an option a row.
+    """Prompts, and what may follow each of them.
 
-    `tokens` `[P, O, L]`; `at` `[P, O, A]`: the positions before every token of the
-    answer; `answers` `[P, O, A]`: those tokens, -1 where there is none; an option that
-    an example does not have is -1 throughout. `gold` `[P]`. All int32. `segment`
-    `[P, O, L]`: which of the texts that share a row a token is of; None: one a row.
+    `prompt` `[P, L]`, padded behind, with room for any one of its options; `count`
+    `[P]`: its tokens. `answers` `[P, O, A]`: the options' tokens, -1 behind them; an
+    option that an example does not have is -1 throughout. `gold` `[P]`: which option is
+    right. All int32.
     """
 
-    tokens: np.ndarray
-    at: np.ndarray
+    prompt: np.ndarray
+    count: np.ndarray
     answers: np.ndarray
     gold: np.ndarray
-    segment: np.ndarray | None = None
 
 
 def encode(
@@ -170,10 +169,13 @@ def encode(
     pairs = list(zip(prompts, answers, strict=True))
     needed = [len(p) + max(map(len, options)) - 1 for p, options in pairs]
     length = min(context, -(-max(needed) // _ROUND_UP) * _ROUND_UP)
-    choices = _empty(len(examples), max(map(len, answers)), length, longest, tokenizer)
+    most = max(map(len, answers))
+    choices = _empty(len(examples), length, (most, longest), tokenizer)
     for row, (prompt, options) in enumerate(pairs):
+        kept = _cut(prompt, max(0, needed[row] - length), tokenizer)
+        choices.prompt[row, : len(kept)], choices.count[row] = kept, len(kept)
         for option, answer in enumerate(options):
-            _put(choices, (row, option), prompt, answer, tokenizer)
+            choices.answers[row, option, : len(answer)] = answer
     choices.gold[:] = [example.gold for example in examples]
     return choices, sum(need > length for need in needed)
 
@@ -183,89 +185,86 @@ def _prompt(text: str, tokenizer: Tokenizer) -> list[int]:
     return begin + tokenizer.encode(text)
 
 
-def _empty(rows, options, length, longest, tokenizer) -> Choices:
-    shape = rows, options
+def _empty(rows: int, length: int, answers: tuple[int, int], tokenizer) -> Choices:
     return Choices(
-        np.full((*shape, length), tokenizer.pad, np.int32),
-        np.zeros((*shape, longest), np.int32),
-        np.full((*shape, longest), -1, np.int32),
+        np.full((rows, length), tokenizer.pad, np.int32),
+        np.zeros(rows, np.int32),
+        np.full((rows, *answers), -1, np.int32),
         np.zeros(rows, np.int32),
     )
 
 
-def _put(choices: Choices, where, prompt, answer, tokenizer) -> None:
-    length = choices.tokens.shape[-1]
+def _cut(prompt: list[int], over: int, tokenizer: Tokenizer) -> list[int]:
+    """A prompt without so many tokens of its front, behind the first of all."""
     kept = 0 if tokenizer.begin is None else 1
-    over = max(0, len(prompt) + len(answer) - 1 - length)
-    prompt = prompt[:kept] + prompt[kept + over :]
-    both = (prompt + answer)[:-1]  # nothing is asked after the end
-    choices.tokens[where][: len(both)] = both
-    choices.at[where][: len(answer)] = len(prompt) - 1 + np.arange(len(answer))
-    choices.answers[where][: len(answer)] = answer
+    return prompt[:kept] + prompt[kept + over :]
 
 
-def every_token(choices: Choices) -> Choices:
-    """The same texts with their right answers, asking for every token of them.
+class Packed(NamedTuple):
+    """Rows `R` of texts, one after another, for pre-training.
 
-    For pre-training on the texts themselves.
+    `tokens`, `segment` `[R, L]`: which text of the row a token is of, from 1; -1 where
+    there is none. `at` `[R, A]`: the positions before the tokens that are asked for;
+    `answers` `[R, A]`: those tokens, -1 where there is none. All int32.
     """
-    rows = np.arange(len(choices.gold))
-    gold = lambda x: x[rows, choices.gold]
-    tokens, at, answers = map(gold, choices[:3])
-    following = np.full_like(tokens, -1)
-    following[:, :-1] = tokens[:, 1:]
-    last = at.max(1)
-    place = np.arange(tokens.shape[1])
-    following[place >= last[:, None]] = -1
-    real = answers >= 0
-    following[np.nonzero(real)[0], at[real]] = answers[real]
-    places = np.broadcast_to(place, tokens.shape).astype(np.int32)
-    one = lambda x: x[:, None]
-    return Choices(
-        one(tokens), one(places), one(following), np.zeros_like(choices.gold)
-    )
+
+    tokens: np.ndarray
+    segment: np.ndarray
+    at: np.ndarray
+    answers: np.ndarray
 
 
-def packed(choices: Choices) -> Choices:
-    """The same texts with their right answers, as many as fit one after another a row.
+def packed(choices: Choices, *, whole: bool = False) -> Packed:
+    """The prompts with their right answers, as many as fit one after another a row.
 
-    For pre-training: a row is as long as before, and asks for what all its texts do.
-    Texts fill the first row that has room for them, of those begun last.
+    A row has the length of the prompts with an answer. Its texts' answers are asked
+    for; whole: their prompts too. Texts fill the first row that has room for them, of
+    those begun last.
     """
-    rows = np.arange(len(choices.gold))
-    tokens, at, answers = (x[rows, choices.gold] for x in choices[:3])
-    used = np.where(answers >= 0, at, 0).max(1) + 1
-    length = tokens.shape[1]
-    places = _placed(used, length)
-    filled, asked = 1 + max(row for row, *_ in places), (answers >= 0).sum(1)
-    most = max(np.bincount([row for row, *_ in places], asked).astype(int))
-    made = Choices(
-        np.zeros((filled, 1, length), np.int32),
-        np.zeros((filled, 1, most), np.int32),
-        np.full((filled, 1, most), -1, np.int32),
-        np.zeros(filled, np.int32),
-        np.full((filled, 1, length), -1, np.int32),
-    )
+    texts = list(map(_text, choices.prompt, choices.count, _right(choices)))
+    first = np.zeros_like(choices.count) if whole else choices.count - 1
+    length = choices.prompt.shape[1]
+    places = _placed([len(text) - 1 for text in texts], length)
+    filled = 1 + max(row for row, *_ in places)
+    asked = [len(text) - 1 - begin for text, begin in zip(texts, first, strict=True)]
+    most = int(np.bincount([row for row, *_ in places], asked).max())
+    made = _rows(filled, length, most)
     put = np.zeros(filled, int)
-    for example, (row, first, number) in enumerate(places):
-        here, real = slice(first, first + used[example]), answers[example] >= 0
-        there = slice(put[row], put[row] + asked[example])
-        made.tokens[row, 0, here] = tokens[example, : used[example]]
-        made.segment[row, 0, here] = number
-        made.at[row, 0, there] = first + at[example, real]
-        made.answers[row, 0, there] = answers[example, real]
+    for text, begin, (row, start, number) in zip(texts, first, places, strict=True):
+        here = slice(start, start + len(text) - 1)
+        made.tokens[row, here], made.segment[row, here] = text[:-1], number + 1
+        there = slice(put[row], put[row] + len(text) - 1 - begin)
+        made.at[row, there] = np.arange(start + begin, here.stop)
+        made.answers[row, there] = text[begin + 1 :]
         put[row] = there.stop
     return made
+
+
+def _right(choices: Choices) -> np.ndarray:
+    return choices.answers[np.arange(len(choices.gold)), choices.gold]
+
+
+def _text(prompt: np.ndarray, count: int, answer: np.ndarray) -> np.ndarray:
+    return np.concatenate([prompt[:count], answer[answer >= 0]])
+
+
+def _rows(rows: int, length: int, most: int) -> Packed:
+    return Packed(
+        np.zeros((rows, length), np.int32),
+        np.full((rows, length), -1, np.int32),
+        np.zeros((rows, most), np.int32),
+        np.full((rows, most), -1, np.int32),
+    )
 
 
 _OPEN = 16
 
 
-def _placed(used: np.ndarray, length: int) -> list[tuple[int, int, int]]:
+def _placed(used: Sequence[int], length: int) -> list[tuple[int, int, int]]:
     """Every text's row, its first place there, and which of the row's texts it is."""
     rows: list[tuple[int, int]] = []  # places taken, and texts
     found = []
-    for size in map(int, used):
+    for size in used:
         begun = range(max(0, len(rows) - _OPEN), len(rows))
         row = next((r for r in begun if rows[r][0] + size <= length), len(rows))
         rows[row:] = rows[row:] or [(0, 0)]

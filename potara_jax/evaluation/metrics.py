@@ -19,8 +19,8 @@ from potara_jax.clients.task import Task
 from potara_jax.data.federation import Batch, Weighted, take
 
 Array = jax.Array
-# A model reads so many examples at once as have so many inputs, pixels or tokens.
-_MOST, _INPUTS = 128, 2**16
+# A model reads so many examples at once as have so many inputs.
+_MOST, _PIXELS, _TOKENS = 128, 2**16, 2**14
 
 
 class Scores(NamedTuple):
@@ -68,21 +68,21 @@ def _of_examples(task: Task, shared, adapter, index: Array) -> tuple[Array, Arra
 
     So many at a time, in equal parts: memory does not grow with the test.
     """
-    parts = -(-len(index) // _at_once(shared.pool))
+    parts = -(-len(index) // _at_once(task, shared.pool))
     padded = jnp.resize(index, (parts, -(-len(index) // parts)))
 
     def some(rows) -> tuple[Array, Array]:
         batch = take(shared.pool, rows)
-        values = (of(shared.base, adapter, batch) for of in (task.correct, task.loss))
-        return tuple(values)
+        loss, correct = task.judge(shared.base, adapter, batch)
+        return correct, loss
 
     flat = lambda x: x.ravel()[: len(index)]
     return jax.tree.map(flat, jax.lax.map(some, padded))
 
 
-def _at_once(pool: Batch) -> int:
-    inputs = jax.tree.leaves(pool.inputs)[0][0].size
-    return max(1, min(_MOST, _INPUTS // inputs))
+def _at_once(task: Task, pool: Batch) -> int:
+    inputs = sum(leaf[0].size for leaf in jax.tree.leaves(pool.inputs))
+    return max(1, min(_MOST, (_TOKENS if task.sequences else _PIXELS) // inputs))
 
 
 def _mean(values: Array, weight: Array) -> Array:

@@ -210,8 +210,9 @@ class Text(NamedTuple):
     """Sequences that are read at once.
 
     `tokens` `[B, L]`, padded behind. `at` `[B, A]`: the positions whose next token is
-    asked for. `segment` `[B, L]`: which of the sequences that share a row a token is
-    of, from 0; default: one a row.
+    asked for. `segment` `[B, L]`: which of the texts that share a row a token is of. It
+    sees those before it of its own text, and of text 0, which all others follow;
+    default: a row is one text.
     """
 
     tokens: Array
@@ -268,8 +269,8 @@ def _standing(text: Text) -> Where:
     place = jnp.arange(text.tokens.shape[1])
     if text.segment is None:
         return Where(jnp.broadcast_to(place, text.tokens.shape), None)
-    alike = text.segment[:, :, None] == text.segment[:, None, :]
-    seen = alike & (place[:, None] >= place)
+    reader, read = text.segment[:, :, None], text.segment[:, None, :]
+    seen = ((reader == read) | (read == 0)) & (place[:, None] >= place)
     return Where(seen.sum(-1) - 1, seen[:, None])
 
 

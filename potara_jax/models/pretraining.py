@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from potara_jax.data.federation import Batch, take
+from potara_jax.data.federation import take
 
 Array = jax.Array
 _TIMES = 20
 
 
 def pretrain(
-    loss: Callable[[dict, Batch], Array],
+    loss: Callable[[dict, Any], Array],
     params: dict,
-    pool: Batch,
+    pool: Any,
     key: Array,
     *,
     steps: int,
@@ -29,10 +29,13 @@ def pretrain(
 ) -> tuple[dict, Array]:
     """Parameters after `steps` steps of AdamW, and the losses `[steps]`.
 
-    loss: `(params, batch) -> scalar`. The learning rate warms up over a tenth of the
-    steps and falls to zero as a cosine. Batches are drawn with replacement from `key`.
+    pool: examples, as a tree of arrays that have them on the first axis.
+    loss: `(params, some of them) -> scalar`. The learning rate warms up over a tenth of
+    the steps and falls to zero as a cosine. Batches are drawn with replacement from
+    `key`.
     told: is called with the number of steps done and the last loss, now and then.
     """
+    size = len(jax.tree.leaves(pool)[0])
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, max(1, steps // 10), max(2, steps)
     )
@@ -40,7 +43,7 @@ def pretrain(
 
     def step(carry, key):
         params, state = carry
-        index = jax.random.randint(key, (batch_size,), 0, pool.labels.shape[0])
+        index = jax.random.randint(key, (batch_size,), 0, size)
         value, grads = jax.value_and_grad(loss)(params, take(pool, index))
         updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), value

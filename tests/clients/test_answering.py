@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from potara_jax.adapters import lora
-from potara_jax.clients.task import answering
+from potara_jax.clients.task import answered, answering, reading
 from potara_jax.data import tokens
 from potara_jax.data.federation import Batch
 from potara_jax.data.text import Example
@@ -67,7 +67,8 @@ def log_likelihood(model, prompt, answer):
 def test_losses_and_choices_are_those_of_one_sequence_at_a_time(model, normalise):
     task = answering(APPLY, normalise=normalise)
     batch = batch_of(EXAMPLES)
-    loss, correct = (jax.jit(fn)(*model, batch) for fn in (task.loss, task.correct))
+    loss, correct = jax.jit(task.judge)(*model, batch)
+    np.testing.assert_allclose(jax.jit(task.loss)(*model, batch), loss, rtol=1e-5)
     for number, example in enumerate(EXAMPLES):
         found = [log_likelihood(model, example.prompt, o) for o in example.options]
         gold = -np.mean(found[example.gold])
@@ -78,40 +79,44 @@ def test_losses_and_choices_are_those_of_one_sequence_at_a_time(model, normalise
             assert bool(correct[number]) == (likely == example.gold)
 
 
-def jitted():
-    task = answering(APPLY)
-    return task._replace(loss=jax.jit(task.loss), correct=jax.jit(task.correct))
-
-
 def test_one_option_is_right_where_greedy_decoding_writes_it(model):
     read = lambda *args: APPLY(*model, *args, method="read")
     prompt = jnp.array([[BYTES.begin, *BYTES.encode("i")]])
     cache = empty_cache(CONFIG, 1, 8)
     decode = jax.jit(lambda p: greedy(read, cache, p, jnp.array([2]), most=4))
-    written = decode(prompt)[0].tolist()
-    task = jitted()
-    batch = batch_of([Example("i", ("jjj",))])
-    answers = batch.inputs.answers.at[0, 0, :4].set(jnp.array(written))
-    chain = [BYTES.begin, *BYTES.encode("i"), *written[:-1]]
-    whole = batch.inputs.tokens.at[0, 0, : len(chain)].set(jnp.array(chain))
-    answers = answers.at[0, 0, 4:].set(-1)
-    inputs = batch.inputs._replace(tokens=whole, answers=answers)
-    assert task.correct(*model, Batch(inputs, answers[:, 0]))[0] == 1
-    wrong = inputs._replace(answers=answers.at[0, 0, 2].add(1))
-    assert task.correct(*model, Batch(wrong, wrong.answers[:, 0]))[0] == 0
+    judge, batch = jax.jit(answering(APPLY).judge), batch_of([Example("i", ("jjj",))])
+    found = batch.inputs.answers.at[0, 0, :4].set(decode(prompt)[0])
+    written = found.at[0, 0, 4:].set(-1)
+    for answers, right in ((written, 1), (written.at[0, 0, 2].add(1), 0)):
+        inputs = batch.inputs._replace(answers=answers)
+        assert judge(*model, Batch(inputs, answers[:, 0]))[1] == right
 
 
 def test_longer_padding_changes_nothing(model):
-    task, batch = jitted(), batch_of(EXAMPLES)
-    pad = lambda x, value: jnp.pad(x, ((0, 0), (0, 1), (0, 5)), constant_values=value)
-    tokens_, at, answers, gold, _ = batch.inputs
-    longer = batch.inputs._replace(
-        tokens=pad(tokens_, 0), at=pad(at, 0), answers=pad(answers, -1), gold=gold
+    judge, batch = jax.jit(answering(APPLY).judge), batch_of(EXAMPLES)
+    longer = lambda x, value: jnp.pad(
+        x, [(0, 0)] * (x.ndim - 1) + [(0, 5)], constant_values=value
     )
-    labels = jnp.pad(batch.labels, ((0, 0), (0, 5)), constant_values=-1)
-    padded = Batch(longer, labels)
-    for fn in (task.loss, task.correct):
-        np.testing.assert_allclose(fn(*model, padded), fn(*model, batch), rtol=1e-6)
+    prompt, _, answers, _ = batch.inputs
+    inputs = batch.inputs._replace(
+        prompt=longer(prompt, 0), answers=longer(answers, -1)
+    )
+    padded = Batch(inputs, longer(batch.labels, -1))
+    for found, expected in zip(
+        judge(*model, padded), judge(*model, batch), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_packed_rows_lose_what_their_texts_do(model):
+    choices, _ = tokens.encode(EXAMPLES, BYTES, context=32)
+    losses = jax.jit(answering(APPLY).loss)(*model, batch_of(EXAMPLES))
+    rows = tokens.packed(choices)
+    found = jax.jit(reading(APPLY))(*model, jax.tree.map(jnp.asarray, rows))
+    asked = (batch_of(EXAMPLES).labels >= 0).sum(1)
+    total = (found * (rows.answers >= 0).sum(1)).sum()
+    assert len(rows.tokens) < len(EXAMPLES)
+    np.testing.assert_allclose(total, (losses * asked).sum(), rtol=1e-5)
 
 
 def test_the_ensemble_of_a_model_with_itself_is_the_model(model):
@@ -126,8 +131,8 @@ def test_the_ensemble_of_a_model_with_itself_is_the_model(model):
 
 def test_adapters_of_scanned_layers_are_folded_and_differ_by_layer(model):
     base, adapter = model
-    text = batch_of(EXAMPLES[:1]).inputs
-    text = Text(text.tokens[:, 0], text.at[:, 0])
+    batch = batch_of(EXAMPLES[:1])
+    text = answered(batch.inputs, batch.labels)
     folded = lora.fold(base, adapter, SITES, scale=2.0)
     np.testing.assert_allclose(
         JITTED(folded, {}, text), JITTED(base, adapter, text), atol=1e-5

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,7 +18,9 @@ def test_classification_equals_numpy():
     args = base, adapter, shared.pool
     np.testing.assert_allclose(task.logits(*args), logits, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(task.loss(*args), losses, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(task.correct(*args), correct)
+    judged = task.judge(*args)
+    np.testing.assert_allclose(judged[0], losses, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(judged[1], correct)
     assert 0 < correct.sum() < 8
 
 
@@ -25,4 +28,5 @@ def test_losses_are_float32_whatever_the_model_computes_in():
     shared, _, adapter = problem((8,))
     half = lambda base, adapter, inputs: inputs.astype(jnp.bfloat16)
     for fn in classification(half)[:3]:
-        assert fn(shared.base, adapter, shared.pool).dtype == jnp.float32
+        found = jax.tree.leaves(fn(shared.base, adapter, shared.pool))
+        assert {x.dtype for x in found} == {jnp.dtype("float32")}

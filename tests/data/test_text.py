@@ -117,12 +117,11 @@ BYTES = tokens.of_bytes()
 EXAMPLES = [Example("ab", ("c", "dd"), 1), Example("abcdefgh", ("c",))]
 
 
-def test_an_answer_is_asked_for_token_by_token():
+def test_prompts_and_options_are_apart():
     choices, cut = tokens.encode(EXAMPLES, BYTES, context=64)
-    assert cut == 0 and choices.tokens.shape == (2, 2, 16)
-    row = choices.tokens[0, 1]
-    assert BYTES.decode(row) == "ab dd" and row[0] == BYTES.begin
-    assert list(choices.at[0, 1]) == [2, 3, 4, 5]
+    assert cut == 0 and choices.prompt.shape == (2, 16)
+    assert BYTES.decode(choices.prompt[0]) == "ab"
+    assert choices.prompt[0, 0] == BYTES.begin and list(choices.count) == [3, 9]
     assert list(choices.answers[0, 1]) == [*BYTES.encode(" dd"), BYTES.end]
     assert list(choices.answers[0, 0]) == [*BYTES.encode(" c"), BYTES.end, -1]
     assert (choices.answers[1, 1] == -1).all()  # an option that is not there
@@ -132,10 +131,16 @@ def test_an_answer_is_asked_for_token_by_token():
 def test_a_long_prompt_loses_its_front_alone():
     choices, cut = tokens.encode(EXAMPLES, BYTES, context=8)
     assert cut == 1
-    row = choices.tokens[1, 0]
-    assert row[0] == BYTES.begin and BYTES.decode(row) == "defgh c"[-7:]
-    last = choices.at[1, 0][choices.answers[1, 0] >= 0]
-    assert BYTES.decode(row[: last[0] + 1]).endswith("h") and last[-1] == 7
+    row, count = choices.prompt[1], choices.count[1]
+    assert row[0] == BYTES.begin and BYTES.decode(row[:count]) == "defgh"
+    assert count + len(BYTES.encode(" c")) == 8  # nothing is asked after the end
+
+
+def test_a_prompt_is_cut_for_its_longest_option():
+    examples = [Example("abcdefgh", ("c", "ddd")), Example("abcdefgh", ("c",))]
+    choices, cut = tokens.encode(examples, BYTES, context=10)
+    kept = [BYTES.decode(row) for row in choices.prompt]
+    assert cut == 2 and kept == ["defgh", "bcdefgh"]
 
 
 def test_an_answer_that_does_not_fit_is_refused():
@@ -146,12 +151,11 @@ def test_an_answer_that_does_not_fit_is_refused():
 
 
 def test_every_token_of_a_text_can_be_asked_for():
-    choices, _ = tokens.encode(EXAMPLES, BYTES, context=64)
-    whole = tokens.every_token(choices)
-    asked = whole.answers[0, 0]
-    assert BYTES.decode(asked[asked >= 0]) == "ab dd"
-    assert list(asked[:7]) == [*BYTES.encode("ab dd"), BYTES.end, -1]
-    np.testing.assert_array_equal(whole.tokens[0, 0], choices.tokens[0, 1])
+    choices, _ = tokens.encode(EXAMPLES[:1], BYTES, context=64)
+    (row,), (segment,), (at,), (asked,) = tokens.packed(choices, whole=True)
+    assert BYTES.decode(row) == "ab dd" and list(segment[:7]) == [1] * 6 + [-1]
+    assert list(asked) == [*BYTES.encode("ab dd"), BYTES.end]
+    assert list(at) == [0, 1, 2, 3, 4, 5]
 
 
 def test_byte_pairs_are_learned_and_give_back_the_text():
@@ -231,20 +235,20 @@ def test_packed_rows_hold_every_text_once(sizes):
     choices, _ = tokens.encode(examples, tokens.of_bytes(), context=40)
     found = tokens.packed(choices)
     texts = []
-    for row in range(len(found.gold)):
-        for number in range(found.segment[row].max() + 1):
-            here = np.flatnonzero(found.segment[row, 0] == number)
+    for row in range(len(found.tokens)):
+        for number in range(1, found.segment[row].max() + 1):
+            here = np.flatnonzero(found.segment[row] == number)
             assert (np.diff(here) == 1).all()
-            asked = np.isin(found.at[row, 0], here) & (found.answers[row, 0] >= 0)
-            at = found.at[row, 0, asked] - here[0]
-            answer = found.answers[row, 0, asked]
-            texts.append((tuple(found.tokens[row, 0, here]), tuple(at), tuple(answer)))
+            asked = np.isin(found.at[row], here) & (found.answers[row] >= 0)
+            at = found.at[row, asked] - here[0]
+            answer = found.answers[row, asked]
+            texts.append((tuple(found.tokens[row, here]), tuple(at), tuple(answer)))
     expected = []
-    for row in range(len(sizes)):
-        real = choices.answers[row, 0] >= 0
-        at = choices.at[row, 0, real]
-        read = choices.tokens[row, 0, : at.max() + 1]
-        expected.append((tuple(read), tuple(at), tuple(choices.answers[row, 0, real])))
+    for prompt, count, (answer,), _ in zip(*choices, strict=True):
+        answer = answer[answer >= 0]
+        read = (*prompt[:count], *answer[:-1])
+        at = count - 1 + np.arange(len(answer))
+        expected.append((read, tuple(at), tuple(answer)))
     assert sorted(texts) == sorted(expected)
 
 

@@ -73,12 +73,12 @@ def test_common_evaluator_equals_the_evaluator_of_one_adapter_for_all():
 def test_common_evaluator_computes_every_distinct_example_once():
     seen = []
 
-    def loss(base, adapter, batch):
+    def judge(base, adapter, batch):
         seen.append(batch.labels.shape[0])
-        return task.loss(base, adapter, batch)
+        return task.judge(base, adapter, batch)
 
     federation, test = problem((20,)), weighted_test()
-    evaluate = metrics.common_evaluator(task._replace(loss=loss))
+    evaluate = metrics.common_evaluator(task._replace(judge=judge))
     evaluate(federation.shared, federation.adapter, test)
     assert seen == [len(np.unique(test.index))]
     assert seen[0] < CLIENTS * TESTS

@@ -60,7 +60,7 @@ def check(problem, settings):
     batch = jax.tree.map(lambda x: x[:2], federation.pool)
     loss = jax.jit(problem.task.loss)(base, adapter, batch)
     assert loss.shape == (2,) and np.isfinite(loss).all()
-    assert jax.jit(problem.task.correct)(base, adapter, batch).shape == (2,)
+    assert jax.jit(problem.task.judge)(base, adapter, batch)[1].shape == (2,)
 
 
 def pixels(number, classes=6, side=8):
@@ -301,7 +301,7 @@ def test_clients_share_their_labels(tmp_path):
     assert len(problem.held.clients) == 2 and problem.held.kind == "client"
     pool = next(iter(problem.federations.values())).pool
     assert (
-        pool.inputs.tokens.shape[1] == 3
+        pool.inputs.answers.shape[1] == 3
     )  # options, though no client has more than one
 
 

@@ -67,7 +67,7 @@ def test_what_a_program_writes_is_what_greedy_decoding_writes(problem):
     base, federation = problem.base, problem.federations[CELL]
     own = jax.tree.map(lambda x: x[0], method(problem).adapters)
     batch = jax.tree.map(lambda x: x[federation.test.index[0]], federation.pool)
-    expected = problem.task.correct(base, own, batch).mean()
+    expected = problem.task.judge(base, own, batch)[1].mean()
     assert record["exact_match"] == pytest.approx(float(expected), abs=0.02)
 
 

@@ -82,11 +82,28 @@ def test_sequences_in_one_row_do_not_see_each_other():
     model, params, text = language("llama")
     apart = model.apply({"params": params}, text)
     first, second = text.tokens[:1, :10], text.tokens[1:2, :14]
-    segment = jnp.array([[0] * 10 + [1] * 14])
+    segment = jnp.array([[1] * 10 + [2] * 14])
     row = Text(jnp.concatenate([first, second], 1), text.at[:1], segment)
     together = model.apply({"params": params}, row)
     np.testing.assert_allclose(together[0, :10], apart[0, :10], atol=1e-5)
     np.testing.assert_allclose(together[0, 10:], apart[1, :14], atol=1e-5)
+
+
+def test_texts_in_one_row_can_follow_the_same_one():
+    model, params, text = language("llama")
+    prompt, first = text.tokens[:1, :8], text.tokens[1:2, 8:11]
+    second = text.tokens[1:2, 11:15]
+    apart = [
+        model.apply(
+            {"params": params}, Text(jnp.concatenate([prompt, x], 1), text.at[:1])
+        )
+        for x in (first, second)
+    ]
+    row = jnp.concatenate([prompt, first, second], 1)
+    at, segment = jnp.arange(15)[None], jnp.array([[0] * 8 + [1] * 3 + [2] * 4])
+    together = model.apply({"params": params}, Text(row, at, segment))
+    np.testing.assert_allclose(together[0, :11], apart[0][0, :11], atol=1e-5)
+    np.testing.assert_allclose(together[0, 11:], apart[1][0, 8:12], atol=1e-5)
 
 
 def test_no_token_sees_what_comes_after_it():
