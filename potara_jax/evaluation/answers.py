@@ -54,12 +54,23 @@ def section(results: Results) -> list[str]:
     """Of the report: the table, and some answers; nothing where none are written."""
     if not results.get("written"):
         return []
-    heads = ("", "Method", *_METRICS.values())
     return [
         "<h2>What the models write</h2>",
-        page.table(heads, map(page.line, lines(results))),
+        *_tables(results),
         page.paragraphs([_EXPLAINED], kind="note"),
         _samples(results),
+    ]
+
+
+def _tables(results: Results) -> list[str]:
+    """A heading and a table a heterogeneity."""
+    groups: dict[str, list[str]] = {}
+    for name, *cells in lines(results):
+        groups.setdefault(name, []).append(page.line(cells))
+    heads = ("Method", *_METRICS.values())
+    return [
+        f"<h3>{escape(name)}</h3>{page.table(heads, rows)}"
+        for name, rows in groups.items()
     ]
 
 
@@ -78,4 +89,4 @@ def _samples(results: Results) -> str:
         )
     ]
     heads = ("Client", "Prompt", "Right", *map(escape, told))
-    return page.table(heads, rows[:_MOST])
+    return f'<div class="text">{page.table(heads, rows[:_MOST])}</div>'

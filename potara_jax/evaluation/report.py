@@ -150,7 +150,7 @@ def _subject(rows: list[Row]) -> Row | None:
 
 
 def _sentence(row: Row, group: list[Row]) -> str:
-    where = f"At {label(row.heterogeneity)}, {row.method}"
+    where = f"With {label(row.heterogeneity)}, {row.method}"
     mean, rival = f"{percent(row.mean)} %", _rival(row, group)
     if row.gain is None:
         return f"{where} reaches {mean}{rival}."

@@ -144,10 +144,13 @@ def best(rows: list[Row]) -> list[Row]:
 # --- Text ----------------------------------------------------------------------------
 
 
+_NAMED = {"tasks": "one task a client", "own": "the clients' own data"}
+
+
 def label(heterogeneity: str) -> str:
     """A heterogeneity's name: `0.1` is a Dirichlet concentration."""
-    if heterogeneity == "tasks":
-        return "tasks"
+    if heterogeneity in _NAMED:
+        return _NAMED[heterogeneity]
     if heterogeneity.startswith("shards"):
         return f"{heterogeneity.removeprefix('shards')} classes a client"
     try:

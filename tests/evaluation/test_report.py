@@ -174,7 +174,7 @@ def parents(federated, local):
 
 def test_the_summary_of_a_gain():
     assert sentence(parents([0.841], [0.899]) | {"potara core": [0.912]}) == (
-        "At Dirichlet 0.1, potara core reaches 91.2 % against 84.1 % federated and "
+        "With Dirichlet 0.1, potara core reaches 91.2 % against 84.1 % federated and "
         "89.9 % local, +1.3 points to the better parent (one seed, so the spread is "
         "unknown)."
     )
@@ -203,7 +203,7 @@ def test_the_summary_names_a_better_method():
 
 def test_the_summary_does_without_parents():
     text = sentence({"potara core": [0.7]})
-    assert text == "At Dirichlet 0.1, potara core reaches 70.0 %."
+    assert text == "With Dirichlet 0.1, potara core reaches 70.0 %."
 
 
 # --- The page ------------------------------------------------------------------------

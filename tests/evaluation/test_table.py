@@ -132,7 +132,7 @@ def test_the_best_is_no_oracle_and_a_draw_has_two():
 
 @pytest.mark.parametrize(
     ("heterogeneity", "text"),
-    [("0.1", "Dirichlet 0.1"), ("1.0", "Dirichlet 1"), ("tasks", "tasks")],
+    [("0.1", "Dirichlet 0.1"), ("1.0", "Dirichlet 1"), ("tasks", "one task a client")],
 )
 def test_labels(heterogeneity, text):
     assert table.label(heterogeneity) == text
@@ -167,7 +167,7 @@ def test_the_terminal_table_fits_and_is_whole(width):
     text = shown(results, width=width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    for name in ("Dirichlet 0.1", "tasks", *METHODS):
+    for name in ("Dirichlet 0.1", "one task a client", *METHODS):
         assert name in text
 
 

@@ -55,7 +55,10 @@ def test_a_model_that_knows_half_of_the_answers_has_half_of_the_points(problem):
     first, second = record["samples"][:2]
     assert set(first["written"].split()) == {"1000"}
     assert second["written"] == second["right"] != ""
-    assert answers.lines({"written": [record]})[0][:2] == ["tasks", "potara core"]
+    assert answers.lines({"written": [record]})[0][:2] == [
+        "one task a client",
+        "potara core",
+    ]
     page = answers.section({"written": [record, record | {"method": "local"}]})
     assert second["right"] in "".join(page)
 
