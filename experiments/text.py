@@ -36,6 +36,7 @@ from potara_jax.models.llama import LlamaConfig
 _TRAIN, _UPSTREAM = 0.6, 0.4
 _BATCH, _RATE = 32, 1e-3
 _FEWEST = 20  # examples of a task
+_WHOLE, _LONGEST = 0.95, 128  # share of examples that are not cut, and tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +51,9 @@ class OwnText(Language):
     """Folder, or name on the hub, of a Llama or Qwen. Default: one is pre-trained."""
     seen: int | None = None
     """Files, from the first, that the base is pre-trained on. Default: 7 of 10."""
-    context: int = 128
-    """The most tokens of an example; a longer one loses the front of its prompt."""
+    context: int | None = None
+    """The most tokens of an example; a longer one loses the front of its prompt.
+    Default: what 19 of 20 examples need, 128 at most."""
     train_examples: int = 1000
     """Training examples of a task, at most."""
     test_examples: int = 200
@@ -110,20 +112,38 @@ def problem_of_texts(
     own: the clients' examples, a list a stratum. deal: from `(pool, strata)` to a
       function `(cell, size) -> federation`.
     """
-    name = settings.checkpoint
-    model = loaded(name) if name else _trained(settings, upstream, note)
     examples = [example for part in own for example in part]
-    pool = pool_of(encoded(examples, model.tokenizer, settings.context, note))
+    every = [*upstream, *examples]
+    if settings.checkpoint:
+        model = loaded(settings.checkpoint)
+        context = min(_context(settings, model.tokenizer, every), model.config.context)
+    else:
+        tokenizer = _tokenizer(settings, upstream)
+        context = _context(settings, tokenizer, every)
+        model = _trained(settings, upstream, tokenizer, context, note)
+    pool = pool_of(encoded(examples, model.tokenizer, context, note))
     strata = np.repeat(np.arange(len(own)), [len(part) for part in own])
     held = federations(settings, deal(pool, strata))
     return problem_of(settings, model, held)
 
 
-def _trained(settings, upstream: list[Example], note) -> Model:
-    """A Llama with a tokenizer of its own, which is pre-trained when it is read."""
+def _tokenizer(settings, upstream: list[Example]) -> Tokenizer:
     texts = (f"{x.prompt} {x.options[x.gold]}" for x in upstream)
-    tokenizer = tokens.trained(texts, settings.vocabulary)
-    config = _sized(settings, tokenizer)
+    return tokens.trained(texts, settings.vocabulary)
+
+
+def _context(settings, tokenizer: Tokenizer, examples: list[Example]) -> int:
+    """The most tokens of an example, by the settings or by what most of them need."""
+    if settings.context:
+        return settings.context
+    needed = tokens.lengths(examples, tokenizer)
+    most = int(np.quantile(needed, _WHOLE, method="inverted_cdf"))
+    return min(_LONGEST, -(-most // 8) * 8)
+
+
+def _trained(settings, upstream, tokenizer: Tokenizer, context: int, note) -> Model:
+    """A Llama that is pre-trained when it is read."""
+    config = _sized(settings, tokenizer, context)
     read = partial(_base, settings, config, upstream, tokenizer, note)
     return Model(tokenizer, config, read)
 
@@ -178,7 +198,7 @@ def _seen(settings) -> int:
     return max(1, round(0.7 * len(settings.data))) if told is None else told
 
 
-def _sized(settings, tokenizer: Tokenizer) -> LlamaConfig:
+def _sized(settings, tokenizer: Tokenizer, context: int) -> LlamaConfig:
     """The model that is pre-trained."""
     heads = settings.width // 32
     return LlamaConfig(
@@ -189,11 +209,11 @@ def _sized(settings, tokenizer: Tokenizer) -> LlamaConfig:
         heads=heads,
         key_heads=heads,
         theta=10000.0,
-        context=settings.context,
+        context=context,
     )
 
 
 def _base(settings, config: LlamaConfig, upstream, tokenizer, note) -> lora.Params:
-    choices, _ = tokens.encode(upstream, tokenizer, context=settings.context)
+    choices, _ = tokens.encode(upstream, tokenizer, context=config.context)
     rows = tokens.packed(choices, whole=True)
     return pretrained(settings, config, rows, note, batch_size=_BATCH, rate=_RATE)

@@ -154,22 +154,20 @@ def encode(
 
     Raises `ValueError` where an answer alone does not fit the context.
     """
-    prompts = [_prompt(example.prompt, tokenizer) for example in examples]
-    known: dict[str, list[int]] = {}
-    for option in {option for example in examples for option in example.options}:
-        known[option] = [*tokenizer.encode(f" {option}"), tokenizer.end]
-    longest = max(map(len, known.values()))
+    pairs = _tokenised(examples, tokenizer)
+    longest, told = max(
+        (len(answer), option)
+        for (_, answers), example in zip(pairs, examples, strict=True)
+        for answer, option in zip(answers, example.options, strict=True)
+    )
     if longest >= context:
-        told = next(o for o, tokens in known.items() if len(tokens) == longest)
         raise ValueError(
             f"the answer '{told[:40]}' has {longest} tokens: the context of {context} "
             "must be longer"
         )
-    answers = [[known[option] for option in example.options] for example in examples]
-    pairs = list(zip(prompts, answers, strict=True))
-    needed = [len(p) + max(map(len, options)) - 1 for p, options in pairs]
+    needed = [_needed(*pair) for pair in pairs]
     length = min(context, -(-max(needed) // _ROUND_UP) * _ROUND_UP)
-    most = max(map(len, answers))
+    most = max(len(example.options) for example in examples)
     choices = _empty(len(examples), length, (most, longest), tokenizer)
     for row, (prompt, options) in enumerate(pairs):
         kept = _cut(prompt, max(0, needed[row] - length), tokenizer)
@@ -178,6 +176,25 @@ def encode(
             choices.answers[row, option, : len(answer)] = answer
     choices.gold[:] = [example.gold for example in examples]
     return choices, sum(need > length for need in needed)
+
+
+def lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> list[int]:
+    """Tokens that every example needs, with the longest of its options."""
+    return [_needed(*pair) for pair in _tokenised(examples, tokenizer)]
+
+
+def _tokenised(examples, tokenizer) -> list[tuple[list[int], list[list[int]]]]:
+    """Every example's prompt, and its options with their ends."""
+    known: dict[str, list[int]] = {}
+    for option in {option for example in examples for option in example.options}:
+        known[option] = [*tokenizer.encode(f" {option}"), tokenizer.end]
+    options = ([known[option] for option in example.options] for example in examples)
+    prompts = (_prompt(example.prompt, tokenizer) for example in examples)
+    return list(zip(prompts, options, strict=True))
+
+
+def _needed(prompt: list[int], options: list[list[int]]) -> int:
+    return len(prompt) + max(map(len, options)) - 1  # nothing is asked after the end
 
 
 def _prompt(text: str, tokenizer: Tokenizer) -> list[int]:

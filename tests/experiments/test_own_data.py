@@ -24,6 +24,8 @@ from experiments import (
 from experiments import files as files_
 from experiments.language import Language, loaded
 from experiments.store import open_store
+from potara_jax.data import tokens
+from potara_jax.data.text import Example
 from tests import small
 
 NOTHING = lambda told: None
@@ -131,6 +133,18 @@ def lines(tmp_path):
         path.write_text("\n".join(map(json.dumps, rows)))
         paths.append(path)
     return tuple(paths)
+
+
+def test_one_text_in_twenty_may_be_cut(files):
+    tokenizer = loaded(str(files / "llama")).tokenizer
+    short, long = Example("ab", ("c", "d")), Example("ab " * 500, ("c", "d"))
+    needed = tokens.lengths([short, long], tokenizer)
+    context = lambda *examples, **how: text._context(
+        text.OwnText(**how), tokenizer, list(examples)
+    )
+    assert context(*[short] * 19, long) == -(-needed[0] // 8) * 8
+    assert context(*[short] * 18, long, long) == 128 < needed[1]
+    assert context(*[short] * 18, long, long, context=40) == 40
 
 
 def test_ones_own_texts(lines, tmp_path, files):
