@@ -47,12 +47,10 @@ def run_cell(
         "local": parents.local.seconds,
         "fine-tuning": parents.fine_tuned.seconds,
     }
-    display.note(f"{cell.name}: all weights, which may take as long as the rounds")
     with _timed(seconds, "merge"):
-        merges = jax.block_until_ready(make_merges(at, parents))
-    display.note(f"{cell.name}: merges, and every method's score")
+        merges = jax.block_until_ready(make_merges(at, parents, display))
     with _timed(seconds, "evaluation"):
-        methods = make_methods(at, parents, merges)
+        methods = make_methods(at, parents, merges, display)
         record = {
             "methods": [row(at, method) for method in methods],
             "diagnostics": diagnostics(at, parents, merges, methods),

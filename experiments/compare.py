@@ -166,8 +166,8 @@ def run_cell(
     federation, key = problem.federations[cell], jax.random.key(cell.seed)
     at = Context(settings, programs.table, problem, federation, cell, key)
     trained = _train_all(at, programs, store, display)
-    merges = make_merges(at, trained.parents)
-    methods = make_methods(at, trained.parents, merges)
+    merges = make_merges(at, trained.parents, display)
+    methods = make_methods(at, trained.parents, merges, display)
     return {
         "methods": contenders.records(at, programs, trained, methods),
         "diagnostics": diagnostics(at, trained.parents, merges, methods),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +18,7 @@ from rich.progress import (
 )
 
 _SECONDS_BETWEEN_LINES = 10.0
+Item = TypeVar("Item")
 
 
 class Display:
@@ -62,17 +65,34 @@ class Display:
         self._done, self._computed = self._done + 1, self._computed + 1
         text = f"{what}, " + ("no finite loss" if loss is None else f"loss {loss:.3f}")
         if self._bar:
-            self._bar.update(self._task, completed=self._done, description=text)
+            self._bar.update(self._task, completed=self._done)
+        left = _left(self._started, self._computed - 1, self._total - self._done)
+        self._now(f"{self._done}/{self._total} ", text, left)
+
+    def each(self, what: str, items: Sequence[Item]) -> Iterator[Item]:
+        """What is not a round, one by one, with how many are done and the time left."""
+        began = time.monotonic()
+        for number, item in enumerate(items):
+            left = _left(began, number, len(items) - number)
+            self._now("", f"{what} {number + 1}/{len(items)}", left)
+            yield item
+
+    def _now(self, rounds: str, text: str, left: str) -> None:
+        """What is done now; the bar shows the rounds, and their time, by itself."""
+        if self._bar:
+            more = "" if rounds else f", {left} left"
+            self._bar.update(self._task, description=text + more)
         elif time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
-            self.note(f"{self._done}/{self._total} {text}, {self._left()} left")
+            self.note(f"{rounds}{text}, {left} left")
 
-    def _left(self) -> str:
-        if self._computed < 2:
-            return "unknown time"
-        a_round = (time.monotonic() - self._started) / (self._computed - 1)
-        seconds = a_round * (self._total - self._done)
-        return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+
+def _left(began: float, done: int, more: int) -> str:
+    """Time for so many more, by what those that are done took."""
+    if done < 1:
+        return "unknown time"
+    seconds = (time.monotonic() - began) / done * more
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
 
 def _bar(console) -> Progress:

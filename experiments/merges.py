@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from experiments import recipes
 from experiments.context import Context, Parents, chosen, heldout
+from experiments.display import Display
 from potara_jax.adapters.lora import Adapter
 from potara_jax.merging import Measured, Samples
 
@@ -22,13 +23,16 @@ class Merges(NamedTuple):
     interval: tuple[jax.Array, jax.Array]
 
 
-def make_merges(at: Context, parents: Parents) -> Merges:
+def make_merges(at: Context, parents: Parents, display: Display) -> Merges:
     """All weights of a cell's federated and local adapters."""
     points = jnp.linspace(0, 1, at.settings.grid_points)
     pair = parents.federated.models, parents.local.models
     curves = at.programs.curves(at.problem.base, *pair, heldout(at), points)
     interval = at.programs.interval(*_clients(at, pair, recipes.CURVATURE))
-    measured = {name: measure(at, name, pair) for name in at.programs.weigh}
+    measured = {
+        name: jax.block_until_ready(measure(at, name, pair))
+        for name in display.each(f"{at.cell.name} weights", list(at.programs.weigh))
+    }
     for name, derive in at.programs.derived.items():
         found = measured[derive.source].curvature
         weight = derive.program(found, at.federation.train.count)

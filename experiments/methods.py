@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.context import Context, Parents, score, score_common, score_last
+from experiments.display import Display
 from experiments.merges import Merges, merge
 from experiments.phases import Outcome
 from experiments.recipes import Row
@@ -37,7 +38,9 @@ class Method(NamedTuple):
     oracle: bool = False
 
 
-def make_methods(at: Context, parents: Parents, merges: Merges) -> list[Method]:
+def make_methods(
+    at: Context, parents: Parents, merges: Merges, display: Display
+) -> list[Method]:
     """Every row of the table, scored, oracles last."""
     federated, local, tuned = (cost(at, outcome) for outcome in parents)
     tuned, both = together(federated, tuned), together(federated, local)
@@ -51,9 +54,16 @@ def make_methods(at: Context, parents: Parents, merges: Merges) -> list[Method]:
         base(at),
         Method("federated", pair[0], federated, scores=ends[1]),
         Method("local", pair[1], local, scores=ends[0]),
-        *(m._replace(scores=score(at, m.adapters)) for m in own),
+        *_scored(at, own, display),
         _ensemble(at, pair, both),
-        *_oracles(at, pair, merges.points, ends, both),
+        *_oracles(at, pair, merges.points, ends, both, display),
+    ]
+
+
+def _scored(at: Context, methods: list[Method], display: Display) -> list[Method]:
+    return [
+        m._replace(scores=jax.block_until_ready(score(at, m.adapters)))
+        for m in display.each(f"{at.cell.name} scores of methods", methods)
     ]
 
 
@@ -93,15 +103,17 @@ def _ensemble(at: Context, pair, cost: Cost) -> Method:
     return Method("ensemble", (pair, ()), cost, half, scores)
 
 
-def _oracles(at: Context, pair, points, ends, cost: Cost) -> list[Method]:
+def _oracles(
+    at: Context, pair, points, ends, cost: Cost, display: Display
+) -> list[Method]:
     """The best constant weight, and the best of each client, on the test examples.
 
     ends: the scores at both ends of the points, which are the parents'.
     """
     clients = at.settings.clients
     exact = lambda weight: merge(at, "delta", pair, jnp.full(clients, weight))
-    merged = [exact(point) for point in points[1:-1]]
-    inner = [score(at, adapters) for adapters in merged]
+    between = display.each(f"{at.cell.name} scores of weights", list(points[1:-1]))
+    inner = [jax.block_until_ready(score(at, exact(point))) for point in between]
     scores = jax.tree.map(lambda *x: jnp.stack(x), ends[0], *inner, ends[1])
     constant = jnp.full(clients, jnp.argmax(scores.accuracy.mean(1)))
     choices = {
