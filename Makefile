@@ -22,13 +22,14 @@ SMALL_tasks := --out runs/tasks-small --seeds 0 --clients 4 --federated-rounds 3
 	--targets q_proj v_proj
 FILES := runs/small-files
 SMALL_suite := --data-dir $(FILES)/sets --checkpoint $(FILES)/llama --clients 8 \
-	--federated-rounds 2 --local-rounds 2 --samples 4 --grid-points 3 --context 96 \
-	--local-steps 2 --precision float32 --merges uniform
+	--federated-rounds 2 --longer-rounds 3 --local-rounds 2 --samples 4 --grid-points 3 \
+	--context 96 --local-steps 2 --precision float32 --merges uniform
 SMALL_commonsense := --out runs/commonsense-small $(SMALL_suite)
 SMALL_flan := --out runs/flan-small $(SMALL_suite)
 SMALL_cifar100 := --out runs/cifar100-small --seeds 0 --heterogeneity 0.5 --clients 4 \
-	--data $(FILES)/sets --checkpoint $(FILES)/vit --federated-rounds 2 --local-rounds 2 \
-	--samples 10 --grid-points 3 --precision float32 --merges uniform --test-examples 40
+	--data $(FILES)/sets --checkpoint $(FILES)/vit --federated-rounds 2 --longer-rounds 3 \
+	--local-rounds 2 --samples 10 --grid-points 3 --precision float32 --merges uniform \
+	--test-examples 40
 SMALL_bench := --out runs/bench-small --clients 2 --depth 1 --repeats 1 --most 4
 EXTRA = $(if $(small),$(SMALL_$@))
 MAKE_FILES = $(if $(small),$(FILES)/.made)
@@ -65,7 +66,7 @@ lint: install  ## check style and imports
 digits: install  ## federate and personalise a ViT on handwritten digits (8 minutes on 2 cores)
 	$(BIN)/potara run digits $(EXTRA) $(ARGS)
 
-tasks: install  ## the same of a small Llama, on generated text tasks (7 minutes on 2 cores)
+tasks: install  ## the same of a small Llama, on generated text tasks (6 minutes on 2 cores)
 	$(BIN)/potara run tasks $(EXTRA) $(ARGS)
 
 cifar100: install $(MAKE_FILES)  ## ViT-B/16 on CIFAR-100, as in the paper (downloads; an accelerator)

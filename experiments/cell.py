@@ -14,7 +14,7 @@ from experiments.diagnostics import diagnostics
 from experiments.display import Display
 from experiments.merges import make_merges
 from experiments.methods import make_methods, row
-from experiments.phases import Outcome, Phase, run_phase
+from experiments.phases import Outcome, Phase, run_phase, until
 from experiments.problem import Problem
 from experiments.programs import Programs
 from experiments.recipes import KEPT
@@ -41,7 +41,7 @@ def run_cell(
     key = jax.random.key(cell.seed)
     federation = problem.federations[cell]
     at = Context(settings, programs, problem, federation, cell, key)
-    parents = _train(at, store, display)
+    parents, longer = _train(at, store, display)
     seconds = {
         "federated": parents.federated.seconds,
         "local": parents.local.seconds,
@@ -50,7 +50,7 @@ def run_cell(
     with _timed(seconds, "merge"):
         merges = jax.block_until_ready(make_merges(at, parents, display))
     with _timed(seconds, "evaluation"):
-        methods = make_methods(at, parents, merges, display)
+        methods = make_methods(at, parents, merges, display, longer)
         record = {
             "methods": [row(at, method) for method in methods],
             "diagnostics": diagnostics(at, parents, merges, methods),
@@ -70,21 +70,24 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.monotonic() - began
 
 
-def _train(at: Context, store, display) -> Parents:
-    federated, local = train_parents(at, store, display)
+def _train(at: Context, store, display) -> tuple[Parents, Outcome]:
+    """The three phases, and the federated one to its last round."""
+    longer, local = train_parents(at, store, display)
+    federated = until(longer, at.settings.federated_rounds)
     tuning, begin = at.programs.fine_tuning, federated.models
     tuned = train(at, store, display, tuning, begin, at.fold(3))
-    return Parents(federated, local, tuned)
+    return Parents(federated, local, tuned), longer
 
 
 def train_parents(
     at: Context, store: Store, display: Display
 ) -> tuple[Outcome, Outcome]:
-    """The federated phase, and the local one."""
+    """The federated phase, which may go on after the model to merge; the local one."""
     run, first = partial(train, at, store, display), at.problem.adapter(at.fold(0))
     alike = stack(first, clients=at.settings.clients)
     federated = run(at.programs.federated, alike, at.fold(1))
-    begin = _local_start(at, first, federated.models)
+    merged = until(federated, at.settings.federated_rounds)
+    begin = _local_start(at, first, merged.models)
     return federated, run(at.programs.local, begin, at.fold(2))
 
 

@@ -2,9 +2,10 @@
 
     potara run flan                      (or: make flan)
 
-ARC-Challenge, CosmosQA, definite pronouns, QQP, HellaSwag, MNLI, SQuAD and SST-2; 1000
-training and 500 test examples each, 50 federated and 300 local rounds. The paper (arXiv
-2602.18658) reports 70.61 for closed-book question answering, and 68.07 for FedALT.
+ARC-Challenge, CosmosQA, definite pronouns, QQP, HellaSwag, MNLI, SQuAD and SST-2; 900
+examples each for training, 100 held out and 500 for the test; 50 federated and 300
+local rounds, against 600 federated ones. The paper (arXiv 2602.18658) reports 70.61 for
+closed-book question answering, and 68.07 for FedALT.
 
 It does not publish rank, learning rate, local steps and batch size, nor its prompts:
 those are this project's. Accuracy of SQuAD is that of the exact answer. The weights

@@ -46,7 +46,8 @@ class Job(NamedTuple):
 
 
 def _table_rounds(settings: Settings) -> int:
-    return settings.federated_rounds + 2 * settings.local_rounds
+    federated = max(settings.federated_rounds, settings.longer_rounds)
+    return federated + 2 * settings.local_rounds
 
 
 def _table_summary(cell: Cell, record: dict) -> str:

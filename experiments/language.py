@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -103,8 +102,7 @@ def _writer(tokenizer: Tokenizer, model: Llama, scale: float) -> Writer:
         cache = llama.empty_cache(model.config, len(prompts), prompts.shape[1] + most)
         return greedy(read, cache, prompts, counts, most=most, stop=tokenizer.end)
 
-    real = partial(itertools.takewhile, lambda token: token != tokenizer.end)
-    return Writer(write, lambda tokens: tokenizer.decode(real(tokens)))
+    return Writer(write, tokenizer.decode, tokenizer.end)
 
 
 def _form(found: Model, sites, scale: float) -> Form:
@@ -143,11 +141,14 @@ def encoded(
     tokenizer: Tokenizer,
     context: int,
     note: Callable[[str], None],
+    *,
+    whose: str = "the clients'",
 ) -> Choices:
     """All examples as arrays, with a line on those that are cut."""
     choices, cut = tokens.encode(examples, tokenizer, context=context)
     if cut:
-        told = f"{cut} of {len(examples)} examples have more than {context} tokens"
+        number = f"{cut} of {whose} {len(examples)} examples"
+        told = f"{number} have more than {context} tokens"
         note(f"{told}: their prompts lost their front (--context)")
     return choices
 

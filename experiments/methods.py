@@ -39,9 +39,16 @@ class Method(NamedTuple):
 
 
 def make_methods(
-    at: Context, parents: Parents, merges: Merges, display: Display
+    at: Context,
+    parents: Parents,
+    merges: Merges,
+    display: Display,
+    longer: Outcome | None = None,
 ) -> list[Method]:
-    """Every row of the table, scored, oracles last."""
+    """Every row of the table, scored, oracles last.
+
+    longer: the federated phase to its last round, if that is another row.
+    """
     federated, local, tuned = (cost(at, outcome) for outcome in parents)
     tuned, both = together(federated, tuned), together(federated, local)
     pair = parents.federated.models, parents.local.models
@@ -53,11 +60,22 @@ def make_methods(
     return [
         base(at),
         Method("federated", pair[0], federated, scores=ends[1]),
+        *(_longer(at, longer) if longer else ()),
         Method("local", pair[1], local, scores=ends[0]),
         *_scored(at, own, display),
         _ensemble(at, pair, both),
         *_oracles(at, pair, merges.points, ends, both, display),
     ]
+
+
+def _longer(at: Context, outcome: Outcome) -> list[Method]:
+    """The federated model of more rounds than those of the one to merge."""
+    rounds = len(outcome.history)
+    if rounds == at.settings.federated_rounds:
+        return []
+    spent, name = cost(at, outcome), f"federated, {rounds} rounds"
+    scores = score_last(at, outcome)
+    return [Method(name, outcome.models, spent, scores=scores)]
 
 
 def _scored(at: Context, methods: list[Method], display: Display) -> list[Method]:

@@ -21,11 +21,12 @@ class Writer(NamedTuple):
     """How a model writes answers to prompts.
 
     `write(base, adapter, prompts [B, L], counts [B], most) -> [B, most]`: tokens, by
-    greedy decoding; `text(tokens)`, up to their end.
+    greedy decoding, `stop` behind their end; `text(tokens)`.
     """
 
     write: Callable
     text: Callable[[Iterable[int]], str]
+    stop: int
 
 
 class Held(NamedTuple):

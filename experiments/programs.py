@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from experiments import federating, recipes
 from experiments.federating import measuring_layout
@@ -13,12 +14,12 @@ from experiments.phases import Phase
 from experiments.problem import Problem, Writer
 from experiments.settings import Settings
 from potara_jax import merging
-from potara_jax.clients.axis import over_clients
-from potara_jax.evaluation.metrics import common_evaluator, evaluator
+from potara_jax.evaluation.metrics import common_evaluator, evaluator, in_parts
 from potara_jax.merging import ensemble, loss_curves, sensitivity
 from potara_jax.merging.weights import DAMPINGS, potara_weight
 
 MARKS = 4
+_WRITTEN_AT_ONCE = 32  # a cache each, of 65 MB where a 3B model reads 570 tokens
 
 
 class Weigh(NamedTuple):
@@ -39,7 +40,7 @@ class Programs(NamedTuple):
     """Phases, and jitted programs over all clients.
 
     `weigh`, `derived`, `merge`: by name, see `recipes`; `rows`: what the table shows.
-    `write(base, adapters, prompts, counts, most)`: every client's answers, or None.
+    `write(base, adapter, prompts, counts, most)`: one client's answers, or None.
     `weight_at(curvature, examples, values)`: Potara's weights `[D, C]` at damping
     values `[D]`; `interval`, `sensitivity`: how sure Potara's weight is, `[C]`.
     """
@@ -63,7 +64,7 @@ class Programs(NamedTuple):
 
 def make_programs(settings: Settings, problem: Problem) -> Programs:
     """All programs of a run."""
-    phases = parents(settings, problem, marks=MARKS)
+    phases = parents(settings, problem, marks=MARKS, longer=settings.longer_rounds)
     return merging_programs(settings, problem, *phases)
 
 
@@ -97,7 +98,7 @@ def merging_programs(
         evaluate=evaluator(task, layout=layout),
         evaluate_common=common_evaluator(task),
         evaluate_ensemble=evaluator(task.again(ensemble), layout=layout),
-        write=problem.writer and _writing(problem.writer, layout),
+        write=problem.writer and writing(problem.writer),
         weight_at=jax.jit(_weight_at(DAMPINGS[settings.damping])),
         sensitivity=jax.jit(_sensitivity(settings)),
     )
@@ -116,11 +117,13 @@ def _weigh(weighings, layout) -> dict[str, Weigh]:
 
 
 def parents(
-    settings: Settings, problem: Problem, *, marks: int = 0
+    settings: Settings, problem: Problem, *, marks: int = 0, longer: int = 0
 ) -> tuple[Phase, Phase]:
     """The federated phase, scored at some marks, and the local one.
 
-    Raises `ValueError` where the federated model is no single adapter to merge.
+    longer: rounds to which the federated phase goes on, where they are more than those
+      of the model to merge, which is kept then. Raises `ValueError` where the federated
+      model is no single adapter to merge.
     """
     algorithm = federating.make(settings, problem.task, settings.federated)
     if federating.rank_of(algorithm, problem) != settings.rank:
@@ -135,9 +138,9 @@ def parents(
         problem,
         algorithm,
         name="federated",
-        last=last,
+        last=max(last, longer),
         marks=at,
-        keep=at[(len(at) - 1) // 2 :][:1],
+        keep=[*at[(len(at) - 1) // 2 :][:1], *([last] if longer > last else [])],
     )
     alone = federating.make(settings, problem.task, "local")
     return federated, federating.local_phase(settings, problem, alone)
@@ -148,12 +151,12 @@ def marks_of(last: int, number: int) -> list[int]:
     return sorted({max(1, last * i // number) for i in range(1, number + 1)})
 
 
-def _writing(writer: Writer, layout) -> Callable:
-    def write(base, adapters, prompts, counts, most: int):
-        one = lambda *args: writer.write(*args, most)
-        return over_clients(one, in_axes=(None, 0, 0, 0), layout=layout)(
-            base, adapters, prompts, counts
-        )
+def writing(writer: Writer) -> Callable:
+    """What one client's model answers to prompts `[K, L]`, some of them at a time."""
+
+    def write(base, adapter, prompts, counts, most: int):
+        some = lambda i: writer.write(base, adapter, prompts[i], counts[i], most)
+        return in_parts(some, jnp.arange(len(counts)), most=_WRITTEN_AT_ONCE)
 
     return jax.jit(write, static_argnums=4)
 

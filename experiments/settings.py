@@ -57,6 +57,9 @@ class Settings:
 
     federated_rounds: int = 40
     """Rounds of FedIT."""
+    longer_rounds: int = 0
+    """Rounds to which a federated model goes on, as a baseline that is not merged.
+    Default: none."""
     local_rounds: int = 20
     """Rounds that each client trains alone: the local phase, and fine-tuning."""
     local_steps: int = 5
@@ -205,6 +208,7 @@ _ALLOWED = {
     "privacy_delta": (lambda x: 0 < x < 1, "must be in (0, 1)"),
     "privacy_noise": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
+    "longer_rounds": _NOT_NEGATIVE,
     "grid_points": (lambda x: x > 1, "must be 2 or more"),
 }
 _NOT_OF_THE_RESULT = ("out", "rerun", "cache", "profile")

@@ -51,6 +51,8 @@ class Suite(Language):
     """LoRA's alpha: a delta is scaled by alpha / rank."""
     federated_rounds: int = 50
     """Rounds of FedIT."""
+    longer_rounds: int = 600
+    """Rounds to which a federated model goes on, as a baseline that is not merged."""
     local_rounds: int = 300
     """Rounds that each client trains alone: the local phase, and fine-tuning."""
     learning_rate: float = 3e-4

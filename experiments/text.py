@@ -36,7 +36,8 @@ from potara_jax.models.llama import LlamaConfig
 _TRAIN, _UPSTREAM = 0.6, 0.4
 _BATCH, _RATE = 32, 1e-3
 _FEWEST = 20  # examples of a task
-_WHOLE, _LONGEST = 0.95, 128  # share of examples that are not cut, and tokens
+# Share of examples that are not cut, tokens of any, tokens before the longest answer.
+_WHOLE, _LONGEST, _ASKED = 0.95, 128, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class OwnText(Language):
     """Files, from the first, that the base is pre-trained on. Default: 7 of 10."""
     context: int | None = None
     """The most tokens of an example; a longer one loses the front of its prompt.
-    Default: what 19 of 20 examples need, 128 at most."""
+    Default: what 19 of 20 examples need, and every answer, 128 at most."""
     train_examples: int = 1000
     """Training examples of a task, at most."""
     test_examples: int = 200
@@ -136,8 +137,9 @@ def _context(settings, tokenizer: Tokenizer, examples: list[Example]) -> int:
     """The most tokens of an example, by the settings or by what most of them need."""
     if settings.context:
         return settings.context
-    needed = tokens.lengths(examples, tokenizer)
-    most = int(np.quantile(needed, _WHOLE, method="inverted_cdf"))
+    needed, answers = np.transpose(tokens.lengths(examples, tokenizer))
+    most = np.quantile(needed, _WHOLE, method="inverted_cdf")
+    most = max(int(most), int(answers.max()) + _ASKED)
     return min(_LONGEST, -(-most // 8) * 8)
 
 
@@ -214,6 +216,6 @@ def _sized(settings, tokenizer: Tokenizer, context: int) -> LlamaConfig:
 
 
 def _base(settings, config: LlamaConfig, upstream, tokenizer, note) -> lora.Params:
-    choices, _ = tokens.encode(upstream, tokenizer, context=config.context)
+    choices = encoded(upstream, tokenizer, config.context, note, whose="the base's")
     rows = tokens.packed(choices, whole=True)
     return pretrained(settings, config, rows, note, batch_size=_BATCH, rate=_RATE)

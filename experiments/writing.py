@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,10 +20,10 @@ _SAMPLES = 2
 
 
 class Asked(NamedTuple):
-    """The test examples that have to be written.
+    """A client's test examples that have to be written, as often as they fill `K`.
 
-    `prompts` `[C, M, L]` of `counts` `[C, M]` tokens; `right` `[C, M, A]`, -1 behind;
-    `weight` `[C, M]`, zero for examples that are none of these.
+    `prompts` `[K, L]` of `counts` `[K]` tokens; `right` `[K, A]`, -1 behind; `weight`
+    `[K]`, zero where an example is there again.
     """
 
     prompts: np.ndarray
@@ -34,51 +37,61 @@ def written(at: Context, methods: list[Method]) -> list[dict]:
     if at.programs.write is None:
         return []
     asked = _asked(at.federation)
-    if not asked.weight.any():
-        return []
-    return [_record(at, m, asked) for m in methods if m.name in _SHOWN]
+    return [_record(at, m, asked) for m in methods if m.name in _SHOWN and asked]
 
 
-def _asked(federation) -> Asked:
+def _asked(federation) -> dict[int, Asked]:
+    """By client, of those that have any; all padded to the most of them."""
     pool, (index, weight) = federation.pool.inputs, map(np.asarray, federation.test)
-    rows = lambda x: np.asarray(x)[index]
-    alone = (rows(pool.answers) >= 0).any(-1).sum(-1) == 1
-    counts = rows(pool.count)
-    prompts = rows(pool.prompt)[..., : counts.max()]
-    return Asked(prompts, counts, rows(pool.answers)[:, :, 0], weight * alone)
+    answers, counts = np.asarray(pool.answers), np.asarray(pool.count)
+    alone = (answers >= 0).any(-1).sum(-1) == 1
+    weight = weight * alone[index]
+    most = (weight > 0).sum(1).max()
+    length = counts[index[weight > 0]].max(initial=0)
+    prompts = np.asarray(pool.prompt)[:, :length]
+
+    def one(index, weight) -> Asked:
+        real = np.flatnonzero(weight)
+        own = index[np.resize(real, most)]
+        weights = np.pad(weight[real], (0, most - len(real)))
+        return Asked(prompts[own], counts[own], answers[own, 0], weights)
+
+    found = zip(index, weight, strict=True)
+    return {client: one(*own) for client, own in enumerate(found) if own[1].any()}
 
 
-def _record(at: Context, method: Method, asked: Asked) -> dict:
-    prompts, counts = jnp.asarray(asked.prompts), jnp.asarray(asked.counts)
-    how = prompts, counts, asked.right.shape[-1]
-    found = np.asarray(at.programs.write(at.problem.base, method.adapters, *how))
-    say = lambda tokens: at.problem.writer.text(map(int, tokens)).strip()
-    places = [(int(c), int(m)) for c, m in zip(*np.nonzero(asked.weight), strict=True)]
-    pairs = {at: (say(found[at]), say(_real(asked.right[at]))) for at in places}
-    scores = {
-        name: _mean({k: metric(*pair) for k, pair in pairs.items()}, asked.weight)
-        for name, metric in METRICS.items()
-    }
+def _record(at: Context, method: Method, asked: dict[int, Asked]) -> dict:
+    pairs = {client: _pairs(at, method, client, own) for client, own in asked.items()}
+    scores = {name: _mean(metric, pairs, asked) for name, metric in METRICS.items()}
+    text = at.problem.writer.text
+    read = lambda own, i: text(map(int, own.prompts[i][: own.counts[i]])).strip()
     samples = [
-        {"client": c, "prompt": say(_read(asked, (c, m))), "written": w, "right": r}
-        for (c, m), (w, r) in pairs.items()
-        if m < _SAMPLES
+        {"client": c, "prompt": read(asked[c], i), "written": w, "right": r}
+        for c, own in pairs.items()
+        for i, (w, r) in enumerate(own[:_SAMPLES])
     ]
     return {"method": method.name, **at.cell._asdict(), **scores, "samples": samples}
 
 
-def _real(answer: np.ndarray) -> np.ndarray:
-    return answer[answer >= 0]
+def _pairs(at: Context, method: Method, client: int, asked: Asked):
+    """What a client's model writes, and what is right, example by example."""
+    own = jax.tree.map(lambda x: x[client], method.adapters)
+    how = jnp.asarray(asked.prompts), jnp.asarray(asked.counts), asked.right.shape[-1]
+    found = np.asarray(at.programs.write(at.problem.base, own, *how))
+    _, text, stop = at.problem.writer
+    ended = partial(itertools.takewhile, lambda token: token not in (stop, -1))
+    say = lambda tokens: text(ended(map(int, tokens))).strip()
+    real = np.count_nonzero(asked.weight)
+    both = zip(found[:real], asked.right[:real], strict=True)
+    return [(say(one), say(right)) for one, right in both]
 
 
-def _read(asked: Asked, place) -> np.ndarray:
-    return asked.prompts[place][: asked.counts[place]]
-
-
-def _mean(scores: dict[tuple[int, int], float], weight: np.ndarray) -> float:
+def _mean(metric, pairs, asked: dict[int, Asked]) -> float:
     """The mean over clients of their weighted means."""
-    total = np.zeros(len(weight))
-    for (client, example), score in scores.items():
-        total[client] += weight[client, example] * score
-    given = weight.sum(1)
-    return float((total[given > 0] / given[given > 0]).mean())
+
+    def one(client: int) -> float:
+        weight = asked[client].weight[: len(pairs[client])]
+        scores = [metric(*pair) for pair in pairs[client]]
+        return float(weight @ np.array(scores) / weight.sum())
+
+    return float(np.mean([one(client) for client in asked]))

@@ -123,8 +123,9 @@ def answering(apply: Apply, *, normalise: bool = False) -> Task:
         text = answered(choices, answers[:, 0]) if alone else side_by_side(choices)
         outputs = read(base, adapter, text)
         outputs = outputs.reshape(*answers.shape, outputs.shape[-1])
-        correct = _is_right(outputs, choices, normalise)
-        return _mean_loss(_pick(outputs, choices.gold), batch.labels), correct
+        found = _log_likelihoods(outputs, answers)
+        loss = _mean(_pick(found, choices.gold), batch.labels)
+        return loss, _is_right(outputs, found, choices, normalise)
 
     again = lambda change: answering(change(apply), normalise=normalise)
     return Task(logits, loss, judge, again=again, sequences=True)
@@ -180,13 +181,16 @@ def _right(choices: Choices) -> Array:
     return _pick(choices.answers, choices.gold)
 
 
-def _is_right(logits: Array, choices: Choices, normalise: bool) -> Array:
-    """Whether the right option is chosen, or written where it is alone, `[B]`."""
+def _is_right(logits, found, choices: Choices, normalise: bool) -> Array:
+    """Whether the right option is chosen, or written where it is alone, `[B]`.
+
+    found: the log-likelihoods of all tokens, `[B, O, A]`.
+    """
     answers = choices.answers
     written = _written(logits[:, 0], answers[:, 0])
     if answers.shape[1] == 1:
         return written
-    likely = _scores(logits, answers, normalise)
+    likely = _scores(found, answers, normalise)
     chosen = (jnp.argmax(likely, -1) == choices.gold).astype(jnp.float32)
     alone = (answers >= 0).any(-1).sum(-1) == 1
     return jnp.where(alone, written, chosen)
@@ -194,7 +198,10 @@ def _is_right(logits: Array, choices: Choices, normalise: bool) -> Array:
 
 def _mean_loss(logits: Array, answers: Array) -> Array:
     """The cross-entropy of answers `[..., A]`, a mean over their tokens."""
-    found = _log_likelihoods(logits, answers)
+    return _mean(_log_likelihoods(logits, answers), answers)
+
+
+def _mean(found: Array, answers: Array) -> Array:
     return -found.sum(-1) / jnp.maximum(1, (answers >= 0).sum(-1))
 
 
@@ -206,10 +213,10 @@ def _log_likelihoods(logits: Array, answers: Array) -> Array:
     return jnp.where(answers >= 0, chosen, 0)
 
 
-def _scores(logits, answers, normalise: bool) -> Array:
+def _scores(found, answers, normalise: bool) -> Array:
     """An option's log-likelihood, whole or a token; of none, minus infinity."""
     real = (answers >= 0).sum(-1)
-    total = _log_likelihoods(logits, answers).sum(-1)
+    total = found.sum(-1)
     score = total / jnp.maximum(1, real) if normalise else total
     return jnp.where(real > 0, score, -jnp.inf)
 

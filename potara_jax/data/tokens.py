@@ -108,6 +108,9 @@ def from_folder(folder: str | os.PathLike[str], config: dict) -> Tokenizer:
         if not isinstance(token, int) or not 0 <= token < size:
             told = f"a special token {token!r}, but {size} tokens"
             raise ValueError(f"{folder}/config.json has {told}: correct it")
+        if token != pad and made.id_to_token(token) is None:
+            told = f"the special token {token} of config.json: it is another model's"
+            raise ValueError(f"{path} lacks {told}")
     return _wrapped(
         made,
         pad=end if pad is None else pad,
@@ -152,9 +155,12 @@ def encode(
 ) -> tuple[Choices, int]:
     """All examples as arrays, and how many of them had to be cut.
 
-    Raises `ValueError` where an answer alone does not fit the context.
+    Raises `ValueError` where an answer alone does not fit the context, or a prompt is
+    empty and the tokenizer has no token to begin with.
     """
     pairs = _tokenised(examples, tokenizer)
+    if not all(prompt for prompt, _ in pairs):
+        raise ValueError("a prompt is empty, and the tokenizer has no token to begin")
     longest, told = max(
         (len(answer), option)
         for (_, answers), example in zip(pairs, examples, strict=True)
@@ -178,9 +184,10 @@ def encode(
     return choices, sum(need > length for need in needed)
 
 
-def lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> list[int]:
-    """Tokens that every example needs, with the longest of its options."""
-    return [_needed(*pair) for pair in _tokenised(examples, tokenizer)]
+def lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> list[tuple[int, int]]:
+    """Tokens that every example needs with the longest of its options, and of that."""
+    pairs = _tokenised(examples, tokenizer)
+    return [(_needed(*pair), max(map(len, pair[1]))) for pair in pairs]
 
 
 def _tokenised(examples, tokenizer) -> list[tuple[list[int], list[list[int]]]]:

@@ -17,8 +17,8 @@ _SHOWN = ("federated", "local", "potara core")
 _MOST = 32
 _EXPLAINED = (
     "By greedy decoding, of the test examples that have one answer and no options. "
-    "Exact match and F1 are SQuAD's; ROUGE-1 is the F1 of all words. Means over "
-    "clients."
+    "Exact match and F1 are SQuAD's, against one answer, the first where there are "
+    "several; ROUGE-1 is the F1 of all words. Means over clients."
 )
 
 

@@ -6,7 +6,7 @@ Dimension letters: `C` clients, `M` test examples.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,9 @@ from potara_jax.clients.task import Task
 from potara_jax.data.federation import Batch, Weighted, take
 
 Array = jax.Array
-# A model reads so many examples at once as have so many inputs.
-_MOST, _PIXELS, _TOKENS = 128, 2**16, 2**14
+# A model reads so many examples at once as have so many pixels, or so many tokens, of
+# which so many are of answers: each of those has the logits of a vocabulary.
+_MOST, _PIXELS, _TOKENS, _ANSWERS = 128, 2**16, 2**14, 2**11
 
 
 class Scores(NamedTuple):
@@ -64,25 +65,32 @@ def common_evaluator(task: Task) -> Callable[..., Scores]:
 
 
 def _of_examples(task: Task, shared, adapter, index: Array) -> tuple[Array, Array]:
-    """Whether every example of the pool's `index` `[M]` is right, and its loss.
-
-    So many at a time, in equal parts: memory does not grow with the test.
-    """
-    parts = -(-len(index) // _at_once(task, shared.pool))
-    padded = jnp.resize(index, (parts, -(-len(index) // parts)))
+    """Whether every example of the pool's `index` `[M]` is right, and its loss."""
 
     def some(rows) -> tuple[Array, Array]:
-        batch = take(shared.pool, rows)
-        loss, correct = task.judge(shared.base, adapter, batch)
+        loss, correct = task.judge(shared.base, adapter, take(shared.pool, rows))
         return correct, loss
 
-    flat = lambda x: x.ravel()[: len(index)]
-    return jax.tree.map(flat, jax.lax.map(some, padded))
+    return in_parts(some, index, most=_at_once(task, shared.pool))
+
+
+def in_parts(of: Callable[[Array], Any], index: Array, *, most: int) -> Any:
+    """`of(index)`, a tree of arrays with a row for each of the index `[M]`.
+
+    At most `most` at a time, in equal parts: memory does not grow with their number.
+    """
+    parts = -(-len(index) // most)
+    padded = jnp.resize(index, (parts, -(-len(index) // parts)))
+    flat = lambda x: x.reshape(-1, *x.shape[2:])[: len(index)]
+    return jax.tree.map(flat, jax.lax.map(of, padded))
 
 
 def _at_once(task: Task, pool: Batch) -> int:
     inputs = sum(leaf[0].size for leaf in jax.tree.leaves(pool.inputs))
-    return max(1, min(_MOST, (_TOKENS if task.sequences else _PIXELS) // inputs))
+    most = _PIXELS // inputs
+    if task.sequences:
+        most = min(_TOKENS // inputs, _ANSWERS // pool.inputs.answers[0].size)
+    return max(1, min(_MOST, most))
 
 
 def _mean(values: Array, weight: Array) -> Array:

@@ -152,7 +152,7 @@ def label(heterogeneity: str) -> str:
     if heterogeneity in _NAMED:
         return _NAMED[heterogeneity]
     if heterogeneity.startswith("shards"):
-        return f"{heterogeneity.removeprefix('shards')} classes a client"
+        return f"{heterogeneity.removeprefix('shards')} shards a client"
     try:
         return f"Dirichlet {float(heterogeneity):g}"
     except ValueError:

@@ -53,7 +53,8 @@ class LlamaConfig:
     context: the longest sequence that it was trained on, in tokens.
     dtype: of activations; parameters keep theirs.
     remat: whether a layer's activations are computed again for the gradient.
-    attention: `xla`, or `cudnn`: flash attention on a GPU, in bfloat16.
+    attention: `xla`, or `cudnn`: flash attention on a GPU, in bfloat16, which has no
+      forward-mode derivatives: for training and decoding, not for Hermite weights.
     """
 
     vocabulary: int = 128256
@@ -248,13 +249,18 @@ class Llama(nn.Module):
         x_BAD = jnp.take_along_axis(x_BLD, text.at[..., None], 1)
         return self._logits(x_BAD)
 
-    def read(self, tokens: Array, position: Array, cache: Cache):
-        """Read tokens `[B, L]` at their positions; all logits, and the cache."""
+    def read(self, tokens: Array, position: Array, cache: Cache, last: Array):
+        """Read tokens `[B, L]` at their positions.
+
+        Gives the logits `[B, V]` after the token at place `last` `[B]` of each, since
+        those of a long prompt would not fit a device; and the cache.
+        """
         slots = jnp.arange(cache.keys.shape[2])
         mask = slots <= position[:, None, :, None]
         where = Where(position, mask)
         x_BLD, cache = self.layers(self._embedded(tokens), where, cache)
-        return self._logits(x_BLD), cache
+        x_BAD = jnp.take_along_axis(x_BLD, last[:, None, None], 1)
+        return self._logits(x_BAD)[:, 0], cache
 
     def _embedded(self, tokens) -> Array:
         return self.embed_tokens(tokens.astype(jnp.int32))

@@ -221,8 +221,13 @@ def config_of(found: dict, *, classes: int | None = None) -> ViTConfig:
     another kind of model.
     """
     kind, act = found.get("model_type"), found.get("hidden_act", "gelu")
-    if kind not in ("vit", "deit") or found.get("qkv_bias") is False:
-        raise ValueError(f"model_type is {kind!r}: it must be vit or deit, with biases")
+    if kind == "deit":
+        raise ValueError(
+            "model_type is 'deit': it has a second token, of its distillation; take a "
+            "DeiT without, whose model_type is vit"
+        )
+    if kind != "vit" or found.get("qkv_bias") is False:
+        raise ValueError(f"model_type is {kind!r}: it must be vit, with biases")
     if act not in ACTIVATIONS:
         raise ValueError(
             f"hidden_act is {act!r}: it must be of {', '.join(ACTIVATIONS)}"

@@ -150,6 +150,13 @@ def test_an_answer_that_does_not_fit_is_refused():
         tokens.encode([Example("a", ("bcd",))], BYTES, context=4)
 
 
+def test_an_empty_prompt_needs_a_token_to_begin():
+    nothing = [Example("", ("a",))]
+    assert tokens.encode(nothing, BYTES, context=8)[0].count[0] == 1
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        tokens.encode(nothing, BYTES._replace(begin=None), context=8)
+
+
 def test_every_token_of_a_text_can_be_asked_for():
     choices, _ = tokens.encode(EXAMPLES[:1], BYTES, context=64)
     (row,), (segment,), (at,), (asked,) = tokens.packed(choices, whole=True)
@@ -175,6 +182,8 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
         tokens.from_folder(tmp_path, config)
     found = tokens.from_folder(tmp_path, config | {"vocab_size": 4})
     assert found.encode("b") == [1] and found.end == 1 and found.size == 4
+    with pytest.raises(ValueError, match="lacks the special token 3"):
+        tokens.from_folder(tmp_path, {"vocab_size": 4, "eos_token_id": 3})
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         tokens.from_folder(tmp_path / "other", config)
 

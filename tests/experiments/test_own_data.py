@@ -138,13 +138,16 @@ def lines(tmp_path):
 def test_one_text_in_twenty_may_be_cut(files):
     tokenizer = loaded(str(files / "llama")).tokenizer
     short, long = Example("ab", ("c", "d")), Example("ab " * 500, ("c", "d"))
-    needed = tokens.lengths([short, long], tokenizer)
+    needed = [need for need, _ in tokens.lengths([short, long], tokenizer)]
     context = lambda *examples, **how: text._context(
         text.OwnText(**how), tokenizer, list(examples)
     )
     assert context(*[short] * 19, long) == -(-needed[0] // 8) * 8
     assert context(*[short] * 18, long, long) == 128 < needed[1]
     assert context(*[short] * 18, long, long, context=40) == 40
+    spoken = Example("ab", ("word " * 9,))
+    ((_, answer),) = tokens.lengths([spoken], tokenizer)
+    assert answer < context(*[short] * 39, spoken) < 128
 
 
 def test_ones_own_texts(lines, tmp_path, files):

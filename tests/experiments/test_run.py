@@ -22,6 +22,7 @@ TINY = {
     "heterogeneity": 0.5,
     "clients": 3,
     "federated-rounds": 3,
+    "longer-rounds": 4,
     "local-rounds": 2,
     "local-steps": 2,
     "samples": 4,
@@ -105,6 +106,9 @@ def test_the_ledger_counts_what_travelled(undisturbed):
     assert by_name["federated + fine-tuning"]["bytes_up"] == federated["bytes_up"]
     assert merged["local_steps"] == (3 + 2) * 2
     assert merged["inference_parameters"] == 2 * per_client // 4
+    longer = by_name["federated, 4 rounds"]
+    assert longer["bytes_up"] == 4 * 3 * per_client and longer["local_steps"] == 4 * 2
+    assert longer["loss"] != federated["loss"]
 
 
 def test_oracles_are_marked_and_bound_the_constant_weights(undisturbed):

@@ -7,10 +7,9 @@ import pytest
 from experiments import tasks
 from experiments.methods import Cost, Method
 from experiments.problem import Writer
-from experiments.programs import _writing
+from experiments.programs import writing
 from experiments.store import Cell
 from experiments.writing import written
-from potara_jax.clients.axis import AT_ONCE
 from potara_jax.evaluation import answers
 
 CELL = Cell("tasks", 1)
@@ -40,14 +39,17 @@ def test_a_model_that_knows_half_of_the_answers_has_half_of_the_points(problem):
     index = np.asarray(federation.test.index)
     right = np.asarray(federation.pool.inputs.answers)[index][:, :, 0]
 
-    def write(base, adapters, prompts, counts, most):
-        assert prompts.shape[:2] == counts.shape == index.shape
-        assert most == right.shape[-1]
-        odd = np.arange(index.shape[1]) % 2 == 1
-        return np.where(odd[:, None], right, 1000)
+    clients = iter(right)
 
-    text = lambda tokens: " ".join(str(t) for t in tokens if t >= 0)
-    known = problem._replace(writer=Writer(write, text))
+    def write(base, adapter, prompts, counts, most):
+        own = next(clients)
+        assert prompts.shape[:1] == counts.shape == own.shape[:1]
+        assert most == own.shape[-1]
+        odd = np.arange(len(own)) % 2 == 1
+        return np.where(odd[:, None], own, 1000)
+
+    text = lambda tokens: " ".join(str(t) for t in tokens)
+    known = problem._replace(writer=Writer(write, text, -1))
     (record,) = written(context(known, write), [method(problem)])
     half = (index.shape[1] // 2) / index.shape[1]
     for name in ("exact_match", "f1", "rouge_1"):
@@ -65,7 +67,7 @@ def test_a_model_that_knows_half_of_the_answers_has_half_of_the_points(problem):
 
 def test_what_a_program_writes_is_what_greedy_decoding_writes(problem):
     """The decoder's answers are right where every token is the likeliest."""
-    write = _writing(problem.writer, AT_ONCE)
+    write = writing(problem.writer)
     (record,) = written(context(problem, write), [method(problem)])
     base, federation = problem.base, problem.federations[CELL]
     own = jax.tree.map(lambda x: x[0], method(problem).adapters)
