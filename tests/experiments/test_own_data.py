@@ -137,7 +137,7 @@ def lines(tmp_path):
 
 def test_one_text_in_twenty_may_be_cut(files):
     tokenizer = loaded(str(files / "llama")).tokenizer
-    short, long = Example("ab", ("c", "d")), Example("ab " * 500, ("c", "d"))
+    short, long = Example("ab " * 8, ("c", "d")), Example("ab " * 500, ("c", "d"))
     needed = [need for need, _ in tokens.lengths([short, long], tokenizer)]
     context = lambda *examples, **how: text._context(
         text.OwnText(**how), tokenizer, list(examples)
