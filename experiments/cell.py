@@ -47,8 +47,10 @@ def run_cell(
         "local": parents.local.seconds,
         "fine-tuning": parents.fine_tuned.seconds,
     }
+    display.note(f"{cell.name}: all weights")
     with _timed(seconds, "merge"):
         merges = jax.block_until_ready(make_merges(at, parents, display))
+    display.note(f"{cell.name}: all merges, scores and answers")
     with _timed(seconds, "evaluation"):
         methods = make_methods(at, parents, merges, display, longer)
         record = {

@@ -61,6 +61,8 @@ class OwnClients(OwnText):
         check_least(self, 1, "side", "base_batch")
         if not 0 <= self.upstream < 1:
             raise ValueError(f"--upstream is {self.upstream}: it must be in [0, 1)")
+        if not self.upstream and not self.checkpoint:
+            raise ValueError("--upstream is 0: a base needs clients, or --checkpoint")
 
 
 def resolve(settings: OwnClients) -> OwnClients:

@@ -11,7 +11,7 @@ from experiments.phases import Evaluate, Phase
 from experiments.problem import Problem
 from experiments.settings import Settings
 from potara_jax.clients.axis import Layout
-from potara_jax.clients.mesh import make_mesh
+from potara_jax.clients.mesh import everywhere, make_mesh
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.evaluation.metrics import common_evaluator, evaluator
@@ -124,6 +124,14 @@ def _scorer(settings, problem: Problem, algorithm: Algorithm) -> Evaluate:
 def layout(settings: Settings) -> Layout:
     """How clients are trained: over all devices that there are."""
     return Layout(settings.chunk, make_mesh() if jax.device_count() > 1 else None)
+
+
+def placed(settings: Settings, problem: Problem) -> Problem:
+    """The problem with its base on all devices, once, and not in every call."""
+    mesh = layout(settings).mesh
+    if mesh is None:
+        return problem
+    return problem._replace(base=everywhere(mesh, problem.base))
 
 
 def measuring_layout(settings: Settings) -> Layout:

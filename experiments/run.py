@@ -147,6 +147,7 @@ def _all_cells(name, job: Job, settings, store: Store, console) -> list[dict]:
         store = store._replace(warn=display.note)
         with _refusing():
             problem = EXPERIMENTS[name].problem(settings, display.note)
+            problem = federating.placed(settings, problem)
         with _refusing():
             programs = job.programs(settings, problem)
         for cell in cells:

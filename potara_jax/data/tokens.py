@@ -238,38 +238,33 @@ class Packed(NamedTuple):
     answers: np.ndarray
 
 
-def packed(choices: Choices, *, whole: bool = False) -> Packed:
+def packed(choices: Choices) -> Packed:
     """The prompts with their right answers, as many as fit one after another a row.
 
-    A row has the length of the prompts with an answer. Its texts' answers are asked
-    for; whole: their prompts too. Texts fill the first row that has room for them, of
-    those begun last.
+    A row has the length of the prompts with an answer, and asks for all its answers.
+    Texts fill the first row that has room for them, of those begun last.
     """
-    texts = list(map(_text, choices.prompt, choices.count, _right(choices)))
-    first = np.zeros_like(choices.count) if whole else choices.count - 1
+    right = choices.answers[np.arange(len(choices.gold)), choices.gold]
+    texts = [
+        (prompt[:count], answer[answer >= 0])
+        for prompt, count, answer in zip(*choices[:2], right, strict=True)
+    ]
     length = choices.prompt.shape[1]
-    places = _placed([len(text) - 1 for text in texts], length)
-    filled = 1 + max(row for row, *_ in places)
-    asked = [len(text) - 1 - begin for text, begin in zip(texts, first, strict=True)]
-    most = int(np.bincount([row for row, *_ in places], asked).max())
-    made = _rows(filled, length, most)
-    put = np.zeros(filled, int)
-    for text, begin, (row, start, number) in zip(texts, first, places, strict=True):
-        here = slice(start, start + len(text) - 1)
-        made.tokens[row, here], made.segment[row, here] = text[:-1], number + 1
-        there = slice(put[row], put[row] + len(text) - 1 - begin)
-        made.at[row, there] = np.arange(start + begin, here.stop)
-        made.answers[row, there] = text[begin + 1 :]
+    places = _placed([len(p) + len(a) - 1 for p, a in texts], length)
+    row_of = [row for row, *_ in places]
+    most = int(np.bincount(row_of, [len(answer) for _, answer in texts]).max())
+    made = _rows(1 + max(row_of), length, most)
+    put = np.zeros(1 + max(row_of), int)
+    for (prompt, answer), (row, start, number) in zip(texts, places, strict=True):
+        begun = start + len(prompt)
+        here = slice(start, begun + len(answer) - 1)
+        made.tokens[row, here] = np.concatenate([prompt, answer[:-1]])
+        made.segment[row, here] = number + 1
+        there = slice(put[row], put[row] + len(answer))
+        made.at[row, there] = np.arange(begun - 1, here.stop)
+        made.answers[row, there] = answer
         put[row] = there.stop
     return made
-
-
-def _right(choices: Choices) -> np.ndarray:
-    return choices.answers[np.arange(len(choices.gold)), choices.gold]
-
-
-def _text(prompt: np.ndarray, count: int, answer: np.ndarray) -> np.ndarray:
-    return np.concatenate([prompt[:count], answer[answer >= 0]])
 
 
 def _rows(rows: int, length: int, most: int) -> Packed:

@@ -157,14 +157,6 @@ def test_an_empty_prompt_needs_a_token_to_begin():
         tokens.encode(nothing, BYTES._replace(begin=None), context=8)
 
 
-def test_every_token_of_a_text_can_be_asked_for():
-    choices, _ = tokens.encode(EXAMPLES[:1], BYTES, context=64)
-    (row,), (segment,), (at,), (asked,) = tokens.packed(choices, whole=True)
-    assert BYTES.decode(row) == "ab dd" and list(segment[:7]) == [1] * 6 + [-1]
-    assert list(asked) == [*BYTES.encode("ab dd"), BYTES.end]
-    assert list(at) == [0, 1, 2, 3, 4, 5]
-
-
 def test_byte_pairs_are_learned_and_give_back_the_text():
     tokenizer = tokens.trained(["hello there"] * 50, 300)
     assert len(tokenizer.encode("hello there")) < 5

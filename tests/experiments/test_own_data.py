@@ -265,7 +265,8 @@ def test_clients_settings_of_images_are_checked(tmp_path, npz, capsys):
         (tmp_path / "own").mkdir(exist_ok=True)
         (tmp_path / "own" / f"{name}.npz").write_bytes(npz.read_bytes())
     places = ["--data", str(tmp_path / "own"), "--out", str(tmp_path / "out")]
-    for wrong in (["--upstream", "5"], ["--upstream", "nan"], ["--side", "0"]):
+    for wrong in ("--upstream 5", "--upstream nan", "--upstream 0", "--side 0"):
+        wrong = wrong.split()
         assert run.main(["run", "clients", *places, *wrong]) == 2
         told = capsys.readouterr().err
         assert f"{wrong[0]} is {wrong[1]}" in told and told.count("\n") == 1
