@@ -42,12 +42,22 @@ def _mean(values: list[float]) -> str:
 def terminal_table(results: Results) -> Table:
     """For a terminal."""
     table = Table(box=box.SIMPLE_HEAD, title="What the models write")
-    for name in ("", "Method", *_METRICS.values()):
+    for name in ("Method", *_METRICS.values()):
         right = "right" if name.endswith("%") else "left"
         table.add_column(name, justify=right, no_wrap=True)
-    for line in lines(results):
-        table.add_row(*map(Text, line))
+    for name, rows in _groups(results).items():
+        table.add_row(Text(name, "italic"))
+        for cells in rows:
+            table.add_row(*map(Text, cells))
     return table
+
+
+def _groups(results: Results) -> dict[str, list[list[str]]]:
+    """By heterogeneity: a line a method, of its name and metrics."""
+    groups: dict[str, list[list[str]]] = {}
+    for name, *cells in lines(results):
+        groups.setdefault(name, []).append(cells)
+    return groups
 
 
 def section(results: Results) -> list[str]:
@@ -64,13 +74,10 @@ def section(results: Results) -> list[str]:
 
 def _tables(results: Results) -> list[str]:
     """A heading and a table a heterogeneity."""
-    groups: dict[str, list[str]] = {}
-    for name, *cells in lines(results):
-        groups.setdefault(name, []).append(page.line(cells))
     heads = ("Method", *_METRICS.values())
     return [
-        f"<h3>{escape(name)}</h3>{page.table(heads, rows)}"
-        for name, rows in groups.items()
+        f"<h3>{escape(name)}</h3>{page.table(heads, map(page.line, rows))}"
+        for name, rows in _groups(results).items()
     ]
 
 
