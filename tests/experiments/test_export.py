@@ -51,8 +51,9 @@ def test_every_client_has_an_adapter_and_there_is_the_base(finished):
         read = peft.read(out / CELL.name / f"client-{client:03d}")
         found = read.adapter[f"model.layers.{last}.self_attn.q_proj"]
         own = adapters["layers/self_attn/q_proj"]
-        expected = 8 * own["a"][client, last] @ own["b"][client, last]
-        np.testing.assert_allclose(found["a"] @ found["b"], expected, rtol=1e-4)
+        product = lambda a, b: np.float64(a) @ np.float64(b)
+        expected = 8 * product(own["a"][client, last], own["b"][client, last])
+        np.testing.assert_allclose(product(**found), expected, rtol=1e-6)
     assert cli.main(words(folder)) == 2
     assert cli.main(words(folder, "--overwrite")) == 0
 
