@@ -28,6 +28,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _USER_ERROR = 2
 _INTERRUPTED = 130
+_NO_READER = 141  # as of a program that SIGPIPE ends
 
 
 def _experiment(words: list[str]) -> int:
@@ -66,6 +67,8 @@ def _guarded(parse: Callable, command: Callable) -> int:
         command(options, Console())
     except ValueError as error:
         return _refused(" ".join(str(error).split()))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         name = error.filename or "a file"
         return _refused(f"cannot use {name} ({error.strerror}); name another folder")
@@ -102,6 +105,17 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """`potara COMMAND ...`; the exit status is 2 for a user's mistake."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        try:
+            return _command(words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # as of `potara run digits --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _NO_READER
+
+
+def _command(words: list[str]) -> int:
     if words and words[0] in COMMANDS:
         return COMMANDS[words[0]].run(words)
     if words and not {"-h", "--help"} & set(words):

@@ -196,6 +196,8 @@ def _guarded(name: str, settings: Settings, job: str) -> int:
     except Refused as error:
         print(f"potara: {error}", file=sys.stderr)
         return _USER_ERROR
+    except BrokenPipeError:
+        raise
     except OSError as error:
         where = f"cannot use {error.filename or settings.out} ({error.strerror})"
         print(f"potara: {where}; set another --out or --cache", file=sys.stderr)

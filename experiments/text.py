@@ -153,20 +153,21 @@ def _trained(settings, upstream, tokenizer: Tokenizer, context: int, note) -> Mo
 
 
 def _once(found: list[list[Example]], settings, note) -> list[list[Example]]:
-    """Every prompt in one file only, drawn from those that have it.
+    """Every text in one file only, drawn from those that have it.
 
     So no text of a test is one that the base or another client was trained on.
     """
     rng = np.random.default_rng([settings.base_seed, 3])
-    files: dict[str, list[int]] = {}
-    for number, examples in enumerate(found):
-        for example in examples:
-            files.setdefault(example.prompt, []).append(number)
-    keeper = {p: own[0] for p, own in files.items()}
-    keeper |= {p: int(rng.choice(own)) for p, own in files.items() if len(own) > 1}
+    texts = [_texts(examples) for examples in found]
+    files: dict[tuple, list[int]] = {}
+    for number, own in enumerate(texts):
+        for words in own:
+            files.setdefault(words, []).append(number)
+    keeper = {t: own[0] for t, own in files.items()}
+    keeper |= {t: int(rng.choice(own)) for t, own in files.items() if len(own) > 1}
     kept = [
-        list({e.prompt: e for e in examples if keeper[e.prompt] == number}.values())
-        for number, examples in enumerate(found)
+        list({t: e for t, e in zip(own, es, strict=True) if keeper[t] == n}.values())
+        for n, (own, es) in enumerate(zip(texts, found, strict=True))
     ]
     again = sum(map(len, found)) - sum(map(len, kept))
     if again:
@@ -174,6 +175,12 @@ def _once(found: list[list[Example]], settings, note) -> list[list[Example]]:
             f"{again} examples have a text that is there twice: each text is kept once"
         )
     return kept
+
+
+def _texts(examples: list[Example]) -> list[tuple]:
+    """Every example's prompt, and its options, where a file's differ."""
+    several = {e.options for e in examples if len(e.options) > 1}
+    return [(e.prompt, *(e.options if len(several) > 1 else ())) for e in examples]
 
 
 def _split(found: list[list[Example]], settings):

@@ -24,6 +24,7 @@ from experiments import (
 from experiments import files as files_
 from experiments.language import Language, loaded
 from experiments.store import open_store
+from potara_jax.data import text as texts
 from potara_jax.data import tokens
 from potara_jax.data.text import Example
 from tests import small
@@ -305,6 +306,19 @@ def test_an_image_that_is_there_twice_is_used_once(npz, tmp_path):
     problem = images.problem(settings, told.append)
     assert told[0] == "300 images are there twice: each is kept once"
     check(problem, settings)
+
+
+def test_a_text_is_known_by_its_options_where_they_are_its_own(tmp_path):
+    ask = lambda i: {"query": "Which is right?", "choices": ["no", f"{i}"], "gold": 1}
+    say = lambda i: {"query": f"Is it {i}?", "choices": ["no", "yes"], "gold": i % 2}
+    for name, make in {"own": ask, "common": say}.items():
+        rows = [json.dumps(make(i)) for i in [*range(30), 3]]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    data = (tmp_path / "own.jsonl", tmp_path / "common.jsonl")
+    told, settings = [], text.OwnText(data=data)
+    kept = text._once([texts.read(path) for path in data], settings, told.append)
+    assert [len(examples) for examples in kept] == [30, 30]
+    assert told[0].startswith("2 examples have a text that is there twice")
 
 
 def test_clients_share_their_labels(tmp_path):

@@ -224,3 +224,13 @@ def test_an_unknown_experiment_or_option_is_status_two(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["run", "digits", "--rnak", "3"])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("words", [["--help"], ["inspect", "--help"]])
+def test_a_reader_that_leaves_is_no_error(words):
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "experiments.cli", *words]
+    ended = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, b"")
