@@ -157,7 +157,7 @@ def _sentence(row: Row, group: list[Row]) -> str:
     means = {other.method: percent(other.mean) for other in group}
     federated, local = (means[name] for name in PARENTS)
     against = f"{mean} against {federated} % federated and {local} % local"
-    verb = "reaches" if row.gain > 0 else "does not beat both of its parents:"
+    verb = "reaches" if round(row.gain, 3) > 0 else "does not beat both of its parents:"
     return f"{where} {verb} {against}, {_margin(row)}{rival}."
 
 

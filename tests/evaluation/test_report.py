@@ -180,7 +180,7 @@ def test_the_summary_of_a_gain():
     )
 
 
-@pytest.mark.parametrize("mean", [0.88, 0.899])
+@pytest.mark.parametrize("mean", [0.88, 0.899, 0.8994])
 def test_the_summary_says_when_a_parent_is_not_beaten(mean):
     text = sentence(parents([0.841], [0.899]) | {"potara core": [mean]})
     assert "does not beat both of its parents" in text
