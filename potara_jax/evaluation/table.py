@@ -20,7 +20,7 @@ Record = dict[str, Any]
 
 PARENTS = ("federated", "local")
 DAGGER = "†"
-ORACLES = f"{DAGGER} Oracle: of a grid of weights, the best by the test data. Not a method."
+ORACLES = f"{DAGGER} Oracle: of some weights, the best on the test data."
 GAIN = "Gain: over the better of federated and local in each seed, in points."
 _SHARED = ("Method", "Accuracy %", "Gain", "Worst 10 %", "Weight")
 _COSTS = ("Bytes up", "Bytes down", "Local steps", "Parameters", "Training s")

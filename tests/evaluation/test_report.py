@@ -259,7 +259,7 @@ def test_the_page_marks_oracles_and_the_best():
     html = report.render(small(), [])
     assert html.count('<tr class="oracle"><th scope="row">oracle grid †</th>') == 2
     assert html.count('<tr class="best">') == 2
-    assert "Oracle: looks at the test data" in html
+    assert "Oracle: of some weights, the best on the test data" in html
 
 
 def test_the_page_says_who_was_left_out():
