@@ -8,7 +8,7 @@ catalogue, has a builder of this project's own, in `data.builders`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +38,9 @@ class Source(NamedTuple):
 
 
 def records(name: str, split: str, folder: str | os.PathLike[str] = DEFAULT):
-    """The records of a data set's split, as a sequence.
+    """The records of a data set's split, one by one.
 
-    Raises `ValueError` where it is not there and cannot be had.
+    Raises `ValueError` where it is not there and cannot be had, or is damaged.
     """
     import tensorflow_datasets as tfds
     import tensorflow_datasets.image_classification
@@ -55,13 +55,25 @@ def records(name: str, split: str, folder: str | os.PathLike[str] = DEFAULT):
     builder = own(**how) if own else tfds.builder(name, **how)
     try:
         builder.download_and_prepare()
-        return builder.as_data_source(split=split)
+        found = builder.as_data_source(split=split)
     except Exception as error:  # whatever a download or a damaged file raises
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
             f"data set {name} is not in {folder} and cannot be had ({reason}); prepare "
             "it where there is a network, with the same command, and copy "
             f"{folder / builder.name} here"
+        ) from None
+    return _sound(found, folder / builder.name)
+
+
+def _sound(found: Iterable[Any], where: Path) -> Iterator[Any]:
+    try:
+        yield from found
+    except Exception as error:  # whatever the reader raises
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"{where} is damaged ({reason}); delete it, and the same command prepares "
+            "it again where there is a network"
         ) from None
 
 

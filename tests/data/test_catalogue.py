@@ -94,3 +94,13 @@ def test_what_cannot_be_had_is_said_in_one_line(tmp_path, monkeypatch):
     told = str(error.value)
     assert "(no network at all)" in told and f"copy {tmp_path / 'bool_q'} here" in told
     assert "\n" not in told
+
+
+def test_a_damaged_data_set_is_named(tmp_path, monkeypatch):
+    raw_sets.downloads(monkeypatch, raw_sets.TEXTS["bool_q"](tmp_path / "raw", 6))
+    source = SOURCES["bool_q"]
+    catalogue.texts(source, "train", tmp_path)
+    for path in (tmp_path / "bool_q").rglob("*-train.array_record*"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"bool_q is damaged .*delete it"):
+        catalogue.texts(source, "train", tmp_path)
