@@ -97,10 +97,14 @@ def from_folder(folder: str | os.PathLike[str], config: dict) -> Tokenizer:
         made = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises this alone
         raise ValueError(f"{path} is no tokenizer ({error})") from None
-    known, size = made.get_vocab_size(with_added_tokens=True), config["vocab_size"]
-    if known > size:
+    made.no_truncation()
+    made.no_padding()
+    last = max(made.get_vocab(with_added_tokens=True).values(), default=-1)
+    size = config["vocab_size"]
+    if last >= size:
         raise ValueError(
-            f"{path} has {known} tokens, but the model only {size}: it is another's"
+            f"{path} has a token {last}, but the model only {size} tokens: it is "
+            "another's"
         )
     end, begin = _first(config["eos_token_id"]), config.get("bos_token_id")
     pad = config.get("pad_token_id")

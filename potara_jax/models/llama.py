@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from potara_jax.models import weights
 from potara_jax.models.weights import LINEAR, Rule, Table
 
 Array = jax.Array
@@ -368,7 +369,10 @@ def config_of(found: dict) -> LlamaConfig:
         raise ValueError("use_sliding_window is true: only full attention is there")
     rope = found.get("rope_parameters") or {}
     scaling = found.get("rope_scaling") or rope
-    heads = found["num_attention_heads"]
+    theta = found.get("rope_theta") or rope.get("rope_theta") or 10000.0
+    heads, key_heads = _heads(found)
+    weights.check_sizes(found, *_SIZES)
+    weights.check_numbers(found | {"rope_theta": theta}, "rms_norm_eps", "rope_theta")
     biases = found.get("attention_bias", False)
     if kind == "llama" and biases:
         raise ValueError("attention_bias is true: Llama's attention has none here")
@@ -378,15 +382,37 @@ def config_of(found: dict) -> LlamaConfig:
         hidden=found["intermediate_size"],
         depth=found["num_hidden_layers"],
         heads=heads,
-        key_heads=found.get("num_key_value_heads") or heads,
+        key_heads=key_heads,
         head_width=found.get("head_dim"),
         epsilon=found["rms_norm_eps"],
-        theta=float(found.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+        theta=float(theta),
         scaling=_scaling(scaling),
         tied=found.get("tie_word_embeddings", False),
         context=found["max_position_embeddings"],
         **_KINDS[kind],
     )
+
+
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    "max_position_embeddings",
+)
+
+
+def _heads(found: dict) -> tuple[int, int]:
+    """How many heads there are of queries, and of keys; raises `ValueError`."""
+    own = ("num_key_value_heads", "head_dim")
+    told = [name for name in own if found.get(name) is not None]
+    weights.check_sizes(found, "hidden_size", "num_attention_heads", *told)
+    width, heads = found["hidden_size"], found["num_attention_heads"]
+    key_heads = found["num_key_value_heads"] if own[0] in told else heads
+    if heads % key_heads:
+        raise ValueError(f"{heads} heads do not share {key_heads} of keys and values")
+    if "head_dim" not in told and width % heads:
+        raise ValueError(f"hidden_size is {width}: it has no {heads} equal heads")
+    if (found["head_dim"] if "head_dim" in told else width // heads) % 2:
+        raise ValueError("a head has an odd width: rotary positions turn pairs")
+    return heads, key_heads
 
 
 def _scaling(found: dict) -> RopeScaling | None:
@@ -395,6 +421,8 @@ def _scaling(found: dict) -> RopeScaling | None:
         return None
     if kind != "llama3":
         raise ValueError(f"rope_type is {kind!r}: it must be default or llama3")
+    numbers = ("factor", "low_freq_factor", "high_freq_factor")
+    weights.check_numbers(found, *numbers, "original_max_position_embeddings")
     return RopeScaling(
         factor=found["factor"],
         low=found["low_freq_factor"],

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from potara_jax.models import weights
 from potara_jax.models.weights import (
     FLAT,
     FROM_HEADS,
@@ -232,6 +233,13 @@ def config_of(found: dict, *, classes: int | None = None) -> ViTConfig:
         raise ValueError(
             f"hidden_act is {act!r}: it must be of {', '.join(ACTIVATIONS)}"
         )
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    weights.check_sizes(found, "patch_size", "intermediate_size", *sizes)
+    weights.check_numbers({"layer_norm_eps": 1e-12} | found, "layer_norm_eps")
+    if found["hidden_size"] % found["num_attention_heads"]:
+        raise ValueError("hidden_size is no multiple of num_attention_heads")
+    if found["intermediate_size"] % found["hidden_size"]:
+        raise ValueError("intermediate_size is no multiple of hidden_size")
     return ViTConfig(
         patch=found["patch_size"],
         width=found["hidden_size"],

@@ -11,6 +11,7 @@ directions, so a folded model can be written as a checkpoint again.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from potara_jax.adapters.lora import Params
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 _MOST_NAMED = 8
+_FLOATS = "F64", "F32", "F16", "BF16"  # as safetensors names them
 
 
 class Kind(NamedTuple):
@@ -143,8 +145,9 @@ def load(
     dtype: of the floating-point parameters; default: as they are stored.
     place: puts a parameter of a path on its devices; by default, on the first one. No
       more than one parameter is in the host's memory at once.
-    Raises `ValueError` with all tensors that are missing, that have another shape, or
-    that the model does not know.
+    Raises `ValueError` with all tensors that are missing, that have another shape or
+    are no floating-point numbers, or that the model does not know; and with one that
+    is not finite.
     """
     files = open_all(Path(folder))
     flat, table = flatten_dict(dict(shapes), sep="/"), table.of(files)
@@ -183,7 +186,7 @@ def _files(folder: Path) -> list[Path]:
     if index.is_file():
         with understanding(index):
             named = set(read_object(index)["weight_map"].values())
-        paths = [folder / name for name in sorted(named)]
+            paths = [folder / name for name in sorted(named)]
     else:
         paths = [folder / WEIGHTS]
     missing = [path.name for path in paths if not path.is_file()]
@@ -228,7 +231,7 @@ def _check(folder, files, stored: Mapping[str, Stored], flat, table: Table) -> N
             text := _unlike(name, files[name], stored[wanted[name]], flat[wanted[name]])
         )
     ]
-    problems = {"missing": missing, "of another shape": shaped, "not known": extra}
+    problems = {"missing": missing, "of another form": shaped, "not known": extra}
     told = [f"{len(n)} {what}: {_listed(n)}" for what, n in problems.items() if n]
     if told:
         raise ValueError(
@@ -239,7 +242,10 @@ def _check(folder, files, stored: Mapping[str, Stored], flat, table: Table) -> N
 def _unlike(name, file: File, stored: Stored, ours) -> str | None:
     shape = ours.shape[1:] if stored.stacked else ours.shape
     like = jax.eval_shape(stored.kind.there, jax.ShapeDtypeStruct(shape, jnp.float32))
-    found = tuple(file.tensors.get_slice(name).get_shape())
+    there = file.tensors.get_slice(name)
+    found, kind = tuple(there.get_shape()), there.get_dtype()
+    if kind not in _FLOATS:
+        return f"{name} of {kind}, which is none of {', '.join(_FLOATS)}"
     return None if found == like.shape else f"{name} {found} in place of {like.shape}"
 
 
@@ -250,7 +256,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _read(files, stored: Stored, shape, dtype) -> np.ndarray:
-    one = lambda name: _floating(files[name].tensors.get_tensor(name), dtype)
+    one = lambda name: _floating(_finite(name, files[name]), dtype)
     if not stored.stacked:
         return np.ascontiguousarray(stored.kind.here(one(stored.names[0]), shape))
     first = one(stored.names[0])
@@ -258,6 +264,13 @@ def _read(files, stored: Stored, shape, dtype) -> np.ndarray:
     for layer, name in enumerate(stored.names):
         whole[layer] = stored.kind.here(one(name), shape[1:])
     return whole
+
+
+def _finite(name: str, file: File) -> np.ndarray:
+    found = file.tensors.get_tensor(name)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{file.path}: {name} is not finite; download it again")
+    return found
 
 
 def _floating(x: np.ndarray, dtype) -> np.ndarray:
@@ -304,8 +317,28 @@ def understanding(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except KeyError as error:
         raise ValueError(f"{path} has no {error}; download it again") from None
-    except (TypeError, AttributeError, IndexError) as error:
+    except (TypeError, AttributeError, IndexError, OverflowError) as error:
         raise ValueError(f"{path} cannot be understood ({error})") from None
+    except ValueError as error:
+        told, folder = str(error), str(Path(path).parent)
+        raise ValueError(told if folder in told else f"{path}: {told}") from None
+
+
+def check_sizes(found: Mapping[str, Any], *names: str) -> None:
+    """Raise `ValueError` where one of the values is no whole number above 0."""
+    for name in names:
+        value = found[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} is {value!r}: it must be a whole number above 0")
+
+
+def check_numbers(found: Mapping[str, Any], *names: str) -> None:
+    """Raise `ValueError` where one of the values is no finite number above 0."""
+    for name in names:
+        value = found[name]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value!r}: it must be a number above 0")
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict:
@@ -320,7 +353,7 @@ def read_object(path: Path) -> dict:
     """The JSON object of a file; raises `ValueError` where it holds none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); download it again") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no JSON object; download it again")
