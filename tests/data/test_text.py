@@ -174,6 +174,16 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
         tokens.from_folder(tmp_path, config)
     found = tokens.from_folder(tmp_path, config | {"vocab_size": 4})
     assert found.encode("b") == [1] and found.end == 1 and found.size == 4
+    gap = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "z": 9}))
+    gap.enable_truncation(1)
+    gap.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="has a token 9, but the model only 4 tokens"):
+        tokens.from_folder(tmp_path, config | {"vocab_size": 4})
+    gap.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    gap.save(str(tmp_path / "tokenizer.json"))
+    whole = tokens.from_folder(tmp_path, config | {"vocab_size": 10})
+    assert whole.encode("a b") == [0, 1]  # not cut as the file says
+    made.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="lacks the special token 3"):
         tokens.from_folder(tmp_path, {"vocab_size": 4, "eos_token_id": 3})
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):

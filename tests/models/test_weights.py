@@ -77,6 +77,38 @@ def test_all_tensors_that_do_not_fit_are_listed_at_once(tmp_path):
     assert "1 not known: model.extra.weight" in told
 
 
+def test_tensors_that_are_no_numbers_are_named(tmp_path):
+    folder, name = copied(tmp_path), "model.norm.weight"
+    tensors = load_file(folder / "model.safetensors")
+    codes, none = tensors[name].astype(np.int8), tensors[name] * np.nan
+    for bad, told in ((codes, "of I8, which"), (none, "is not finite")):
+        save_file(tensors | {name: bad}, folder / "model.safetensors")
+        with pytest.raises(ValueError, match=f"{name} {told}"):
+            weights.load(folder, llama.TABLE, shapes_of("qwen2"))
+
+
+def test_a_damaged_index_is_named(tmp_path):
+    folder = copied(tmp_path, "llama")
+    for value in (1, None):
+        (folder / weights.INDEX).write_text(json.dumps({"weight_map": {"a": value}}))
+        with pytest.raises(ValueError, match=weights.INDEX):
+            weights.load(folder, llama.TABLE, shapes_of("llama"))
+
+
+WRONG = ({"hidden_size": 0}, {"num_hidden_layers": "2"}, {"num_key_value_heads": 3})
+WRONG += ({"rms_norm_eps": None}, {"rope_theta": -1.0}, {"max_position_embeddings": 0})
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_sizes_that_cannot_be_are_named_with_their_file(wrong, tmp_path):
+    config = weights.read_config(FIXTURES / "llama") | wrong
+    refused = pytest.raises(ValueError, match=r"config\.json: ")
+    with refused as error, weights.understanding(tmp_path / "config.json"):
+        llama.config_of(config)
+    told = str(error.value)
+    assert next(iter(wrong)) in told or "do not share 3" in told
+
+
 def test_a_missing_shard_a_damaged_file_and_no_folder_are_named(tmp_path):
     folder = copied(tmp_path, "llama")
     shard = sorted(folder.glob(SHARDS))[1]
