@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.images import model_of
+from experiments.images import LARGEST, model_of
 from experiments.problem import Held, Problem, federations
-from experiments.settings import check_least
+from experiments.settings import check_least, check_most
 from experiments.text import OwnText, problem_of_texts
 from experiments.vision import problem_of
 from potara_jax.data import dealing, images, text
@@ -59,6 +59,10 @@ class OwnClients(OwnText):
         """As `OwnText.check`, and those of images."""
         super().check()
         check_least(self, 1, "side", "base_batch")
+        check_most(self, LARGEST, "side")
+        if self.heterogeneity != ("own",):
+            told = " ".join(self.heterogeneity)
+            raise ValueError(f"--heterogeneity is {told}: clients are as they are, own")
         if not 0 <= self.upstream < 1:
             raise ValueError(f"--upstream is {self.upstream}: it must be in [0, 1)")
         if not self.upstream and not self.checkpoint:
@@ -144,6 +148,8 @@ def _images(settings, upstream: list[Path], own: list[Path], note) -> Problem:
     sizes = [len(part.labels) for part in parts]
     for path, size in zip(paths, sizes, strict=True):
         _check_number(path, size)
+    if len(found.names) < 2:
+        raise ValueError(f"all clients have the class '{found.names[0]}' alone")
     owner = np.repeat(np.arange(len(paths)) - len(upstream), sizes)
     seen, held = (_where(found, owner < 0), _where(found, owner >= 0))
     pool = Batch(jnp.asarray(held.images), jnp.asarray(held.labels))

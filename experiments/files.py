@@ -69,14 +69,33 @@ DATA = "data_digest"
 
 
 def digest(paths: Sequence[Path]) -> str:
-    """A digest of what files hold, and all files below folders."""
+    """A digest of what files hold, and all files below folders.
+
+    Raises `ValueError` for a name that is no UTF-8.
+    """
     total = hashlib.blake2b(digest_size=16)
     for path in paths:
-        below = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in (each for each in below if each.is_file()):
-            total.update(str(file.relative_to(path)).encode())
+        for file in _below(path):
+            total.update(_encoded(file.relative_to(path)))
             total.update(hashlib.blake2b(file.read_bytes()).digest())
     return total.hexdigest()
+
+
+def _below(path: Path) -> list[Path]:
+    """The file, or all files in a folder, also behind links to folders."""
+    if not path.is_dir():
+        _encoded(path)
+        return [path] if path.is_file() else []
+    walked = os.walk(path, followlinks=True)
+    found = (Path(folder, name) for folder, _, names in walked for name in names)
+    return sorted(file for file in found if file.is_file())
+
+
+def _encoded(path: Path) -> bytes:
+    try:
+        return str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name {str(path)!a} is no UTF-8; rename it") from None
 
 
 @contextmanager

@@ -23,7 +23,13 @@ import numpy as np
 
 from experiments.base import cached_base
 from experiments.problem import Problem, dealt, federations
-from experiments.settings import Settings, check_base, check_least
+from experiments.settings import (
+    Settings,
+    check_apart,
+    check_base,
+    check_least,
+    check_most,
+)
 from experiments.vision import Model, problem_of
 from potara_jax.adapters import lora
 from potara_jax.clients.task import classification
@@ -35,6 +41,7 @@ from potara_jax.models.pretraining import pretrain
 from potara_jax.models.vit import ViT, ViTConfig
 
 _RATE = 1e-3
+LARGEST = 4096  # pixels of a side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +90,9 @@ class OwnImages(Settings):
         super().check()
         if not self.data:
             raise ValueError("--data names nothing: name .npz files or folders")
+        check_apart(self)
         check_least(self, 1, "side", "test_examples", "width", "depth", "base_batch")
+        check_most(self, LARGEST, "side")
         check_base(self)
         if not 0 <= self.upstream < 1:
             raise ValueError(f"--upstream is {self.upstream}: it must be in [0, 1)")

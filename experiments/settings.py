@@ -143,7 +143,8 @@ class Settings:
         for value in self.heterogeneity:
             shards = value.removeprefix(SHARDS)
             good = value == TASKS or _positive_number(value)
-            good = good or (shards != value and shards.isdecimal() and int(shards) > 0)
+            held = int(shards) if shards.isdecimal() and len(shards) < 7 else 0
+            good = good or (shards != value and held > 0)
             good = good or value in self.more_heterogeneity
             allowed = f"must be numbers above 0, {SHARDS}2 or the like, or '{TASKS}'"
             _require(good, self, "heterogeneity", allowed)
@@ -160,6 +161,21 @@ def check_least(settings, least: int, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         _require(value is None or value >= least, settings, name, f"must be >= {least}")
+
+
+def check_most(settings, most: int, *names: str) -> None:
+    """Raise `ValueError` where one of the settings is above `most`; None is not."""
+    for name in names:
+        value = getattr(settings, name)
+        _require(value is None or value <= most, settings, name, f"must be <= {most}")
+
+
+def check_apart(settings) -> None:
+    """Raise `ValueError` where the run folder lies among the user's own data."""
+    out = settings.out.resolve()
+    for path in settings.data:
+        inside = path.is_dir() and out.is_relative_to(path.resolve())
+        _require(not inside, settings, "out", f"must not be inside --data {path}")
 
 
 def check_base(settings) -> None:
@@ -198,7 +214,7 @@ _POSITIVE = (
 )
 _UP_TO_ONE = (lambda x: 0 < x <= 1, "must be in (0, 1]")
 _BELOW_ONE = (lambda x: 0 <= x < 1, "must be in [0, 1)")
-_NOT_NEGATIVE = (lambda x: x >= 0, "must be 0 or more")
+_NOT_NEGATIVE = (lambda x: 0 <= x < math.inf, "must be 0 or more, and finite")
 _ALLOWED = {
     "cohort": (_is_cohort, "must be a share, as 0.5 or 1.0, or a number, as 10"),
     "dropout": _BELOW_ONE,

@@ -26,7 +26,7 @@ from experiments.language import (
     problem_of,
 )
 from experiments.problem import Held, Problem, dealt, federations
-from experiments.settings import check_least
+from experiments.settings import check_apart, check_least, check_most
 from potara_jax.adapters import lora
 from potara_jax.data import text, tokens
 from potara_jax.data.text import Example
@@ -38,6 +38,7 @@ _TRAIN, _UPSTREAM = 0.6, 0.4
 # was chosen on a part of the base's own examples of five sentence tasks.
 _BATCH, _RATE = 32, 2e-3
 _FEWEST = 20  # examples of a task
+_TOKENS = 10**6  # of a tokenizer
 # Share of examples that are not cut, tokens of any, tokens before the longest answer.
 _WHOLE, _LONGEST, _ASKED = 0.95, 128, 8
 
@@ -78,6 +79,8 @@ class OwnText(Language):
         if self.seen is not None and not 1 <= self.seen <= len(self.data):
             most = len(self.data)
             raise ValueError(f"--seen is {self.seen}: it must be from 1 to {most}")
+        check_apart(self)
+        check_most(self, _TOKENS, "vocabulary")
         check_least(self, 1, "depth")
         check_least(self, 8, "context", "test_examples", "width")
         check_least(self, 12, "train_examples")

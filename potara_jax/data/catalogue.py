@@ -52,8 +52,9 @@ def records(name: str, split: str, folder: str | os.PathLike[str] = DEFAULT):
     folder = Path(folder).expanduser()
     how = {"data_dir": folder, "file_format": "array_record"}
     own = builders.OWN.get(name)
-    builder = own(**how) if own else tfds.builder(name, **how)
+    where = folder / (own.name if own else name.split("/")[0])
     try:
+        builder = own(**how) if own else tfds.builder(name, **how)
         builder.download_and_prepare()
         found = builder.as_data_source(split=split)
     except Exception as error:  # whatever a download or a damaged file raises
@@ -61,9 +62,9 @@ def records(name: str, split: str, folder: str | os.PathLike[str] = DEFAULT):
         raise ValueError(
             f"data set {name} is not in {folder} and cannot be had ({reason}); prepare "
             "it where there is a network, with the same command, and copy "
-            f"{folder / builder.name} here"
+            f"{where} here"
         ) from None
-    return _sound(found, folder / builder.name)
+    return _sound(found, where)
 
 
 def _sound(found: Iterable[Any], where: Path) -> Iterator[Any]:

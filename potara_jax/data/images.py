@@ -75,7 +75,8 @@ def once(found: Images) -> tuple[Images, int, int]:
 
 
 def _by_number(name: str) -> tuple[bool, int, str]:
-    return not name.isdigit(), int(name) if name.isdigit() else 0, name
+    number = name.isascii() and name.isdigit() and len(name) < 19
+    return not number, int(name) if number else 0, name
 
 
 def _size(shape) -> str:
@@ -118,6 +119,10 @@ def _of_arrays(path: Path, side) -> Images:
 def _names(path: Path, found, labels) -> tuple[str, ...]:
     kinds = np.asarray(found).reshape(-1).tolist()
     names = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in kinds)
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path}: names are no texts ({error})") from None
     if labels.max() >= len(names):
         raise ValueError(f"{path} has {len(names)} names, but a label {labels.max()}")
     twice = [name for place, name in enumerate(names) if name in names[:place]]

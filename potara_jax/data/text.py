@@ -48,11 +48,13 @@ def read(path: str | os.PathLike[str]) -> list[Example]:
 def read_together(paths: Sequence[str | os.PathLike[str]]) -> list[list[Example]]:
     """The examples of several files; where they have labels, those of all of them.
 
-    Raises `ValueError` as `read` does, but a file may have one label.
+    Raises `ValueError` as `read` does, but a file may have one label, if all have not.
     """
     read = [_examples(Path(path)) for path in paths]
     known = {x for labelled, own in read if labelled for x in own[0].options}
     options = tuple(sorted(known, key=_by_number))
+    if len(options) == 1:
+        raise ValueError(f"all files have the label '{options[0]}' alone")
     among = lambda e: Example(e.prompt, options, options.index(e.options[e.gold]))
     return [[among(e) for e in own] if labelled else own for labelled, own in read]
 
@@ -108,6 +110,9 @@ def _json(path: Path, number: int, text: str) -> Any:
 def _labelled(path: Path, records) -> list[Example]:
     field = lambda *where: str(_field(path, *where, (str, int))).strip()
     labels = [field(number, record, "label") for number, record in records]
+    if "" in labels:
+        line = records[labels.index("")][0]
+        raise ValueError(f"{path}, line {line}: the label is blank")
     options = tuple(sorted(set(labels), key=_by_number))
     empty = lambda record: record.get("text") == ""  # which some data sets hold
     text = lambda n, r: "" if empty(r) else _field(path, n, r, "text", str)
@@ -120,7 +125,7 @@ def _labelled(path: Path, records) -> list[Example]:
 def _by_number(label: str) -> tuple[bool, int, str]:
     """Whole numbers by their value, before all else."""
     digits = label.removeprefix("-")
-    number = digits.isascii() and digits.isdigit()
+    number = digits.isascii() and digits.isdigit() and len(digits) < 19
     return not number, int(label) if number else 0, label
 
 

@@ -29,6 +29,7 @@ _LOOK = {
     "grid.linewidth": 0.7,
     "legend.frameon": False,
     "lines.linewidth": 1.6,
+    "text.parse_math": False,  # names are the user's
     "ytick.major.size": 0,
     "xtick.minor.size": 0,
 }

@@ -104,3 +104,6 @@ def test_a_damaged_data_set_is_named(tmp_path, monkeypatch):
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"bool_q is damaged .*delete it"):
         catalogue.texts(source, "train", tmp_path)
+    (next((tmp_path / "bool_q").glob("*")) / "dataset_info.json").write_text("{")
+    with pytest.raises(ValueError, match="data set bool_q is not in"):
+        catalogue.texts(source, "train", tmp_path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -306,6 +307,63 @@ def test_an_image_that_is_there_twice_is_used_once(npz, tmp_path):
     problem = images.problem(settings, told.append)
     assert told[0] == "300 images are there twice: each is kept once"
     check(problem, settings)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("images --side 3000000000", "--side is 3000000000"),
+        ("text --vocabulary 99999999999999999999999", "--vocabulary is 9999"),
+        (
+            "images --heterogeneity shards99999999999999999999",
+            "--heterogeneity is shards9",
+        ),
+        ("images --weight-decay inf", "--weight-decay is inf"),
+        (
+            "images --out DATA/out",
+            "--out is DATA/out: it must not be inside --data DATA",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    words, told, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("DATA").mkdir()
+    name, *options = words.split()
+    out = [] if "--out" in options else ["--out", "out"]
+    assert run.main(["run", name, "--data", "DATA", *out, *options]) == 2
+    assert told in capsys.readouterr().err and not Path("DATA/out").exists()
+
+
+def test_names_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff.jsonl")
+    path.write_text("")
+    for named in (path, tmp_path):
+        with pytest.raises(ValueError, match=r"udcff\.jsonl' is no UTF-8; rename it"):
+            files_.digest([named])
+
+
+def test_files_behind_links_are_in_the_digest(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "a").write_text("1")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "there")
+    before = files_.digest([tmp_path / "data"])
+    (tmp_path / "there" / "a").write_text("2")
+    assert files_.digest([tmp_path / "data"]) != before
+
+
+def test_clients_of_one_label_and_dealt_clients_are_refused(tmp_path):
+    rows = [json.dumps({"text": f"is {i}", "label": 0}) for i in range(30)]
+    for name in "abc":
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    settings = clients.OwnClients(data=(tmp_path,), cache=tmp_path / "cache")
+    with pytest.raises(ValueError, match="all files have the label '0' alone"):
+        clients.problem(clients.resolve(settings), NOTHING)
+    settings = dataclasses.replace(settings, heterogeneity=("0.1",))
+    with pytest.raises(ValueError, match="clients are as they are"):
+        clients.resolve(settings).check()
 
 
 def test_a_text_is_known_by_its_options_where_they_are_its_own(tmp_path):
