@@ -12,13 +12,13 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.images import LARGEST, model_of
+from experiments.images import LARGEST, OwnImages, model_of
 from experiments.problem import Held, Problem, federations
 from experiments.settings import check_least, check_most
 from experiments.text import OwnText, problem_of_texts
@@ -54,6 +54,12 @@ class OwnClients(OwnText):
     """Resize images to so many pixels. Default: as they are."""
     base_batch: int = 64
     """Images of a step of the pre-training."""
+    train_head: bool | None = None
+    """Train the head for images too; it then travels and merges with the adapter.
+    Default: True for images. The head for texts is not trained."""
+    curvature: Literal["exact", "empirical", "sampled"] | None = None
+    """Which Fisher: over all classes of images, of the data's labels, or of labels
+    drawn. Default: of the data's labels for images, of drawn ones for texts."""
 
     def check(self) -> None:
         """As `OwnText.check`, and those of images."""
@@ -75,12 +81,12 @@ def resolve(settings: OwnClients) -> OwnClients:
     own = len(found) - _upstream(settings, len(found))
     if settings.clients > own:
         raise ValueError(f"--clients is {settings.clients}: there are {own}")
-    known = {"clients": settings.clients or own}
-    if not _is_text(found[0]):
-        known |= {"train_head": True, "curvature": "empirical"}
-    default = ("q_proj", "v_proj") if _is_text(found[0]) else ("query", "value")
-    known["targets"] = settings.targets or default
-    return dataclasses.replace(settings, **known)
+    kind = OwnText if _is_text(found[0]) else OwnImages
+    default = {f.name: f.default for f in dataclasses.fields(kind)}
+    names = "targets", "train_head", "curvature"
+    unset = [name for name in names if getattr(settings, name) in (None, ())]
+    own = {"clients": settings.clients or own, **{n: default[n] for n in unset}}
+    return dataclasses.replace(settings, **own)
 
 
 def problem(settings: OwnClients, note) -> Problem:

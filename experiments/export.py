@@ -124,7 +124,8 @@ def _problem(config: dict, options: Export, note) -> Problem:
     settings = restored(kind, config)
     if configuration(config["experiment"], settings, "run") != config:
         raise ValueError(
-            f"the data of {options.run} have changed since; export where they have not"
+            f"the data, or the checkpoint, of {options.run} have changed since; export "
+            "where they have not"
         )
     how = {"cache": options.cache, "precision": "float32"}
     problem = experiment.problem(dataclasses.replace(settings, **how), note)

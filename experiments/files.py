@@ -77,7 +77,8 @@ def digest(paths: Sequence[Path]) -> str:
     for path in paths:
         for file in _below(path):
             total.update(_encoded(file.relative_to(path)))
-            total.update(hashlib.blake2b(file.read_bytes()).digest())
+            with open(file, "rb") as opened:
+                total.update(hashlib.file_digest(opened, "blake2b").digest())
     return total.hexdigest()
 
 

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 
 from experiments.base import cached_base
 from experiments.problem import Problem, Writer, initial_adapter
@@ -39,6 +40,7 @@ class Language(Settings):
     """Modules to adapt: regular expressions for the end of a module's path."""
     curvature: Literal["exact", "empirical", "sampled"] = "sampled"
     """Which Fisher: of the data's answers, or of answers drawn from the model."""
+    train_head: tyro.conf.Suppress[bool] = False
     normalise: bool = False
     """Choose options by their log-likelihood a token, not whole."""
     base_seed: int = 0
@@ -50,10 +52,6 @@ class Language(Settings):
         """As `Settings.check`, and those of texts."""
         super().check()
         check_base(self)
-        if self.curvature == "exact":
-            raise ValueError(
-                "--curvature is exact: answers of many tokens need sampled"
-            )
 
 
 class Model(NamedTuple):
@@ -73,7 +71,14 @@ def problem_of(
     found: Model,
     federations: dict[tuple[str, int], Federation],
 ) -> Problem:
-    """A problem of a Llama, whose parameters are read once all is checked."""
+    """A problem of a Llama, whose parameters are read once all is checked.
+
+    Raises `ValueError` for settings that a Llama does not know.
+    """
+    if settings.curvature == "exact":
+        raise ValueError("--curvature is exact: answers of many tokens need sampled")
+    if settings.train_head:
+        raise ValueError("--train-head is set: a Llama has no head of its own to train")
     reduced = settings.precision != "float32"
     dtype = "bfloat16" if reduced else "float32"
     config = dataclasses.replace(found.config, dtype=dtype, remat=settings.remat)

@@ -39,6 +39,7 @@ from experiments.profiling import keep_compiled
 from experiments.settings import Settings, resolved
 from experiments.store import Cell, Store, open_store
 from potara_jax.federated.registry import load_file
+from potara_jax.models import weights
 
 _USER_ERROR = 2
 _INTERRUPTED = 130
@@ -104,14 +105,15 @@ def _refusing() -> Iterator[None]:
 
 
 def configuration(name: str, settings: Settings, job: str) -> dict:
-    """What determines a run's results: its settings, and its data where they are own.
+    """What determines a run's results: its settings, and the files that are the user's.
 
-    Raises `OSError` for data that cannot be read.
+    Raises `OSError` for files that cannot be read.
     """
     config = {"experiment": name, "job": job, **resolved(settings)}
-    if not EXPERIMENTS[name].own:
-        return config
-    return config | {files.DATA: files.digest(settings.data)}
+    own = [*settings.data] if EXPERIMENTS[name].own else []
+    if checkpoint := getattr(settings, "checkpoint", None):
+        own += weights.files_of(checkpoint)
+    return config | ({files.DATA: files.digest(own)} if own else {})
 
 
 def run(name: str, settings: Settings, console: Console, job: str = "run") -> None:

@@ -185,8 +185,8 @@ def _check_same(path, known, config):
     names = [n for n in {**config, **known} if config.get(n) != known.get(n)]
     if names == [files.DATA]:
         raise ValueError(
-            f"{path} holds a run on data that have changed since; set another --out, "
-            "or --rerun to replace it"
+            f"{path} holds a run on data, or a checkpoint, that have changed since; "
+            "set another --out, or --rerun to replace it"
         )
     if names:
         name = names[0]

@@ -197,6 +197,8 @@ def _alike(images: list[np.ndarray]) -> list[np.ndarray]:
 
 def _opened(path: Path, side) -> np.ndarray:
     try:
+        if not path.is_file():
+            raise ValueError("it is no file")
         with Image.open(path) as image:
             if image.mode[0] in "IF":
                 told = f"of mode {image.mode}; save it with 8 bits a colour"

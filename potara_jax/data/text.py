@@ -149,9 +149,12 @@ def _instructed(path: Path, records) -> list[Example]:
     def one(number, record) -> Example:
         name = "output" if record.get("output") or "answer" not in record else "answer"
         asked = _field(path, number, record, "instruction", str)
-        more = record.get("input")
+        more = _field(path, number, record, "input", str) if record.get("input") else ""
         prompt = f"{asked}\n{more}" if more else asked
-        return Example(f"{prompt}\n", (_field(path, number, record, name, str),))
+        answer = _field(path, number, record, name, str)
+        if not answer.strip():
+            raise ValueError(f"{path}, line {number}: the {name} is blank")
+        return Example(f"{prompt}\n", (answer,))
 
     return [one(*record) for record in records]
 

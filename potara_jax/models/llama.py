@@ -369,7 +369,8 @@ def config_of(found: dict) -> LlamaConfig:
         raise ValueError("use_sliding_window is true: only full attention is there")
     rope = found.get("rope_parameters") or {}
     scaling = found.get("rope_scaling") or rope
-    theta = found.get("rope_theta") or rope.get("rope_theta") or 10000.0
+    told = (each.get("rope_theta") for each in (found, rope))
+    theta = next((each for each in told if each is not None), 10000.0)
     heads, key_heads = _heads(found)
     weights.check_sizes(found, *_SIZES)
     weights.check_numbers(found | {"rope_theta": theta}, "rms_norm_eps", "rope_theta")

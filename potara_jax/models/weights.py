@@ -128,6 +128,12 @@ def folder_of(name: str) -> Path:
     )
 
 
+def files_of(name: str) -> list[Path]:
+    """The files of a checkpoint in a folder, sorted; none for a name on the hub."""
+    folder = Path(name).expanduser()
+    return sorted(path for wanted in _WANTED for path in folder.glob(wanted))
+
+
 # --- Reading -------------------------------------------------------------------------
 
 

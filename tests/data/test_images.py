@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -43,6 +45,13 @@ def test_numbered_classes_come_by_their_numbers_and_grey_images_have_one_colour(
     assert found.names == ("0", "9", "10") and found.labels[:3].tolist() == [2, 1, 0]
 
 
+def test_only_plain_numbers_of_some_digits_sort_as_numbers(tmp_path):
+    names = np.array(["²", "9" * 30, "10", "9", "a", "01"])
+    path = saved(tmp_path / "a.npz", images=PIXELS, labels=np.arange(6), names=names)
+    found = images.read([path])
+    assert found.names == ("01", "9", "10", "9" * 30, "a", "²")
+
+
 def folder(path):
     for name, pixels in (("cat", PIXELS[:2]), ("dog", PIXELS[2:5])):
         (path / name).mkdir(parents=True)
@@ -86,6 +95,10 @@ BAD = [
     ({"images": PIXELS[:, :0], "labels": LABELS}, "must be uint8"),
     ({"images": np.zeros((6, 3, 9, 9), np.uint8), "labels": LABELS}, "transpose them"),
     ({"images": PIXELS, "labels": LABELS, "names": list("aba")}, "two classes 'a'"),
+    (
+        {"images": PIXELS, "labels": LABELS, "names": ["a", "b", "\udcff"]},
+        "names are no texts",
+    ),
 ]
 
 
@@ -104,6 +117,10 @@ def test_what_cannot_be_read_is_named(tmp_path):
     own = folder(tmp_path / "own")
     (own / "cat" / "z.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"z\.png is no readable image"):
+        images.read([own])
+    (own / "cat" / "z.png").unlink()
+    os.mkfifo(own / "cat" / "z.png")
+    with pytest.raises(ValueError, match=r"z\.png is no readable image .*no file"):
         images.read([own])
     (own / "empty").mkdir()
     with pytest.raises(ValueError, match="empty holds no image"):

@@ -81,6 +81,13 @@ BAD = [
     (b'{"query": "x", "choices": ["a", "a "], "gold": 0}', "two choices are alike"),
     (b'{"text": "\\ud800", "label": 1}', "line 1 is not JSON"),
     (b'{"instruction": "x", "output": ""}', "line 1: output is ''; it must be a text"),
+    (b'{"instruction": "x", "output": " "}', "line 1: the output is blank"),
+    (
+        b'{"instruction": "x", "input": {}, "output": "y"}\n'
+        b'{"instruction": "x", "input": {"a": 1}, "output": "y"}',
+        "line 2: input is {'a': 1}; it must be a text",
+    ),
+    (b'{"text": "x", "label": " "}', "line 1: the label is blank"),
     (b'\n\n{"a": "x"}', "line 3 has a"),
     (b'{"question": "x"}', "line 1 has question: it needs choices, gold, query; or"),
     (b"\xff\xfe", "no UTF-8"),

@@ -169,7 +169,10 @@ def test_ones_own_clients_of_texts(lines, tmp_path):
     settings = clients.OwnClients(**how, vocabulary=300, width=32, depth=1)
     settings = clients.resolve(settings)
     settings.check()
-    assert settings.clients == 2
+    assert settings.clients == 2 and settings.curvature == "sampled"
+    asked = dataclasses.replace(settings, train_head=True)
+    with pytest.raises(ValueError, match="--train-head is set: a Llama has no head"):
+        clients.problem(asked, NOTHING)
     check(clients.problem(settings, NOTHING), settings)
 
 
@@ -190,7 +193,11 @@ def test_ones_own_clients_of_images(tmp_path):
     settings = clients.resolve(settings)
     settings.check()
     assert settings.clients == 2 and settings.targets == ("query", "value")
+    assert settings.train_head and settings.curvature == "empirical"
     check(clients.problem(settings, NOTHING), settings)
+    asked = {"train_head": False, "curvature": "exact", "targets": ("key",)}
+    settings = clients.resolve(clients.OwnClients(**how, **asked))
+    assert asked == {name: getattr(settings, name) for name in asked}
 
 
 REFUSED = [
@@ -295,10 +302,24 @@ def test_data_that_changed_under_a_run_are_refused(npz, tmp_path):
     own, labels = pixels(300)
     np.savez(npz, images=own, labels=labels)
     changed = run.configuration("images", settings, "run")
-    with pytest.raises(ValueError, match=r"on data that have changed since.*--rerun"):
+    with pytest.raises(ValueError, match=r"on data, or.* have changed since.*--rerun"):
         open_store(tmp_path / "run", changed, rerun=False, warn=NOTHING)
     with pytest.raises(ValueError, match="have changed since"):
         export._problem(config, export.Export(tmp_path / "run"), NOTHING)
+
+
+def test_a_checkpoint_that_changed_is_another_one(npz, files, tmp_path):
+    folder = shutil.copytree(files / "vit", tmp_path / "vit")
+    settings = images.OwnImages(data=(npz,), checkpoint=str(folder))
+    before = run.configuration("images", settings, "run")
+    assert before == run.configuration("images", settings, "run")
+    (folder / "notes.txt").write_text("not read")
+    assert before == run.configuration("images", settings, "run")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config, indent=3))
+    assert before != run.configuration("images", settings, "run")
+    of_a_name = cifar100.Cifar100(checkpoint="owner/model")
+    assert files_.DATA not in run.configuration("cifar100", of_a_name, "run")
 
 
 def test_an_image_that_is_there_twice_is_used_once(npz, tmp_path):
@@ -404,4 +425,5 @@ def test_every_experiment_of_texts_measures_drawn_labels():
     kinds = [e.settings["run"] for e in run.EXPERIMENTS.values()]
     of_texts = [kind for kind in kinds if issubclass(kind, Language)]
     assert len(of_texts) == 5
+    of_texts.remove(clients.OwnClients)  # whose kind decides
     assert {kind().curvature for kind in of_texts} == {"sampled"}

@@ -96,7 +96,8 @@ def test_a_damaged_index_is_named(tmp_path):
 
 
 WRONG = ({"hidden_size": 0}, {"num_hidden_layers": "2"}, {"num_key_value_heads": 3})
-WRONG += ({"rms_norm_eps": None}, {"rope_theta": -1.0}, {"max_position_embeddings": 0})
+WRONG += ({"rms_norm_eps": None}, {"rope_theta": -1.0}, {"rope_theta": 0})
+WRONG += ({"max_position_embeddings": 0},)
 
 
 @pytest.mark.parametrize("wrong", WRONG)
