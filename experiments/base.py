@@ -54,8 +54,11 @@ def _save(path: Path, params) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{os.getpid()}.{path.name}")
     flat = flatten_dict(dict(params), sep="/")
-    np.savez(beside, **{name: np.asarray(value) for name, value in flat.items()})
-    os.replace(beside, path)
+    try:
+        np.savez(beside, **{name: np.asarray(value) for name, value in flat.items()})
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _load(path: Path) -> Params:

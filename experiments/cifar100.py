@@ -53,6 +53,13 @@ class Cifar100(OwnImages):
     test_examples: int = 500
     """Test images of a client, at most, in its proportions."""
 
+    def check(self) -> None:
+        """As `OwnImages.check`, and that there is one folder."""
+        super().check()
+        if len(self.data) != 1:
+            named = " ".join(map(str, self.data)) or "nothing"
+            raise ValueError(f"--data names {named}: it must name one folder")
+
 
 def problem(settings: Cifar100, note) -> Problem:
     """The ViT and its federations, one a heterogeneity and seed."""

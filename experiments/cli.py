@@ -71,7 +71,8 @@ def _guarded(parse: Callable, command: Callable) -> int:
         raise
     except OSError as error:
         name = error.filename or "a file"
-        return _refused(f"cannot use {name} ({error.strerror}); name another folder")
+        reason = error.strerror or error
+        return _refused(f"cannot use {name} ({reason}); name another folder")
     except KeyboardInterrupt:
         print("potara: interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -110,6 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _command(words)
         finally:
             sys.stdout.flush()
+    except KeyboardInterrupt:  # while packages are imported
+        print("potara: interrupted", file=sys.stderr)
+        return _INTERRUPTED
     except BrokenPipeError:  # as of `potara run digits --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _NO_READER

@@ -17,8 +17,9 @@ from experiments.problem import Problem
 from experiments.run import EXPERIMENTS, configuration
 from experiments.settings import Settings
 from experiments.store import Cell, Store
+from potara_jax.adapters import peft
 from potara_jax.adapters.lora import Adapter
-from potara_jax.models import publishing
+from potara_jax.models import publishing, weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,9 @@ def export(options: Export, console: Console) -> None:
         for cell in cells
         for client in clients
     }
-    _check_free(folders.values(), options)
+    check = publishing.check_folded if options.folded else peft.check_free
+    for folder in folders.values():
+        check(folder, overwrite=options.overwrite)
     problem = _problem(config, options, note)
     base = _base(problem, out, options)
     for (cell, client), folder in folders.items():
@@ -73,25 +76,20 @@ def export(options: Export, console: Console) -> None:
     note(f"{len(folders)} models of {options.method}: {out}")
 
 
-def _check_free(folders, options: Export) -> None:
-    for folder in folders:
-        if folder.exists() and not options.overwrite:
-            raise ValueError(
-                f"{folder} is there already; name another --out, or --overwrite it"
-            )
-
-
 def _config(run: Path) -> dict:
     path = run / "config.json"
     if not path.is_file():
         raise ValueError(f"{run} is no run folder: it holds no config.json")
     config = files.read_json(path)
-    known = isinstance(config, dict) and config.get("experiment") in EXPERIMENTS
-    if not known or not {"job", "heterogeneity", "seeds", "clients"} <= set(config):
+    known = isinstance(config, dict) and config.get("experiment") in list(EXPERIMENTS)
+    if not known or not all(isinstance(config.get(n), k) for n, k in _HAS.items()):
         raise ValueError(f"{path} is not of a run: name the folder of one")
     if config["job"] != "run":
         raise ValueError(f"{run} holds a {config.get('job')}: only runs keep models")
     return config
+
+
+_HAS = {"job": str, "heterogeneity": list, "seeds": list, "clients": int}
 
 
 def _cells(options: Export, config: dict) -> list[Cell]:
@@ -121,17 +119,35 @@ def _problem(config: dict, options: Export, note) -> Problem:
     """The run's problem again, with its base in float32."""
     experiment = EXPERIMENTS[config["experiment"]]
     kind = experiment.settings["run"]
-    settings = restored(kind, config)
+    with weights.understanding(options.run / "config.json"):
+        settings = restored(kind, config)
+    for path in _read(settings):
+        if not path.expanduser().exists():
+            raise ValueError(
+                f"{path}, which {options.run} was run on, is not there; export from "
+                "the folder that it was run in"
+            )
     if configuration(config["experiment"], settings, "run") != config:
         raise ValueError(
             f"the data, or the checkpoint, of {options.run} have changed since; export "
             "where they have not"
         )
     how = {"cache": options.cache, "precision": "float32"}
-    problem = experiment.problem(dataclasses.replace(settings, **how), note)
+    try:
+        problem = experiment.problem(dataclasses.replace(settings, **how), note)
+    except ValueError as error:
+        raise ValueError(
+            f"the base of {options.run} is not to be had: {error}"
+        ) from None
     if problem.form is None:
         raise ValueError(f"models of {config['experiment']} cannot be exported")
     return problem
+
+
+def _read(settings: Settings) -> list[Path]:
+    """Files and folders that a run was told to read its data from."""
+    folder = getattr(settings, "data_dir", None)
+    return [*getattr(settings, "data", ()), *([folder] if folder else [])]
 
 
 def restored(kind: type[Settings], config: dict) -> Settings:
@@ -145,15 +161,18 @@ def _value(wanted, value):
     """A JSON value as the type of a setting."""
     if typing.get_origin(wanted) in (types.UnionType, typing.Union):
         wanted = next(t for t in typing.get_args(wanted) if t is not type(None))
-    if isinstance(value, list):
+    if typing.get_origin(wanted) is tuple and value is not None:
+        if not isinstance(value, list):
+            raise TypeError(f"{value!r} is no list")
         return tuple(_value(typing.get_args(wanted)[0], each) for each in value)
     return Path(value) if wanted is Path and value is not None else value
 
 
 def _base(problem: Problem, out: Path, options: Export) -> str:
     """What adapters are for: the checkpoint, or the base beside them."""
-    if problem.form.checkpoint:
-        return problem.form.checkpoint
+    if checkpoint := problem.form.checkpoint:
+        path = Path(checkpoint).expanduser()
+        return str(path.resolve()) if path.is_dir() else checkpoint
     folder = out / "base"
     if not options.folded:
         how = {"dtype": options.dtype}

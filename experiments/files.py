@@ -21,11 +21,14 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write beside, flush to disk, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(beside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -37,31 +40,34 @@ def read_json(path: Path) -> Any:
     """The JSON value of a file; `ValueError` naming the file where it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); remove it") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from None
 
 
 def read_whole_json(path: Path, warn: Callable[[str], None]) -> Any | None:
-    """The JSON value of a file; None where it is not there or, with a line, damaged."""
+    """A file's JSON object; None where it is not there or, with a line, damaged."""
     if not path.exists():
         return None
     try:
-        return read_json(path)
+        found = read_json(path)
     except ValueError:
-        warn(f"{path} is damaged; making it anew")
-        return None
+        found = None
+    if isinstance(found, dict) and found:
+        return found
+    warn(f"{path} is damaged; making it anew")
+    return None
 
 
 def read_json_lines(path: Path) -> list[Any]:
     """The JSON values of a file's lines, without the torn one of a killed run."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     return [value for value in map(_parsed, lines) if value is not None]
 
 
-def _parsed(line: str) -> Any | None:
+def _parsed(line: bytes) -> Any | None:
     try:
         return json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
 
 

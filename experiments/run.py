@@ -201,7 +201,8 @@ def _guarded(name: str, settings: Settings, job: str) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        where = f"cannot use {error.filename or settings.out} ({error.strerror})"
+        named = error.filename or f"{settings.out} or {settings.cache}"
+        where = f"cannot use {named} ({error.strerror or error})"
         print(f"potara: {where}; set another --out or --cache", file=sys.stderr)
         return _USER_ERROR
     except KeyboardInterrupt:

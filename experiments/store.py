@@ -96,7 +96,8 @@ class Store(NamedTuple):
             file.write(json.dumps(saved.history[-1]) + "\n")
 
     def _metrics(self) -> list[dict]:
-        return files.read_json_lines(self.path / "metrics.jsonl")
+        found = files.read_json_lines(self.path / "metrics.jsonl")
+        return [x for x in found if isinstance(x, dict) and set(x) >= _PLACE]
 
     def keep_adapters(self, cell: Cell, method: str, adapters: Adapter) -> None:
         """Keep every client's adapter `[C, ...]`."""
@@ -143,6 +144,9 @@ class Store(NamedTuple):
         files.write_json(self.path / "cells" / f"{cell.name}.json", record)
 
 
+_PLACE = {"heterogeneity", "seed", "phase"}
+
+
 def _origin(line: dict) -> tuple[Cell, str]:
     return Cell(line["heterogeneity"], line["seed"]), line["phase"]
 
@@ -159,12 +163,24 @@ def open_store(
     if known.exists() and (rerun or not _begun(path)):
         _clear(path)
     elif known.exists():
-        _check_same(path, files.read_json(known), config)
+        _check_same(path, _known(known), config)
     elif any(not p.name.startswith(".") for p in path.iterdir()):
         raise ValueError(f"{path} is not empty and not a run folder; set another --out")
     files.write_json(known, config)
     files.write_json(path / "versions.json", versions())
     return Store(path, warn)
+
+
+def _known(path: Path) -> dict:
+    """The configuration of a run that is there."""
+    mend = "set another --out, or --rerun to replace the run"
+    try:
+        found = files.read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {mend}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no settings; {mend}")
+    return found
 
 
 def _begun(path: Path) -> bool:
@@ -188,6 +204,11 @@ def _check_same(path, known, config):
             f"{path} holds a run on data, or a checkpoint, that have changed since; "
             "set another --out, or --rerun to replace it"
         )
+    if {"job", "experiment"} & set(names):
+        told, asked = (
+            f"{c.get('job')} of {c.get('experiment')}" for c in (known, config)
+        )
+        raise ValueError(f"{path} holds a {told}, not a {asked}; set another --out")
     if names:
         name = names[0]
         option = "--" + name.replace("_", "-")

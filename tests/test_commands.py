@@ -323,7 +323,7 @@ def test_a_folder_that_holds_more_than_an_adapter_is_not_overwritten(tmp_path, c
     shutil.copytree(LOCAL, parent / "checkpoint-1")
     words = ["--adapters", str(parent), str(parent / "checkpoint-1")]
     assert merge(parent, "--overwrite", pair=words) == 2
-    assert "holds more than an adapter (checkpoint-1)" in capsys.readouterr().err
+    assert "holds more than a PEFT adapter (checkpoint-1)" in capsys.readouterr().err
     assert (parent / "checkpoint-1" / "adapter_config.json").is_file()
 
 

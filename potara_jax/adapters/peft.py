@@ -16,10 +16,7 @@ import functools
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +25,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save
 
-from potara_jax.adapters import peft_config
+from potara_jax.adapters import folders, peft_config
 from potara_jax.adapters.lora import Adapter, Entry, is_factors
 from potara_jax.adapters.peft_config import Config
 
@@ -325,7 +322,7 @@ def write(
     written = peft_config.plain_config(
         config or {}, rank=rank, targets=sorted(factors), whole=whole
     )
-    with _appearing(folder) as beside:
+    with folders.appearing(folder) as beside:
         (beside / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
         text = json.dumps(written, indent=2, sort_keys=True)
         (beside / CONFIG).write_text(text + "\n", encoding="utf-8")
@@ -333,18 +330,8 @@ def write(
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
     """Raise `ValueError` where a folder cannot be written or be replaced."""
-    if not folder.exists() and not folder.is_symlink():
-        return
-    if not overwrite:
-        raise ValueError(f"{folder} is there already; name another (or --overwrite it)")
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} holds no adapter, so it is not overwritten")
-    more = sorted({path.name for path in folder.iterdir()} - _OWN_FILES)
-    if more:
-        raise ValueError(
-            f"{folder} holds more than an adapter ({more[0]}), so it is not "
-            "overwritten; name another"
-        )
+    how = {"what": "PEFT adapter", "marker": CONFIG, "own": _OWN_FILES}
+    folders.check_free(folder, **how, overwrite=overwrite)
 
 
 def _checked_rank(path, entry) -> int:
@@ -379,41 +366,3 @@ def _stored(path, value, dtype) -> np.ndarray:
             "other weights if they are not finite"
         )
     return stored
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder to fill beside the one that appears, complete, when all is well."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    name = f".{folder.name}."
-    beside = Path(tempfile.mkdtemp(prefix=name, dir=folder.parent.resolve()))
-    try:
-        fresh = beside / "new"
-        fresh.mkdir()
-        yield fresh
-        for file in fresh.iterdir():
-            _flush(file)
-        _put(fresh, folder, beside / "old")
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _put(fresh: Path, folder: Path, old: Path) -> None:
-    """Rename a folder to its place; what was there comes back if that fails."""
-    replaced = folder.exists()
-    if replaced:
-        os.rename(folder, old)
-    try:
-        os.rename(fresh, folder)
-    except OSError:
-        if replaced:
-            os.rename(old, folder)
-        raise
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,6 +8,7 @@ catalogue, has a builder of this project's own, in `data.builders`.
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,15 +54,20 @@ def records(name: str, split: str, folder: str | os.PathLike[str] = DEFAULT):
     how = {"data_dir": folder, "file_format": "array_record"}
     own = builders.OWN.get(name)
     where = folder / (own.name if own else name.split("/")[0])
+    there = where.exists()
     try:
         builder = own(**how) if own else tfds.builder(name, **how)
         builder.download_and_prepare()
         found = builder.as_data_source(split=split)
     except Exception as error:  # whatever a download or a damaged file raises
-        reason = " ".join(str(error).split())[:160]
+        reason, mend = textwrap.shorten(str(error), 160, placeholder="..."), ""
+        if there:
+            mend = (
+                f"delete {where}, which is incomplete, damaged or of another version; "
+            )
         raise ValueError(
-            f"data set {name} is not in {folder} and cannot be had ({reason}); prepare "
-            "it where there is a network, with the same command, and copy "
+            f"data set {name} is not in {folder} and cannot be had ({reason}); {mend}"
+            f"prepare it where there is a network, with the same command, and copy "
             f"{where} here"
         ) from None
     return _sound(found, where)
@@ -71,7 +77,7 @@ def _sound(found: Iterable[Any], where: Path) -> Iterator[Any]:
     try:
         yield from found
     except Exception as error:  # whatever the reader raises
-        reason = " ".join(str(error).split())[:160]
+        reason = textwrap.shorten(str(error), 160, placeholder="...")
         raise ValueError(
             f"{where} is damaged ({reason}); delete it, and the same command prepares "
             "it again where there is a network"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from potara_jax.adapters import lora, peft
+from potara_jax.adapters import folders, lora, peft
 from potara_jax.adapters.lora import Adapter, Entry, Params, Site, is_factors
 from potara_jax.models import weights
 from potara_jax.models.weights import Table
@@ -35,8 +35,15 @@ class Form(NamedTuple):
 
 def read_files(folder: Path) -> dict[str, str]:
     """What belongs to a checkpoint beside its weights: tokenizer, preprocessor."""
-    found = (name for name in _FILES if (folder / name).is_file())
-    return {name: (folder / name).read_text(encoding="utf-8") for name in found}
+    found = (folder / name for name in _FILES if (folder / name).is_file())
+    return {path.name: _text(path) for path in found}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 ({error}); download it again") from None
 
 
 _FILES = (
@@ -94,19 +101,45 @@ def write_adapter(
 def write_folded(
     folder: Path, base: Params, adapter: Adapter, form: Form, *, dtype: str = "float32"
 ) -> None:
-    """The base with a client's adapter in it, as a checkpoint of its own."""
+    """The base with a client's adapter in it, as a checkpoint of its own; one that is
+    there is replaced.
+    """
     folded = lora.fold(base, adapter, form.sites, scale=form.scale)
-    write_base(folder, folded, form, dtype=dtype)
+    with folders.appearing(folder) as beside:
+        _write(beside, folded, form, dtype)
 
 
 def write_base(
     folder: Path, params: Params, form: Form, *, dtype: str = "float32"
 ) -> None:
-    """A whole checkpoint, its weights last."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A whole checkpoint.
+
+    Raises `ValueError` where the folder is there and holds anything else than that.
+    """
+    with folders.appearing(folder) as beside:
+        _write(beside, params, form, dtype)
+        if folder.exists() and not _same(beside, folder):
+            raise ValueError(
+                f"{folder} is there already and is no copy of this base; name another "
+                "--out, or remove it with the adapters that are for it"
+            )
+
+
+def check_folded(folder: Path, *, overwrite: bool) -> None:
+    """Raise `ValueError` where a folder cannot be written or be replaced."""
+    own = {weights.CONFIG, weights.WEIGHTS, *_FILES}
+    how = {"what": "whole model", "marker": weights.CONFIG, "own": own}
+    folders.check_free(folder, **how, overwrite=overwrite)
+
+
+def _write(folder: Path, params: Params, form: Form, dtype: str) -> None:
     for name, text in form.files.items():
-        beside = folder / f".{os.getpid()}.{name}"
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, folder / name)
+        (folder / name).write_text(text, encoding="utf-8")
     config = json.loads(json.dumps(form.config)) | {"torch_dtype": dtype}
     weights.save(folder, params, form.table, config, dtype=dtype)
+
+
+def _same(one: Path, other: Path) -> bool:
+    names = [path.name for path in one.iterdir()]
+    _, differ, missing = filecmp.cmpfiles(one, other, names, shallow=False)
+    return not differ and not missing

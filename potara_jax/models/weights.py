@@ -10,10 +10,12 @@ directions, so a folded model can be written as a checkpoint again.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -298,6 +300,7 @@ def save(
 
     dtype: of the parameters there; default: as they are. The weights are written
     beside and renamed, after the configuration.
+    Raises `OSError` where they cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -312,7 +315,11 @@ def save(
     beside.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     os.replace(beside, folder / CONFIG)
     beside = folder / f".{os.getpid()}.{WEIGHTS}"
-    save_file(tensors, beside, metadata={"format": "pt"})
+    try:
+        save_file(tensors, beside, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(folder)) from None
+    shutil.copymode(folder / CONFIG, beside)  # which safetensors leaves to the owner
     os.replace(beside, folder / WEIGHTS)
 
 

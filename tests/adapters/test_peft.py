@@ -382,7 +382,7 @@ def test_a_folder_that_is_there_is_replaced_only_if_asked(tmp_path):
 
 def test_what_is_no_adapter_is_never_overwritten(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="holds no adapter"):
+    with pytest.raises(ValueError, match="holds no PEFT adapter"):
         peft.write(tmp_path, read("local").adapter, overwrite=True)
     assert (tmp_path / "thesis.txt").exists()
 

@@ -72,6 +72,61 @@ def test_one_client_folded_says_what_its_adapter_says(finished):
     assert (made / "tokenizer.json").is_file()
 
 
+def test_nothing_but_its_like_is_replaced(finished, capsys):
+    folder, out = finished[0], finished[0] / "export"
+    assert cli.main(words(folder, "--clients", "0")) == 0
+    assert cli.main(words(folder, "--clients", "1")) == 0  # for the same base
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert cli.main(words(folder, "--overwrite", "--dtype", "float16")) == 2
+    assert "base is there already and is no copy" in capsys.readouterr().err
+    assert cli.main(words(folder, "--overwrite", "--folded")) == 2
+    assert "holds no whole model" in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    new = words(folder, "--folded", "--clients", "0", "--out", str(folder / "new"))
+    assert cli.main(new) == 0 and cli.main(new) == 2
+    assert cli.main([*new, "--overwrite"]) == 0
+    assert "is there already" in capsys.readouterr().err
+    (folder / "new" / CELL.name / "client-000" / "mine").write_text("")
+    assert cli.main([*new, "--overwrite"]) == 2
+    assert "holds more than a whole model (mine)" in capsys.readouterr().err
+
+
+def test_a_checkpoint_in_a_folder_is_named_from_the_root(
+    finished, tmp_path, monkeypatch
+):
+    problem, options = finished[1], export.Export(finished[0])
+    named = lambda name: problem._replace(form=problem.form._replace(checkpoint=name))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    found = export._base(named("own"), tmp_path, options)
+    assert found == str((tmp_path / "own").resolve())
+    assert export._base(named("owner/model"), tmp_path, options) == "owner/model"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"seeds": 5}, "is not of a run"),
+        ({"experiment": ["tasks"]}, "is not of a run"),
+        ({"merges": 3}, r"config.json cannot be understood"),
+        ({"job": "study"}, "holds a study: only runs keep models"),
+    ],
+)
+def test_damaged_settings_of_a_run_are_named(finished, change, told, capsys):
+    path = finished[0] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert cli.main(words(finished[0])) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_data_that_are_not_there_are_named(finished, capsys):
+    path = finished[0] / "config.json"
+    settings = {"experiment": "cifar100", "data": ["nowhere"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    assert cli.main(words(finished[0])) == 2
+    assert "nowhere, which" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

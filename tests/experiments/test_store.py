@@ -46,6 +46,18 @@ def test_another_configuration_is_refused_by_the_setting_that_differs(tmp_path):
         opened(tmp_path / "run", {**CONFIG, "rank": 4})
 
 
+def test_a_folder_of_another_job_or_with_damaged_settings_is_named(tmp_path):
+    how = {"job": "run", **CONFIG}
+    rounds(opened(tmp_path / "run", how), 1)
+    with pytest.raises(ValueError, match="a run of digits, not a study of digits"):
+        opened(tmp_path / "run", {**how, "job": "study"})
+    for content in (b"\xff", b"[1]"):
+        (tmp_path / "run/config.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"config\.json is damaged.*--rerun"):
+            opened(tmp_path / "run", how)
+    opened(tmp_path / "run", how, rerun=True)
+
+
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match="not a run folder"):
@@ -79,7 +91,10 @@ def test_a_torn_line_and_lines_after_the_checkpoint_are_made_anew(tmp_path):
     rounds(store, 2, "federated")
     rounds(store, 2, "local")
     with open(store.path / "metrics.jsonl", "a") as file:
+        file.write('{"a": 1}\n[2]\n')
         file.write(json.dumps(record(3, "local")) + "\n" + '{"heterogen')
+    with open(store.path / "metrics.jsonl", "ab") as file:
+        file.write(b"\xff\n")
     store.begin_phase(CELL, "local", jnp.ones(2))
     expected = [record(i, p) for p in ("federated", "local") for i in (1, 2)]
     assert lines(store) == expected
@@ -105,12 +120,13 @@ def test_damaged_results_are_reported_and_made_anew(tmp_path, name):
     lines = []
     store = opened(tmp_path / "run")._replace(warn=lines.append)
     store.end_cell(CELL, {"methods": []})
-    files.write_json(store.path / "results.json", {})
+    files.write_json(store.path / "results.json", {"methods": []})
     assert store.cell(CELL) is not None and store.results() is not None
-    (store.path / name).write_text('{"methods": [')
-    found = store.results() if name == "results.json" else store.cell(CELL)
-    assert found is None
-    assert len(lines) == 1 and name in lines[0]
+    for number, content in enumerate((b'{"methods": [', b"\xff{", b"{}", b"[1]"), 1):
+        (store.path / name).write_bytes(content)
+        found = store.results() if name == "results.json" else store.cell(CELL)
+        assert found is None
+        assert len(lines) == number and name in lines[-1]
 
 
 def test_unreadable_json_is_named(tmp_path):

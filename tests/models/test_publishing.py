@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from potara_jax.adapters import lora, peft
 from potara_jax.models import llama, publishing, vit, weights
@@ -78,6 +79,32 @@ def test_an_adapter_has_the_deltas_of_every_layer_by_its_name_there(make, tmp_pa
                 stored["base"].pop(key)
                 np.testing.assert_array_equal(stored["folded"].pop(key), value)
     jax.tree.map(np.testing.assert_array_equal, stored["base"], stored["folded"])
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("No space left on device")
+
+    base, _, form = images()[2:]
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        publishing.write_base(tmp_path / "base", base, form)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_base_is_written_once_and_read_by_whom_its_config_is(tmp_path):
+    base, _, form = images()[2:]
+    folder = tmp_path / "base"
+    for _ in range(2):
+        publishing.write_base(folder, base, form)
+    modes = {path.stat().st_mode for path in folder.iterdir()}
+    assert len(modes) == 1 and len(list(folder.iterdir())) == 3
+    refused = pytest.raises(ValueError, match="is there already and is no copy")
+    with refused:
+        publishing.write_base(folder, base, form, dtype="float16")
+    (folder / "more.json").write_text("{ }")
+    with refused:
+        publishing.write_base(folder, base, form)
 
 
 def tensors(folder):
