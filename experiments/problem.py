@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.settings import Settings
@@ -13,7 +15,7 @@ from potara_jax.adapters import lora
 from potara_jax.adapters.lora import Adapter, Params
 from potara_jax.clients.task import Task
 from potara_jax.data import dealing, partition
-from potara_jax.data.federation import Batch, Federation
+from potara_jax.data.federation import Batch, Federation, Weighted
 from potara_jax.models.publishing import Form
 
 
@@ -76,9 +78,20 @@ def federations(
     cells = [(h, s) for h in settings.heterogeneity for s in settings.seeds]
     size = max(make(cell, None).train.index.shape[1] for cell in cells)
     made = {cell: make(cell, size) for cell in cells}
-    tested = max(int((f.test.weight > 0).sum(1).max()) for f in made.values())
-    cut = lambda f: f._replace(test=jax.tree.map(lambda x: x[:, :tested], f.test))
-    return {cell: cut(federation) for cell, federation in made.items()}
+    tested = max(_tested(federation.test) for federation in made.values())
+    fit = lambda f: f._replace(test=jax.tree.map(partial(_fitted, tested), f.test))
+    return {cell: fit(federation) for cell, federation in made.items()}
+
+
+def _tested(test: Weighted) -> int:
+    """The columns of a test up to the last one that counts for any client."""
+    return int(np.flatnonzero((test.weight > 0).any(0))[-1]) + 1
+
+
+def _fitted(size: int, x: jax.Array) -> jax.Array:
+    """Columns cut, or padded with zeros, to a number."""
+    kept = x[:, :size]
+    return jnp.pad(kept, ((0, 0), (0, size - kept.shape[1])))
 
 
 def dealt(
