@@ -140,6 +140,6 @@ def _write(folder: Path, params: Params, form: Form, dtype: str) -> None:
 
 
 def _same(one: Path, other: Path) -> bool:
-    names = [path.name for path in one.iterdir()]
-    _, differ, missing = filecmp.cmpfiles(one, other, names, shallow=False)
-    return not differ and not missing
+    names, there = ({path.name for path in folder.iterdir()} for folder in (one, other))
+    _, differ, unread = filecmp.cmpfiles(one, other, names, shallow=False)
+    return names == there and not differ and not unread

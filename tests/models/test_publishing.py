@@ -102,6 +102,10 @@ def test_a_base_is_written_once_and_read_by_whom_its_config_is(tmp_path):
     refused = pytest.raises(ValueError, match="is there already and is no copy")
     with refused:
         publishing.write_base(folder, base, form, dtype="float16")
+    (folder / "mine").write_text("years of work")
+    with refused:
+        publishing.write_base(folder, base, form)
+    (folder / "mine").unlink()
     (folder / "more.json").write_text("{ }")
     with refused:
         publishing.write_base(folder, base, form)
