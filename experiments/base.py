@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from experiments import files
 from potara_jax.adapters.lora import Params
 
 
@@ -51,14 +51,9 @@ def _hash(recipe, data) -> str:
 
 
 def _save(path: Path, params) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
     flat = flatten_dict(dict(params), sep="/")
-    try:
-        np.savez(beside, **{name: np.asarray(value) for name, value in flat.items()})
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with files.replacing(path) as file:
+        np.savez(file, **{name: np.asarray(value) for name, value in flat.items()})
 
 
 def _load(path: Path) -> Params:

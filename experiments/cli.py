@@ -73,9 +73,6 @@ def _guarded(parse: Callable, command: Callable) -> int:
         name = error.filename or "a file"
         reason = error.strerror or error
         return _refused(f"cannot use {name} ({reason}); name another folder")
-    except KeyboardInterrupt:
-        print("potara: interrupted", file=sys.stderr)
-        return _INTERRUPTED
     return 0
 
 
@@ -111,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _command(words)
         finally:
             sys.stdout.flush()
-    except KeyboardInterrupt:  # while packages are imported
+    except KeyboardInterrupt:  # maybe while packages are imported
         print("potara: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:  # as of `potara run digits --help | head`

@@ -54,21 +54,18 @@ def records(name: str, split: str, folder: str | os.PathLike[str] = DEFAULT):
     how = {"data_dir": folder, "file_format": "array_record"}
     own = builders.OWN.get(name)
     where = folder / (own.name if own else name.split("/")[0])
-    there = where.exists()
+    mend = ""
+    if where.exists():
+        mend = f"delete {where}, which is incomplete, damaged or of another version; "
     try:
         builder = own(**how) if own else tfds.builder(name, **how)
         builder.download_and_prepare()
         found = builder.as_data_source(split=split)
     except Exception as error:  # whatever a download or a damaged file raises
-        reason, mend = textwrap.shorten(str(error), 160, placeholder="..."), ""
-        if there:
-            mend = (
-                f"delete {where}, which is incomplete, damaged or of another version; "
-            )
         raise ValueError(
-            f"data set {name} is not in {folder} and cannot be had ({reason}); {mend}"
-            f"prepare it where there is a network, with the same command, and copy "
-            f"{where} here"
+            f"data set {name} is not in {folder} and cannot be had ({_brief(error)}); "
+            f"{mend}prepare it where there is a network, with the same command, and "
+            f"copy {where} here"
         ) from None
     return _sound(found, where)
 
@@ -77,11 +74,15 @@ def _sound(found: Iterable[Any], where: Path) -> Iterator[Any]:
     try:
         yield from found
     except Exception as error:  # whatever the reader raises
-        reason = textwrap.shorten(str(error), 160, placeholder="...")
         raise ValueError(
-            f"{where} is damaged ({reason}); delete it, and the same command prepares "
-            "it again where there is a network"
+            f"{where} is damaged ({_brief(error)}); delete it, and the same command "
+            "prepares it again where there is a network"
         ) from None
+
+
+def _brief(error: Exception) -> str:
+    """What went wrong, on one short line."""
+    return textwrap.shorten(str(error), 160, placeholder="...")
 
 
 def texts(
