@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter
 
 from benchmarks.measure import Line, Point
-from potara_jax.evaluation import drawing
+from potara_jax.reports import drawing
 
 _HEIGHT = 3.6
 _WIDE = 20

@@ -20,8 +20,8 @@ from rich.table import Table
 from benchmarks import figure, machine, merging, speed
 from benchmarks.measure import Line
 from benchmarks.merging import Sizes
-from experiments import files
-from experiments.store import versions
+from potara_jax.runs import files
+from potara_jax.runs.store import versions
 
 # As `potara` has it; it is read when JAX makes its first LAPACK call.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -18,12 +18,12 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from potara_jax.experiments.images import OwnImages, problem_of_images
 
-from experiments.images import OwnImages, problem_of_images
-from experiments.problem import Problem
-from experiments.settings import Precision
 from potara_jax.data import catalogue
 from potara_jax.data.images import Images
+from potara_jax.experiment.problem import Problem
+from potara_jax.experiment.settings import Precision
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,15 +17,15 @@ from typing import ClassVar, Literal
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from potara_jax.experiments.images import LARGEST, OwnImages, model_of
+from potara_jax.experiments.text import OwnText, problem_of_texts
 
-from experiments.images import LARGEST, OwnImages, model_of
-from experiments.problem import Held, Problem, federations
-from experiments.settings import check_least, check_most
-from experiments.text import OwnText, problem_of_texts
-from experiments.vision import problem_of
 from potara_jax.data import dealing, images, text
 from potara_jax.data.federation import Batch
 from potara_jax.data.images import Images
+from potara_jax.experiment.problem import Held, Problem, federations
+from potara_jax.experiment.settings import check_least, check_most
+from potara_jax.experiment.vision import problem_of
 
 _SHARES = {"train": 0.6, "heldout": 0.2, "test": 0.2}
 _TEXT = (".jsonl", ".jsonl.gz", ".json")

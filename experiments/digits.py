@@ -19,16 +19,16 @@ from pathlib import Path
 
 import jax
 
-from experiments.base import cached_base
-from experiments.problem import Problem, federations
-from experiments.settings import Settings, check_base, check_least
-from experiments.vision import Model, problem_of
 from potara_jax.adapters import lora
 from potara_jax.clients.task import classification
 from potara_jax.data import digits
 from potara_jax.data.federation import Federation
+from potara_jax.experiment.problem import Problem, federations
+from potara_jax.experiment.settings import Settings, check_base, check_least
+from potara_jax.experiment.vision import Model, problem_of
 from potara_jax.models.pretraining import pretrain
 from potara_jax.models.vit import ViT, ViTConfig
+from potara_jax.runs.bases import cached_base
 
 
 @dataclasses.dataclass(frozen=True)

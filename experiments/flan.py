@@ -19,8 +19,9 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 
-from experiments import suites
-from experiments.suites import Suite
+from potara_jax.experiments import suites
+from potara_jax.experiments.suites import Suite
+
 from potara_jax.data import catalogue
 
 

@@ -21,24 +21,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.base import cached_base
-from experiments.problem import Problem, dealt, federations
-from experiments.settings import (
+from potara_jax.adapters import lora
+from potara_jax.clients.task import classification
+from potara_jax.data import images
+from potara_jax.data.federation import Batch, Federation
+from potara_jax.data.images import Images
+from potara_jax.experiment.problem import Problem, dealt, federations
+from potara_jax.experiment.settings import (
     Settings,
     check_apart,
     check_base,
     check_least,
     check_most,
 )
-from experiments.vision import Model, problem_of
-from potara_jax.adapters import lora
-from potara_jax.clients.task import classification
-from potara_jax.data import images
-from potara_jax.data.federation import Batch, Federation
-from potara_jax.data.images import Images
+from potara_jax.experiment.vision import Model, problem_of
 from potara_jax.models import publishing, vit, weights
 from potara_jax.models.pretraining import pretrain
 from potara_jax.models.vit import ViT, ViTConfig
+from potara_jax.runs.bases import cached_base
 
 _RATE = 1e-3
 LARGEST = 4096  # pixels of a side

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.language import (
+from potara_jax.data import catalogue
+from potara_jax.data.catalogue import Source
+from potara_jax.data.text import Example
+from potara_jax.experiment.language import (
     Language,
     encoded,
     loaded,
     pool_of,
     problem_of,
 )
-from experiments.problem import Held, Problem, dealt, federations
-from experiments.settings import Precision, check_least
-from potara_jax.data import catalogue
-from potara_jax.data.catalogue import Source
-from potara_jax.data.text import Example
+from potara_jax.experiment.problem import Held, Problem, dealt, federations
+from potara_jax.experiment.settings import Precision, check_least
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,16 +21,16 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.language import (
+from potara_jax.data import generated, tokens
+from potara_jax.data.tokens import Packed
+from potara_jax.experiment.language import (
     Language,
     Model,
     pool_of,
     pretrained,
     problem_of,
 )
-from experiments.problem import Held, Problem, dealt, federations
-from potara_jax.data import generated, tokens
-from potara_jax.data.tokens import Packed
+from potara_jax.experiment.problem import Held, Problem, dealt, federations
 from potara_jax.models.llama import LlamaConfig
 
 MODEL = LlamaConfig(

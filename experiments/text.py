@@ -16,7 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.language import (
+from potara_jax.adapters import lora
+from potara_jax.data import text, tokens
+from potara_jax.data.text import Example
+from potara_jax.data.tokens import Tokenizer
+from potara_jax.experiment.language import (
     Language,
     Model,
     encoded,
@@ -25,12 +29,8 @@ from experiments.language import (
     pretrained,
     problem_of,
 )
-from experiments.problem import Held, Problem, dealt, federations
-from experiments.settings import check_apart, check_least, check_most
-from potara_jax.adapters import lora
-from potara_jax.data import text, tokens
-from potara_jax.data.text import Example
-from potara_jax.data.tokens import Tokenizer
+from potara_jax.experiment.problem import Held, Problem, dealt, federations
+from potara_jax.experiment.settings import check_apart, check_least, check_most
 from potara_jax.models.llama import LlamaConfig
 
 _TRAIN, _UPSTREAM = 0.6, 0.4

@@ -22,7 +22,7 @@ import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
-from experiments import cli
+from potara_jax.cli import main as cli
 from tests.adapters.make_peft_fixtures import FOLDER, base, layers, logits
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}

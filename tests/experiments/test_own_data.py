@@ -10,24 +10,24 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-
-from experiments import (
+from potara_jax.experiments import (
     cifar100,
     clients,
     commonsense,
-    export,
     flan,
     images,
-    run,
     tasks,
     text,
 )
-from experiments import files as files_
-from experiments.language import Language, loaded
-from experiments.store import open_store
+
+from potara_jax.cli import export
 from potara_jax.data import text as texts
 from potara_jax.data import tokens
 from potara_jax.data.text import Example
+from potara_jax.experiment.language import Language, loaded
+from potara_jax.jobs import run
+from potara_jax.runs import files as files_
+from potara_jax.runs.store import open_store
 from tests import small
 
 NOTHING = lambda told: None

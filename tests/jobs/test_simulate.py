@@ -1,0 +1,118 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from potara_jax.jobs import run, simulate
+
+TINY = {
+    "clients": 12,
+    "cohort": 4,
+    "federated-rounds": 5,
+    "federated": "ditto",
+    "local-steps": 2,
+    "examples": 9,
+    "samples": 4,
+    "scored": 5,
+    "base-steps": 3,
+    "depth": 1,
+    "targets": "query",
+    "rank": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def simulated(cache: Path, out: Path, **more) -> int:
+    settings = TINY | {"out": out, "cache": cache} | more
+    words = [word for k, v in settings.items() for word in (f"--{k}", str(v))]
+    return run.main(["simulate", "digits", *words])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cache, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("simulate") / "run"
+    assert simulated(cache, out) == 0
+    return out
+
+
+def results(folder: Path) -> dict:
+    found = json.loads((folder / "results.json").read_text())
+    for cell in found["cells"]:
+        cell.pop("seconds")
+    return found
+
+
+def kept(folder: Path) -> list[np.ndarray]:
+    return [np.load(path) for path in sorted(folder.glob("states/*/*.npy"))]
+
+
+def test_a_simulation_says_what_it_was(undisturbed):
+    (cell,) = results(undisturbed)["cells"]
+    assert cell["algorithm"] == "Ditto"
+    assert (cell["clients"], cell["cohort"]) == (12, 4)
+    assert cell["steps"] == 5 * 4 * 2 * 2  # ditto trains two models
+    lines = (undisturbed / "metrics.jsonl").read_text().splitlines()
+    rounds = [json.loads(line) for line in lines]
+    assert [line["round"] for line in rounds] == [1, 2, 3, 4, 5]
+    sent = sum(line["bytes_up"] + line["bytes_down"] for line in rounds)
+    assert cell["curve"][-1]["bytes"] == sent
+    begun = kept(undisturbed)[0]
+    assert begun.dtype == bool
+    assert begun.sum() == cell["seen"]
+    assert 4 <= cell["seen"] < 12
+    page = (undisturbed / "report.html").read_text()
+    assert page.count("<img") == 2
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_broken_off_simulation_ends_with_the_same_results(
+    cache, undisturbed, tmp_path, monkeypatch, after
+):
+    name_left_out = simulate.name_left_out
+
+    def break_off(history, *args):
+        if len(history) == after:
+            raise KeyboardInterrupt
+        name_left_out(history, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(simulate, "name_left_out", break_off)
+        assert simulated(cache, tmp_path / "run") == 130
+    assert simulated(cache, tmp_path / "run") == 0
+    assert results(tmp_path / "run") == results(undisturbed)
+    for mine, theirs in zip(kept(tmp_path / "run"), kept(undisturbed), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    for name in ("metrics.jsonl", "config.json"):
+        assert (tmp_path / "run" / name).read_text() == (undisturbed / name).read_text()
+
+
+def test_a_damaged_last_round_is_started_over(cache, undisturbed, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    for name in ("results.json", "cells"):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    last = folder / "checkpoints" / "0.1-seed-0" / simulate.NAME / "5"
+    for path in last.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:5])
+    assert simulated(cache, folder) == 0
+    assert "starting over" in capsys.readouterr().out
+    assert results(folder) == results(undisturbed)
+
+
+def test_more_clients_than_images_need_a_number_of_examples(capsys, cache, tmp_path):
+    words = ["--clients", "2000", "--out", str(tmp_path / "run")]
+    assert run.main(["run", "digits", *words, "--cache", str(cache)]) == 2
+    assert "--examples" in capsys.readouterr().err
+
+
+def test_nobody_scored_is_refused(capsys, cache, tmp_path):
+    assert simulated(cache, tmp_path / "run", scored=0) == 2
+    assert "--scored is 0" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+import csv
+import io
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from potara_jax.reports import study_report
+from potara_jax.reports.study_report import settings_of
+
+
+def estimate(name, mean, samples="heldout", number=30, **fields):
+    known = {"estimator": name, "samples": samples, "number": number}
+    return {**known, **fields, "mean": mean, "weight": 0.5, "passes": 2.0}
+
+
+def potara(value, mean, **fields):
+    kind = {"fisher": "exact", "space": "core", "factorisation": "diagonal"}
+    damped = {"damping": "relative", "value": value, "merge": "delta"}
+    return estimate("potara", mean, **kind, **damped, **fields)
+
+
+def cell(heterogeneity, seed, estimates, *, federated=0.5, local=0.6, best=0.8):
+    return {
+        "heterogeneity": heterogeneity,
+        "seed": seed,
+        "points": [0.0, 1.0],
+        "curve": [local, federated],
+        "federated": federated,
+        "local": local,
+        "best_constant": best,
+        "best_per_client": best,
+        "estimates": estimates,
+    }
+
+
+def results(*cells):
+    return {
+        "experiment": "digits",
+        "settings": {},
+        "versions": {},
+        "cells": list(cells),
+    }
+
+
+TWO_SEEDS = results(
+    cell("0.1", 0, [estimate("grid", 0.70), estimate("hermite", 0.74)]),
+    cell("0.1", 1, [estimate("grid", 0.72), estimate("hermite", 0.78)]),
+    cell("1", 0, [estimate("grid", 0.60), estimate("hermite", 0.58)], local=0.55),
+    cell("1", 1, [estimate("grid", 0.64), estimate("hermite", 0.66)], local=0.65),
+)
+
+
+def by_name(found):
+    return {setting.name: setting for setting in settings_of(found)}
+
+
+def test_regret_is_to_the_best_constant_weight_paired_by_seed():
+    found = by_name(TWO_SEEDS)["hermite"].regret
+    seeds = [(-6 - 22) / 2, (-2 - 14) / 2]  # of both heterogeneities, in points
+    assert found.mean == pytest.approx(np.mean(seeds))
+    error = np.std(seeds, ddof=1) / np.sqrt(2)
+    assert found.half == pytest.approx(stats.t.ppf(0.975, 1) * error)
+
+
+def test_the_difference_to_grid_is_within_the_cell():
+    found = by_name(TWO_SEEDS)
+    assert found["hermite"].to_grid.mean == pytest.approx((4 - 2 + 6 + 2) / 4)
+    assert found["grid"].to_grid == (0.0, 0.0)
+
+
+def test_the_worst_gain_is_that_of_the_worst_heterogeneity():
+    # 1: .58 over .55 and .66 over .65
+    assert by_name(TWO_SEEDS)["hermite"].worst_gain == pytest.approx((3 + 1) / 2)
+
+
+def test_one_seed_has_no_interval():
+    found = by_name(results(TWO_SEEDS["cells"][0]))["hermite"].regret
+    assert found.half == 0.0
+
+
+def test_grid_on_other_samples_is_not_compared_with():
+    more = [estimate("grid", 0.70), estimate("grid", 0.50, "train")]
+    found = by_name(results(cell("1", 0, [*more, estimate("soup", 0.6, "train")])))
+    assert found["soup"].to_grid.mean == pytest.approx(10)
+
+
+def test_of_dampings_the_best_is_shown_and_the_file_has_all():
+    grids = [estimate("grid", 0.7)]
+    found = results(cell("1", 0, [*grids, potara(0.1, 0.6), potara(1.0, 0.7)]))
+    best = study_report.best_damped(settings_of(found))
+    assert [s.fields.get("value") for s in best] == [None, 1.0]
+    lines = list(csv.DictReader(io.StringIO(study_report.csv_text(found))))
+    assert [line["value"] for line in lines] == ["", "0.1", "1.0"]
+    assert float(lines[1]["regret"]) == pytest.approx(-20)
+    assert float(lines[2]["accuracy_1"]) == 0.7
+
+
+def test_names_say_what_the_curvature_is_of():
+    fields = potara(0.3, 0.5)
+    assert study_report.name_of(fields) == "potara, exact core, relative 0.3"
+    fields |= {"factorisation": "kronecker", "merge": "factor"}
+    name = study_report.name_of(fields)
+    assert name == "potara, exact kronecker core, relative 0.3, factors merged"
+
+
+def test_the_page_holds_every_figure_and_line(tmp_path):
+    kinds = [
+        each
+        for samples in ("train", "heldout")
+        for number in (5, 30)
+        for each in (
+            estimate("grid", 0.7, samples, number),
+            potara(0.1, 0.6, samples=samples, number=number),
+            potara(1.0, 0.7, samples=samples, number=number),
+        )
+    ]
+    found = results(*(cell(h, s, kinds) for h in ("0.1", "tasks") for s in (0, 1)))
+    drawn = study_report.draw(found, tmp_path)
+    assert [path.stem for path in drawn] == ["samples", "damping", "heterogeneity"]
+    text = study_report.render(found, drawn)
+    assert text.count("<img") == 3
+    assert "potara, exact core, relative 1" in text
+    assert study_report.terminal_table(found).row_count == 4  # of 30 samples

@@ -1,0 +1,48 @@
+import jax
+import pytest
+
+from potara_jax.runs import profiling
+from potara_jax.runs.profiling import keep_compiled, traced
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 6])
+def test_a_few_rounds_are_traced(tmp_path, rounds):
+    notes, step = [], jax.jit(lambda x: x @ x)
+    for number in traced(range(rounds), tmp_path / "trace", notes.append):
+        jax.block_until_ready(step(jax.numpy.ones((3 + number, 3 + number))))
+    assert notes == [f"profile: {tmp_path / 'trace'}"]
+    assert list(tmp_path.rglob("perfetto_trace.json.gz"))
+    assert list(tmp_path.rglob("*.xplane.pb"))
+
+
+def test_a_trace_ends_where_the_rounds_break_off(tmp_path):
+    notes = []
+    with pytest.raises(KeyboardInterrupt):
+        for number in traced(range(9), tmp_path / "trace", notes.append):
+            if number == 2:
+                raise KeyboardInterrupt
+    assert len(notes) <= 1
+    jax.profiler.start_trace(tmp_path / "another")  # nothing is being traced any more
+    jax.profiler.stop_trace()
+
+
+def test_nothing_is_traced_unless_wanted():
+    assert list(traced(range(5), None, pytest.fail)) == [0, 1, 2, 3, 4]
+
+
+@pytest.fixture
+def forgotten():
+    """JAX as it is when nobody has told it where to keep programs."""
+    name = "jax_compilation_cache_dir"
+    before = getattr(jax.config, name)
+    jax.config.update(name, None)
+    yield
+    jax.config.update(name, before)
+
+
+def test_compiled_programs_are_kept_in_the_cache(tmp_path, forgotten, monkeypatch):
+    keep_compiled(tmp_path)
+    folder = jax.config.jax_compilation_cache_dir
+    assert folder == str(tmp_path / "compiled" / profiling._processor())
+    keep_compiled(tmp_path / "elsewhere")
+    assert jax.config.jax_compilation_cache_dir == folder

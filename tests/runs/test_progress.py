@@ -1,0 +1,47 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from potara_jax.runs import progress as module
+from potara_jax.runs.progress import Display
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_time_left_is_what_the_others_took(clock):
+    out = io.StringIO()
+    display, seen = Display(Console(file=out, width=99), total=5), []
+    with display:
+        for item in display.each("weights", "abcd"):
+            seen.append(item)
+            clock[0] += 30
+        for _ in range(3):
+            clock[0] += 20
+            display.round("federated", 0.5)
+    assert seen == list("abcd")
+    assert out.getvalue().splitlines() == [
+        "weights 2/4, 1:30 left",
+        "weights 3/4, 1:00 left",
+        "weights 4/4, 0:30 left",
+        "1/5 federated, loss 0.500, unknown time left",
+        "2/5 federated, loss 0.500, 1:00 left",
+        "3/5 federated, loss 0.500, 0:40 left",
+    ]
+
+
+def test_a_terminal_has_a_bar(clock):
+    out = io.StringIO()
+    console = Console(file=out, width=99, force_terminal=True, color_system=None)
+    with Display(console, total=5) as display:
+        display.skip(2)
+        display.round("federated", None)
+        for _ in display.each("weights", "abc"):
+            clock[0] += 30
+    shown = out.getvalue()
+    assert "3/5" in shown and "weights 3/3, 0:30 left" in shown
