@@ -1,0 +1,164 @@
+"""An experiment as one value: groups of settings, and what makes its problem."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from potara_jax.experiment.problem import Problem
+from potara_jax.experiment.settings import (
+    NATURAL,
+    Cells,
+    Communication,
+    Compute,
+    Federated,
+    Local,
+    Lora,
+    Merging,
+    Participation,
+    Pretraining,
+    Training,
+    require_that,
+)
+
+Log = Callable[[str], None]
+SOURCE = "source"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A federation of clients that adapt one base, and how they do it.
+
+    Two experiments with the same `settings()` give the same results. To change one,
+    make another: `experiment.replace(lora=Lora(rank=4))`, or
+    `experiment.set({"lora.rank": 4})`.
+
+    Attributes:
+      name: what it is called on the command line and in reports.
+      make_problem: `(experiment, log) -> Problem`: its model, base and federations;
+        `log` takes a line for the user. Raises `ValueError` for what cannot be.
+      summary: one line on what it is.
+      source: its data and model: a frozen dataclass of its own, or None. It may have a
+        method `check(experiment)` that raises `ValueError`.
+      cells ... compute: the groups of settings, see each.
+      pretraining: None where the base is always a checkpoint.
+      presets: changes (as `set` takes them) that jobs start from, by the job's name.
+      tuned: for each algorithm, keyword arguments that a search has chosen:
+        `local_rate` and those of its factory.
+      natural: whether the data say who the clients are.
+      resolve: fills in what depends on the data, before anything is checked.
+      files: the user's files whose content determines the results.
+    """
+
+    name: str
+    make_problem: Callable[[Experiment, Log], Problem]
+    summary: str = ""
+    source: Any = None
+    cells: Cells = Cells()
+    lora: Lora = Lora()
+    training: Training = Training()
+    federated: Federated = Federated()
+    participation: Participation = Participation()
+    communication: Communication = Communication()
+    local: Local = Local()
+    merging: Merging = Merging()
+    pretraining: Pretraining | None = None
+    compute: Compute = Compute()
+    presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    tuned: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    natural: bool = False
+    resolve: Callable[[Experiment], Experiment] = lambda experiment: experiment
+    files: Callable[[Experiment], list[Path]] = lambda experiment: []
+
+    def replace(self, **groups: Any) -> Experiment:
+        """The experiment with some of its groups replaced."""
+        return dataclasses.replace(self, **groups)
+
+    def set(self, changes: Mapping[str, Any]) -> Experiment:
+        """The experiment with some settings changed, by their dotted names.
+
+        Raises `ValueError` for a name that is no setting of this experiment.
+        """
+        experiment = self
+        for name, value in changes.items():
+            group, _, field = name.partition(".")
+            if name not in self.settings():
+                known = ", ".join(self.settings())
+                raise ValueError(f"there is no setting {name}; there are {known}")
+            changed = dataclasses.replace(getattr(experiment, group), **{field: value})
+            experiment = experiment.replace(**{group: changed})
+        return experiment
+
+    def groups(self) -> Iterator[tuple[str, Any]]:
+        """The groups of settings by name, those that the experiment has."""
+        for name in (SOURCE, *GROUPS):
+            if (group := getattr(self, name)) is not None:
+                yield name, group
+
+    def settings(self) -> dict[str, Any]:
+        """All settings by their dotted names, as JSON values."""
+        return {
+            f"{name}.{field.name}": _json(getattr(group, field.name))
+            for name, group in self.groups()
+            for field in dataclasses.fields(group)
+        }
+
+    def restored(self, settings: Mapping[str, Any]) -> Experiment:
+        """The experiment with settings as `settings()` gave them.
+
+        Raises `TypeError` or `ValueError` where a value is not of its setting's kind.
+        """
+        changes = {}
+        for group_name, group in self.groups():
+            kinds = typing.get_type_hints(type(group))
+            for field, kind in kinds.items():
+                name = f"{group_name}.{field}"
+                if name in settings:
+                    changes[name] = _of_kind(kind, settings[name])
+        return self.set(changes)
+
+    def check(self) -> None:
+        """Raise `ValueError` with the first setting that cannot be, and the mend."""
+        for name, group in self.groups():
+            if name != SOURCE:
+                group.check()
+        self._check_together()
+        if hasattr(self.source, "check"):
+            self.source.check(self)
+
+    def _check_together(self) -> None:
+        heterogeneity = self.cells.heterogeneity
+        natural = heterogeneity == (NATURAL,)
+        expected = NATURAL if self.natural else f"other than {NATURAL}"
+        good = natural if self.natural else NATURAL not in heterogeneity
+        require_that(good, "cells.heterogeneity", heterogeneity, expected)
+        alone = self.communication.privacy_clip is None or not self.participation.weighted
+        expected = "off: with privacy_clip it has no account of privacy"
+        require_that(alone, "participation.weighted", "on", expected)
+
+
+GROUPS = (
+    *("cells", "lora", "training", "federated", "participation", "communication"),
+    *("local", "merging", "pretraining", "compute"),
+)
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_json(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _of_kind(kind: Any, value: Any) -> Any:
+    """A JSON value as the kind of a setting."""
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if typing.get_origin(kind) is tuple and value is not None:
+        if not isinstance(value, list):
+            raise TypeError(f"{value!r} is no list")
+        return tuple(_of_kind(typing.get_args(kind)[0], each) for each in value)
+    return Path(value) if kind is Path and value is not None else value
