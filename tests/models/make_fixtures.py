@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import (
-    CLIPConfig,
-    CLIPModel,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
@@ -131,20 +129,6 @@ def main() -> None:
     )
     headless = ViTModel(ViTConfig(**sizes))
     image("vit-headless", headless, lambda m, x: {"features": m(x).last_hidden_state})
-    text = {
-        "vocab_size": 20,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    clip = CLIPConfig(text_config=text, vision_config=sizes, projection_dim=24)
-
-    def embeddings(model, images):
-        found = model.get_image_features(pixel_values=images)
-        return {"embedding": getattr(found, "pooler_output", found)}
-
-    image("clip", CLIPModel(clip), embeddings)
 
 
 if __name__ == "__main__":

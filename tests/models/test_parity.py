@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from potara_jax.models import clip, llama, vit, weights
+from potara_jax.models import llama, vit, weights
 from potara_jax.models.decoding import greedy
 from potara_jax.models.llama import Llama, Text
 
@@ -142,23 +142,3 @@ def test_a_vit_without_a_head_takes_one_of_any_size():
     normed = seen["intermediates"]["norm"]["__call__"][0]
     expected = golden("vit-headless")["features"]
     np.testing.assert_allclose(normed, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_clip_embeds_as_transformers_did_and_classifies_by_cosines():
-    config = clip.config_of(weights.read_config(FIXTURES / "clip"))
-    embedding, _ = loaded("clip", clip.Clip(config), clip.TABLE)
-    expected = golden("clip")["embedding"]
-    np.testing.assert_allclose(embedding, expected, atol=1e-5, rtol=1e-5)
-    config = clip.config_of(
-        weights.read_config(FIXTURES / "clip"), classes=3, scale=2.0
-    )
-    model, image = clip.Clip(config), jnp.asarray(golden("clip")["images"])
-    params = model.init(jax.random.key(0), image)["params"]
-    body = weights.load(
-        FIXTURES / "clip", clip.TABLE, {n: x for n, x in params.items() if n != "head"}
-    )
-    texts = jax.random.normal(jax.random.key(1), (3, 24))
-    head = {"kernel": clip.zero_shot_head(texts)}
-    logits = model.apply({"params": body | {"head": head}}, image)
-    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
-    np.testing.assert_allclose(logits, 2 * unit(expected) @ unit(texts).T, atol=1e-5)
