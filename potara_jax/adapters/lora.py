@@ -17,13 +17,17 @@ names and replaces the base's. Both kinds travel, train and merge together.
 The base is never changed: `bind` intercepts the calls of the adapted layers, so the
 base product stays one matrix product for all clients under `jax.vmap`, and `W + s a b`
 is formed only by `fold`.
+
+A *base* is a model's parameters, or all its variables, such as `{"params": ...,
+"batch_stats": ...}`, recognised by the key `params`. Collections beside the parameters
+are shared by all clients, read, and never changed.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,10 +41,13 @@ Params = Mapping[str, Any]
 Entry = dict[str, Array]
 Adapter = dict[str, Entry]
 Apply = Callable[..., Array]
+Shape = tuple[int, ...]
+Axes = tuple[Sequence[int], Sequence[int]]  # contracted and produced
+Interceptor = Callable[..., Any]  # as `flax.linen.intercept_methods` takes it
 
-_COLLECTION = "lora"
+_PARAMS, _LORA = "params", "lora"
 INT8_SCALE = "int8_scale"  # beside a kernel in int8, see `precision.to_int8`
-_SCALE = "params", INT8_SCALE
+_SCALE = _PARAMS, INT8_SCALE
 
 
 class Site(NamedTuple):
@@ -52,16 +59,19 @@ class Site(NamedTuple):
     """
 
     path: str
-    kernel: tuple[int, ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
+    kernel: Shape
+    inputs: Shape
+    outputs: Shape
     stack: int
 
     @property
-    def factor_shape(self) -> tuple[tuple[int, ...], int, int]:
+    def factor_shape(self) -> tuple[Shape, int, int]:
         """The scanned axes, `D` and `K`."""
-        size = lambda axes: math.prod(self.kernel[axis] for axis in axes)
-        return self.kernel[: self.stack], size(self.inputs), size(self.outputs)
+        inputs, outputs = (
+            math.prod(self.kernel[axis] for axis in axes)
+            for axes in (self.inputs, self.outputs)
+        )
+        return self.kernel[: self.stack], inputs, outputs
 
 
 def is_factors(entry: Entry) -> bool:
@@ -73,47 +83,49 @@ def is_factors(entry: Entry) -> bool:
 
 
 class _Layer(NamedTuple):
-    axes: Callable[[nn.Module, int], tuple[Sequence[int], Sequence[int]]]
-    project: Callable[[nn.Module, Array, Array], Array]
-    expand: Callable[[nn.Module, Array, Array, tuple[int, ...]], Array]
+    """A kind of layer: its kernel's axes, and its products with `a` and with `b`."""
+
+    axes: Callable[[Any, int], Axes]
+    project: Callable[[Any, Array, Array], Array]
+    expand: Callable[[Any, Array, Array, Shape], Array]
 
 
-def _matmul_expand(module, hidden, b, shape):
+def _matmul_expand(module: nn.Module, hidden: Array, b: Array, shape: Shape) -> Array:
     del module
     return (hidden @ b).reshape(shape)
 
 
-def _dense_axes(module, rank):
+def _dense_axes(module: nn.Module, rank: int) -> Axes:
     del module, rank
     return (0,), (1,)
 
 
-def _dense_project(module, x, a):
+def _dense_project(module: nn.Module, x: Array, a: Array) -> Array:
     del module
     return x @ a
 
 
-def _general_axes(module, rank):
+def _general_axes(module: nn.DenseGeneral, rank: int) -> Axes:
     contracted = len(_as_tuple(module.axis))
     if module.batch_dims:
         raise ValueError("a DenseGeneral with batch_dims")
     return range(contracted), range(contracted, rank)
 
 
-def _general_project(module, x, a):
+def _general_project(module: nn.DenseGeneral, x: Array, a: Array) -> Array:
     axes = sorted(axis % x.ndim for axis in _as_tuple(module.axis))  # as Flax has them
     x = jnp.moveaxis(x, axes, range(-len(axes), 0))
     return x.reshape(*x.shape[: -len(axes)], -1) @ a
 
 
-def _einsum_axes(module, rank):
+def _einsum_axes(module: nn.Einsum, rank: int) -> Axes:
     del rank
     _, kernel, output = _einsum_labels(module)
     inputs = [i for i, label in enumerate(kernel) if label not in output]
     return inputs, [i for i, label in enumerate(kernel) if label in output]
 
 
-def _einsum_project(module, x, a):
+def _einsum_project(module: nn.Einsum, x: Array, a: Array) -> Array:
     x_labels, kernel, output = _einsum_labels(module)
     contracted = "".join(label for label in kernel if label not in output)
     rest = "".join(label for label in x_labels if label not in contracted)
@@ -124,7 +136,7 @@ def _einsum_project(module, x, a):
     return jnp.einsum(equation, x, a)
 
 
-def _einsum_expand(module, hidden, b, shape):
+def _einsum_expand(module: nn.Einsum, hidden: Array, b: Array, shape: Shape) -> Array:
     x_labels, kernel, output = _einsum_labels(module)
     produced = "".join(label for label in kernel if label in output)
     contracted = [label for label in kernel if label not in output]
@@ -136,7 +148,7 @@ def _einsum_expand(module, hidden, b, shape):
     return jnp.einsum(equation, hidden, b)
 
 
-def _einsum_labels(module) -> tuple[str, str, str]:
+def _einsum_labels(module: nn.Einsum) -> tuple[str, str, str]:
     if module.einsum_str is None:
         raise ValueError("an Einsum whose equation comes with the call")
     operands, output = module.einsum_str.replace(" ", "").split("->")
@@ -158,7 +170,7 @@ def _free_label(used: str) -> str:
     return next(label for label in "rstuvwxyz" if label not in used)
 
 
-def _conv_axes(module, rank):
+def _conv_axes(module: nn.Conv, rank: int) -> Axes:
     if module.mask is not None:
         raise ValueError("a masked convolution")
     if module.feature_group_count != 1:
@@ -166,7 +178,7 @@ def _conv_axes(module, rank):
     return range(rank - 1), (rank - 1,)
 
 
-def _conv_project(module, x, a):
+def _conv_project(module: nn.Conv, x: Array, a: Array) -> Array:
     window = _as_tuple(module.kernel_size)
     down = module.clone(features=a.shape[-1], use_bias=False, parent=None, name=None)
     kernel = a.reshape(*window, x.shape[-1], a.shape[-1])
@@ -182,11 +194,11 @@ _LAYERS: dict[type[nn.Module], _Layer] = {
 
 
 def _layer(module: nn.Module) -> _Layer | None:
-    found = (_LAYERS[kind] for kind in type(module).__mro__ if kind in _LAYERS)
-    return next(found, None)
+    kinds = (_LAYERS[kind] for kind in type(module).__mro__ if kind in _LAYERS)
+    return next(kinds, None)
 
 
-def _as_tuple(value) -> tuple[int, ...]:
+def _as_tuple(value: int | Sequence[int]) -> Shape:
     return tuple(value) if isinstance(value, Sequence) else (value,)
 
 
@@ -198,17 +210,21 @@ def _path(module: nn.Module) -> str:
 
 
 def find_sites(
-    model: nn.Module, *inputs, targets: str | Sequence[str]
+    model: nn.Module, *inputs: Any, targets: str | Sequence[str]
 ) -> dict[str, Site]:
     """The kernels of `model` that `targets` name, by module path.
 
-    `targets` is one target or several, each a regular expression that must match the
-    end of a path at a path boundary: `query` and `attention/(query|value)` both match
-    `block_0/attention/query`. `inputs` (arrays or `jax.ShapeDtypeStruct`) are what the
-    model is called with; nothing is computed.
+    Args:
+      model: any Linen model.
+      inputs: what the model is called with; arrays may be `jax.ShapeDtypeStruct`s, as
+        nothing is computed. What is no array, such as a flag, is passed on as it is.
+      targets: one target or several, each a regular expression that must match the end
+        of a path at a path boundary: `query` and `attention/(query|value)` both match
+        `block_0/attention/query`.
 
-    Raises `ValueError` where a target is no regular expression, matches no adaptable
-    module, or matches a layer whose kernel has batch axes or groups.
+    Raises:
+      ValueError: where a target is no regular expression, matches no adaptable module,
+        or matches a layer whose kernel has batch axes or groups.
     """
     targets = (targets,) if isinstance(targets, str) else targets
     modules, params = _trace(model, *inputs)
@@ -222,17 +238,26 @@ def find_sites(
     return {path: _site(path, modules[path], params) for path in chosen}
 
 
-def _trace(model, *inputs) -> tuple[dict[str, nn.Module], dict[str, Any]]:
+def _trace(
+    model: nn.Module, *inputs: Any
+) -> tuple[dict[str, nn.Module], dict[str, Any]]:
+    """The adaptable modules and the shapes of all parameters, by path."""
     modules: dict[str, nn.Module] = {}
+    leaves, structure = jax.tree.flatten(inputs)
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
 
     def record(next_fun, args, kwargs, context):
         if context.method_name == "__call__" and _layer(context.module):
             modules.setdefault(_path(context.module), context.module.clone(parent=None))
         return next_fun(*args, **kwargs)
 
+    def initial(key: Array, arrays: dict[int, Array]) -> Params:
+        filled = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
+        return model.init(key, *jax.tree.unflatten(structure, filled))
+
     with nn.intercept_methods(record):
-        variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-    return modules, flatten_dict(dict(variables["params"]), sep="/")
+        variables = jax.eval_shape(initial, jax.random.key(0), arrays)
+    return modules, flatten_dict(dict(variables[_PARAMS]), sep="/")
 
 
 def _matches(target: str, path: str) -> bool:
@@ -244,27 +269,27 @@ def _matches(target: str, path: str) -> bool:
         ) from None
 
 
-def _summary(paths) -> str:
+def _summary(paths: Iterable[str]) -> str:
     """Module paths with their indices joined: `block_*/attention/query`."""
     return ", ".join(dict.fromkeys(re.sub(r"\d+", "*", path) for path in paths))
 
 
-def _site(path, module, params) -> Site:
+def _site(path: str, module: nn.Module, params: Mapping[str, Any]) -> Site:
     kernel = params[f"{path}/kernel"].shape
-    own = _kernel_rank(module)
+    rank = _kernel_rank(module)
     try:
-        inputs, outputs = _layer(module).axes(module, own)
+        inputs, outputs = _layer(module).axes(module, rank)
     except ValueError as reason:
         raise ValueError(
             f"'{path}' is {reason}, which LoRA cannot adapt; leave it out of the "
             "targets"
         ) from None
-    stack = len(kernel) - own
-    shifted = lambda axes: tuple(stack + axis for axis in axes)
-    return Site(path, kernel, shifted(inputs), shifted(outputs), stack)
+    stack = len(kernel) - rank
+    inputs, outputs = (tuple(stack + i for i in axes) for axes in (inputs, outputs))
+    return Site(path, kernel, inputs, outputs, stack)
 
 
-def _kernel_rank(module) -> int:
+def _kernel_rank(module: nn.Module) -> int:
     """The number of the kernel's axes, without those that the model scans over."""
     if isinstance(module, nn.DenseGeneral):
         return len(_as_tuple(module.axis)) + len(_as_tuple(module.features))
@@ -299,7 +324,7 @@ def check_rank(sites: Mapping[str, Site], rank: int) -> None:
         )
 
 
-def _init_site(key, site, rank) -> Entry:
+def _init_site(key: Array, site: Site, rank: int) -> Entry:
     stack, inputs, outputs = site.factor_shape
     bound = 1 / math.sqrt(inputs)
     a = jax.random.uniform(key, (*stack, inputs, rank), minval=-bound, maxval=bound)
@@ -314,13 +339,47 @@ def trained_modules(base: Params, paths: Sequence[str]) -> Adapter:
     return {path: _params_at(base, path) for path in paths}
 
 
-def _params_at(base, path) -> Entry:
-    flat = flatten_dict(dict(base), sep="/")
-    found = {k[len(path) + 1 :]: v for k, v in flat.items() if k.startswith(path + "/")}
-    if not found:
+def _params_at(base: Params, path: str) -> Entry:
+    flat, prefix = _flat_params(base), f"{path}/"
+    values = {
+        k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)
+    }
+    if not values:
         modules = sorted({key.split("/")[0] for key in flat})
         raise ValueError(f"no module '{path}' to train; there are: {_summary(modules)}")
-    return {name: jnp.asarray(value, jnp.float32) for name, value in found.items()}
+    return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
+
+
+# --- A base: parameters, or all variables --------------------------------------------
+
+
+def _flat_params(base: Params) -> dict[str, Array]:
+    """The parameters of a base by path, in a new dictionary."""
+    return flatten_dict(dict(base.get(_PARAMS, base)), sep="/")
+
+
+def _with_params(base: Params, flat: Mapping[str, Array]) -> Params:
+    """The base with other parameters, given by path."""
+    params = unflatten_dict(flat, sep="/")
+    return {**base, _PARAMS: params} if _PARAMS in base else params
+
+
+def _with_whole(base: Params, adapter: Adapter) -> Params:
+    """The base with the modules that an adapter has trained whole."""
+    flat = _flat_params(base)
+    for path, entry in adapter.items():
+        if not is_factors(entry):
+            flat.pop(f"{path}/{INT8_SCALE}", None)
+            flat |= {f"{path}/{name}": value for name, value in entry.items()}
+    return _with_params(base, flat)
+
+
+def _variables(base: Params, adapter: Adapter) -> Params:
+    """What the adapted model is applied to: all collections, the factors among them."""
+    base = _with_whole(base, adapter)
+    factors = {path: dict(e) for path, e in adapter.items() if is_factors(e)}
+    others = base if _PARAMS in base else {_PARAMS: base}
+    return {**others, _LORA: unflatten_dict(factors, sep="/")}
 
 
 # --- Applying and folding ------------------------------------------------------------
@@ -329,18 +388,15 @@ def _params_at(base, path) -> Entry:
 def bind(model: nn.Module, *, scale: float) -> Apply:
     """A pure function `apply(base, adapter, *inputs, **kwargs)` of the adapted model.
 
-    `base` is the model's parameters, `adapter` any `Adapter` (of any rank), `scale` the
-    factor `s = alpha / R` with which every delta is added. The product with the factors
-    is taken in the dtype of the layer's output.
+    `base` is the model's parameters or variables, `adapter` any `Adapter` (of any
+    rank), `scale` the factor `s = alpha / R` with which every delta is added. The
+    product with the factors is taken in the dtype of the layer's output.
     """
     intercept = _adder(scale)
 
-    def apply(base: Params, adapter: Adapter, *inputs, **kwargs) -> Array:
-        params, factors = _overlay(base, adapter)
+    def apply(base: Params, adapter: Adapter, *inputs: Any, **kwargs: Any) -> Array:
         with nn.intercept_methods(intercept):
-            return model.apply(
-                {"params": params, _COLLECTION: factors}, *inputs, **kwargs
-            )
+            return model.apply(_variables(base, adapter), *inputs, **kwargs)
 
     return apply
 
@@ -353,26 +409,29 @@ def bind_inputs(model: nn.Module, *, scale: float) -> Callable[..., dict[str, Ar
     """
     add = _adder(scale)
 
-    def apply(base: Params, adapter: Adapter, *inputs, **kwargs) -> dict[str, Array]:
+    def apply(
+        base: Params, adapter: Adapter, *inputs: Any, **kwargs: Any
+    ) -> dict[str, Array]:
         seen: dict[str, Array] = {}
         for path, entry in adapter.items():
             if is_factors(entry) and entry["a"].ndim != 2:
-                raise ValueError(f"the model scans over '{path}': no inputs of its own")
-        params, factors = _overlay(base, adapter)
+                raise ValueError(
+                    f"the model scans over '{path}', so the inputs of its single "
+                    "layers cannot be read"
+                )
         with nn.intercept_methods(_recorder(seen)), nn.intercept_methods(add):
-            variables = {"params": params, _COLLECTION: factors}
-            model.apply(variables, *inputs, **kwargs)
+            model.apply(_variables(base, adapter), *inputs, **kwargs)
         return seen
 
     return apply
 
 
-def _recorder(seen: dict[str, Array]):
+def _recorder(seen: dict[str, Array]) -> Interceptor:
     def record(next_fun, args, kwargs, context):
         module = context.module
         layer = _adapted_layer(context)
         if layer is not None:
-            size = module.get_variable(_COLLECTION, "a").shape[0]
+            size = module.get_variable(_LORA, "a").shape[0]
             whole = jnp.eye(size, dtype=args[0].dtype)
             rows = layer.project(module, args[0], whole).reshape(-1, size)
             seen["/".join(module.path)] = rows.astype(jnp.float32)
@@ -381,36 +440,24 @@ def _recorder(seen: dict[str, Array]):
     return record
 
 
-def _overlay(base, adapter) -> tuple[Params, Params]:
-    factors = {p: dict(e) for p, e in adapter.items() if is_factors(e)}
-    whole = {p: e for p, e in adapter.items() if not is_factors(e)}
-    params = flatten_dict(dict(base), sep="/")
-    for path in whole:
-        params.pop(f"{path}/{INT8_SCALE}", None)
-    params |= {
-        f"{path}/{name}": v for path, e in whole.items() for name, v in e.items()
-    }
-    return unflatten_dict(params, sep="/"), unflatten_dict(factors, sep="/")
-
-
-def _adapted_layer(context) -> _Layer | None:
+def _adapted_layer(context: nn.module.InterceptorContext) -> _Layer | None:
     """The kind of layer that is called, if it is one that has factors."""
     if context.method_name != "__call__" or not (layer := _layer(context.module)):
         return None
-    return layer if context.module.has_variable(_COLLECTION, "a") else None
+    return layer if context.module.has_variable(_LORA, "a") else None
 
 
-def _adder(scale: float):
+def _adder(scale: float) -> Interceptor:
     def add_delta(next_fun, args, kwargs, context):
         y, module = _rescaled(next_fun(*args, **kwargs), context), context.module
         layer = _adapted_layer(context)
         if layer is None:
             return y
-        read = lambda name: module.get_variable(_COLLECTION, name).astype(y.dtype)
+        read = lambda name: module.get_variable(_LORA, name).astype(y.dtype)
         hidden = layer.project(module, args[0].astype(y.dtype), read("a"))
-        if module.has_variable(_COLLECTION, "m"):
+        if module.has_variable(_LORA, "m"):
             hidden = hidden @ read("m")
-        if module.has_variable(_COLLECTION, "g"):
+        if module.has_variable(_LORA, "g"):
             gates = layer.project(module, args[0].astype(y.dtype), read("g"))
             hidden = _gated(hidden, gates)
         return y + scale * layer.expand(module, hidden, read("b"), y.shape)
@@ -418,7 +465,7 @@ def _adder(scale: float):
     return add_delta
 
 
-def _rescaled(y: Array, context) -> Array:
+def _rescaled(y: Array, context: nn.module.InterceptorContext) -> Array:
     """A layer's output, in the units of its kernel where that is in int8."""
     module = context.module
     if context.method_name != "__call__" or not module.has_variable(*_SCALE):
@@ -439,7 +486,7 @@ def bind_input_of(model: nn.Module, path: str, *, scale: float) -> Apply:
     """
     add = _adder(scale)
 
-    def apply(base: Params, adapter: Adapter, *inputs, **kwargs) -> Array:
+    def apply(base: Params, adapter: Adapter, *inputs: Any, **kwargs: Any) -> Array:
         seen: list[Array] = []
 
         def record(next_fun, args, inner, context):
@@ -447,10 +494,8 @@ def bind_input_of(model: nn.Module, path: str, *, scale: float) -> Apply:
                 seen.append(args[0])
             return next_fun(*args, **inner)
 
-        params, factors = _overlay(base, adapter)
         with nn.intercept_methods(record), nn.intercept_methods(add):
-            variables = {"params": params, _COLLECTION: factors}
-            model.apply(variables, *inputs, **kwargs)
+            model.apply(_variables(base, adapter), *inputs, **kwargs)
         if not seen:
             raise ValueError(f"the model calls no module '{path}'")
         return seen[0].astype(jnp.float32)
@@ -467,7 +512,7 @@ def bind_add(
     """
 
     def add(base: Params, deltas: dict[str, Array]) -> Params:
-        flat = flatten_dict(dict(base), sep="/")
+        flat = _flat_params(base)
         for path, delta in deltas.items():
             kernel = flat[f"{path}/kernel"]
             if not jnp.issubdtype(kernel.dtype, jnp.floating):
@@ -476,7 +521,7 @@ def bind_add(
                 )
             added = kernel + scale * _as_kernel(delta, sites[path])
             flat[f"{path}/kernel"] = added.astype(kernel.dtype)
-        return unflatten_dict(flat, sep="/")
+        return _with_params(base, flat)
 
     return add
 
@@ -488,19 +533,18 @@ def fold(
 
     Applied with an empty adapter it computes what `bind` computes with this one.
     """
-    params, _ = _overlay(base, adapter)
     deltas = {p: _dense(entry) for p, entry in adapter.items() if is_factors(entry)}
-    return bind_add(sites, scale=scale)(params, deltas)
+    return bind_add(sites, scale=scale)(_with_whole(base, adapter), deltas)
 
 
-def _dense(entry) -> Array:
+def _dense(entry: Entry) -> Array:
     if "g" in entry:
         raise ValueError("gates depend on the input: there is no one delta to fold")
     inner = entry["a"] @ entry["m"] if "m" in entry else entry["a"]
     return jnp.matmul(inner, entry["b"], precision="highest")
 
 
-def _as_kernel(delta, site) -> Array:
+def _as_kernel(delta: Array, site: Site) -> Array:
     order = (*range(site.stack), *site.inputs, *site.outputs)
     shaped = delta.reshape(tuple(site.kernel[axis] for axis in order))
     return jnp.transpose(shaped, np.argsort(order).tolist())

@@ -51,6 +51,16 @@ class Scanned(nn.Module):
         return layers(name="layers")(x, None)[0]
 
 
+class Normalised(nn.Module):
+    """A model with running statistics, which takes a flag as well as an array."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        hidden = nn.Dense(11, name="body")(x)
+        hidden = nn.BatchNorm(use_running_average=not train, name="norm")(hidden)
+        return nn.Dense(3, name="head")(nn.tanh(hidden))
+
+
 def random_params(model, x, seed=0):
     """Parameters without a zero in them, biases included."""
     shapes = jax.eval_shape(model.init, KEY, x)["params"]
@@ -458,3 +468,77 @@ def test_inputs_of_scanned_layers_are_refused():
     adapter, base = lora.init(KEY, sites, rank=2), random_params(Scanned(), x)
     with pytest.raises(ValueError, match="scans over 'layers/up'"):
         lora.bind_inputs(Scanned(), scale=SCALE)(base, adapter, x)
+
+
+# --- Bases with collections beside the parameters ------------------------------------
+
+
+def normalised():
+    """A model with batch statistics, all its variables, sites, an adapter, inputs."""
+    model, x = Normalised(), inputs(4, 7)
+    shapes = jax.eval_shape(lambda: model.init(KEY, x, False))
+    variables = random_like(shapes, seed=0)
+    variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
+    sites = lora.find_sites(model, x, False, targets=["body", "head"])
+    return model, variables, sites, random_adapter(sites), x
+
+
+def test_flags_are_passed_on_when_sites_are_traced():
+    _, _, sites, _, _ = normalised()
+    assert {path: site.factor_shape for path, site in sites.items()} == {
+        "body": ((), 7, 11),
+        "head": ((), 11, 3),
+    }
+
+
+def test_batch_statistics_are_read_and_kept_when_folding():
+    model, variables, sites, adapter, x = normalised()
+    before = jax.tree.map(np.array, variables)
+    adapter |= random_like(lora.trained_modules(variables, ["norm"]), seed=4)
+    applied = lora.bind(model, scale=SCALE)(variables, adapter, x, False)
+    folded = lora.fold(variables, adapter, sites, scale=SCALE)
+    assert_close(applied, model.apply(folded, x, False))
+    assert_close(folded["batch_stats"], before["batch_stats"], atol=0)
+    assert_close(variables, before, atol=0)
+    shifted = variables | {"batch_stats": jax.tree.map(jnp.exp, before["batch_stats"])}
+    other = lora.bind(model, scale=SCALE)(shifted, adapter, x, False)
+    assert float(jnp.abs(applied - other).max()) > 0.01
+
+
+def test_what_layers_read_comes_after_the_statistics():
+    model, variables, _, adapter, x = normalised()
+    rows = lora.bind_inputs(model, scale=SCALE)(variables, adapter, x, False)
+    read = lora.bind_input_of(model, "head", scale=SCALE)
+    assert_close(rows["body"], x)
+    assert_close(read(variables, adapter, x, False), rows["head"])
+    _, intermediates = model.apply(
+        variables, x, False, capture_intermediates=True, mutable=["intermediates"]
+    )
+    (hidden,) = intermediates["intermediates"]["norm"]["__call__"]
+    assert_close(read(variables, {}, x, False), nn.tanh(hidden))
+
+
+def test_clients_share_the_statistics():
+    model, variables, _, adapter, x = normalised()
+    apply = lora.bind(model, scale=SCALE)
+    opposite = jax.tree.map(jnp.negative, adapter)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), adapter, opposite)
+    mapped = jax.vmap(lambda base, a: apply(base, a, x, False), in_axes=(None, 0))
+    expected = [apply(variables, each, x, False) for each in (adapter, opposite)]
+    assert_close(mapped(variables, stacked), jnp.stack(expected))
+
+
+def test_the_entries_of_a_whole_module_are_parameters_alone():
+    _, variables, _, _, _ = normalised()
+    assert set(lora.trained_modules(variables, ["norm"])["norm"]) == {"scale", "bias"}
+    with pytest.raises(ValueError, match=r"no module 'mean'.*body, head, norm"):
+        lora.trained_modules(variables, ["mean"])
+
+
+def test_kernels_of_all_variables_take_dense_deltas():
+    _, variables, sites, _, _ = normalised()
+    deltas = {"body": jnp.ones((7, 11))}
+    added = lora.bind_add(sites, scale=SCALE)(variables, deltas)
+    kernel = variables["params"]["body"]["kernel"]
+    assert_close(added["params"]["body"]["kernel"], kernel + SCALE)
+    assert added["batch_stats"] is variables["batch_stats"]
