@@ -1,4 +1,4 @@
-"""One cell: the phases, the merges, every method's score, and the diagnostics."""
+"""One cell of the table: the phases, the merges, every score, and the diagnostics."""
 
 from __future__ import annotations
 
@@ -6,63 +6,57 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 
 from potara_jax.adapters.lora import Adapter
-from potara_jax.experiment.context import Context, Parents
+from potara_jax.experiment import federating
+from potara_jax.experiment.context import Context
 from potara_jax.experiment.diagnostics import diagnostics
-from potara_jax.experiment.merges import make_merges
-from potara_jax.experiment.methods import make_methods, row
+from potara_jax.experiment.merges import measure_all
 from potara_jax.experiment.phases import Outcome, Phase, run_phase, until
-from potara_jax.experiment.problem import Problem
-from potara_jax.experiment.programs import Programs
-from potara_jax.experiment.recipes import KEPT
-from potara_jax.experiment.settings import Settings
-from potara_jax.experiment.writing import written
+from potara_jax.experiment.rows import Parents, Row, record, table_rows
+from potara_jax.experiment.written import written
 from potara_jax.federated.rounds import stack, start
-from potara_jax.runs.progress import Display
-from potara_jax.runs.store import Cell, Store
+
+_MARKS = 4
 
 
-def run_cell(
-    cell: Cell,
-    settings: Settings,
-    programs: Programs,
-    problem: Problem,
-    *,
-    store: Store,
-    display: Display,
-) -> dict:
-    """Run a cell, or what is left of it; its record.
+class ParentPhases(NamedTuple):
+    """The phases that train both parents of a merge."""
+
+    federated: Phase
+    local: Phase
+
+    @property
+    def fine_tuning(self) -> Phase:
+        """Local rounds from the federated model."""
+        return self.local._replace(name="fine-tuning")
+
+
+def run_cell(at: Context) -> tuple[list[Row], dict[str, Any]]:
+    """Run a cell, or what is left of it: its rows, and its record.
 
     Which is `{"methods", "diagnostics", "written"}`.
     """
-    key = jax.random.key(cell.seed)
-    federation = problem.federations[cell]
-    at = Context(settings, programs, problem, federation, cell, key)
-    parents, longer = _train(at, store, display)
-    seconds = {
-        "federated": parents.federated.seconds,
-        "local": parents.local.seconds,
-        "fine-tuning": parents.fine_tuned.seconds,
-    }
-    display.note(f"{cell.name}: all weights")
+    phases = at.programs.once("parents", lambda: parent_phases(at, marks=_MARKS))
+    parents, longer = _train(at, phases)
+    outcomes = zip(("federated", "local", "fine-tuning"), parents, strict=True)
+    seconds = {name: outcome.seconds for name, outcome in outcomes}
+    at.progress.log(f"{at.cell.name}: all weights")
     with _timed(seconds, "merge"):
-        merges = jax.block_until_ready(make_merges(at, parents, display))
-    display.note(f"{cell.name}: all merges, scores and answers")
+        merges = jax.block_until_ready(measure_all(at, parents.pair))
+    at.progress.log(f"{at.cell.name}: all merges, scores and answers")
     with _timed(seconds, "evaluation"):
-        methods = make_methods(at, parents, merges, display, longer)
-        record = {
-            "methods": [row(at, method) for method in methods],
-            "diagnostics": diagnostics(at, parents, merges, methods),
-            "written": written(at, methods),
+        rows = table_rows(at, parents, merges, longer)
+        cell = {
+            "methods": [record(at, row) for row in rows],
+            "diagnostics": diagnostics(at, phases.federated, parents, merges, rows),
+            "written": written(at, rows),
         }
-    record["diagnostics"]["seconds"] = seconds
-    for method in methods:
-        if method.name in KEPT:
-            store.keep_adapters(cell, method.name, method.adapters)
-    return record
+    cell["diagnostics"]["seconds"] = seconds
+    return rows, cell
 
 
 @contextmanager
@@ -72,28 +66,55 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.monotonic() - began
 
 
-def _train(at: Context, store, display) -> tuple[Parents, Outcome]:
+# --- Training ------------------------------------------------------------------------
+
+
+def parent_phases(at: Context, *, marks: int = 0) -> ParentPhases:
+    """The federated phase, scored at some marks, and the local one.
+
+    The federated phase goes on to `federated.longer_rounds`; its model at
+    `federated.rounds` is then kept.
+    """
+    experiment, problem = at.experiment, at.problem
+    settings = experiment.federated
+    make = federating.make_algorithm
+    algorithm = make(experiment, problem.task, settings.algorithm)
+    last, longer = settings.rounds, settings.longer_rounds
+    marked = federating.marks_of(last, marks)
+    middle = marked[(len(marked) - 1) // 2 :][:1]
+    ends = [longer] if marks and longer > last else []
+    federated = federating.federated_phase(
+        experiment,
+        problem,
+        algorithm,
+        name="federated",
+        last=max(last, longer),
+        marks=[*marked, *ends],
+        keep=[*middle, *([last] if longer > last else [])],
+    )
+    return ParentPhases(federated, federating.local_phase(experiment, problem))
+
+
+def _train(at: Context, phases: ParentPhases) -> tuple[Parents, Outcome]:
     """The three phases, and the federated one to its last round."""
-    longer, local = train_parents(at, store, display)
-    federated = until(longer, at.settings.federated_rounds)
-    tuning, begin = at.programs.fine_tuning, federated.models
-    tuned = train(at, store, display, tuning, begin, at.fold(3))
+    longer, local = train_parents(at, phases)
+    federated = until(longer, at.experiment.federated.rounds)
+    key = at.key_for("fine-tuning")
+    tuned = train(at, phases.fine_tuning, federated.models, key)
     return Parents(federated, local, tuned), longer
 
 
-def train_parents(
-    at: Context, store: Store, display: Display
-) -> tuple[Outcome, Outcome]:
+def train_parents(at: Context, phases: ParentPhases) -> tuple[Outcome, Outcome]:
     """The federated phase, which may go on after the model to merge; the local one."""
-    run, first = partial(train, at, store, display), at.problem.adapter(at.fold(0))
-    alike = stack(first, clients=at.settings.clients)
-    federated = run(at.programs.federated, alike, at.fold(1))
-    merged = until(federated, at.settings.federated_rounds)
+    run, first = partial(train, at), at.problem.adapter(at.key_for("adapter"))
+    alike = stack(first, clients=at.clients)
+    federated = run(phases.federated, alike, at.key_for("federated"))
+    merged = until(federated, at.experiment.federated.rounds)
     begin = _local_start(at, first, merged.models)
-    return federated, run(at.programs.local, begin, at.fold(2))
+    return federated, run(phases.local, begin, at.key_for("local"))
 
 
-def train(at: Context, store, display, phase: Phase, adapters, key) -> Outcome:
+def train(at: Context, phase: Phase, adapters: Adapter, key: jax.Array) -> Outcome:
     """A phase from every client's adapter; the server starts from the first one's."""
     return run_phase(
         phase,
@@ -102,15 +123,15 @@ def train(at: Context, store, display, phase: Phase, adapters, key) -> Outcome:
         at.federation,
         key,
         cell=at.cell,
-        store=store,
-        display=display,
+        store=at.store,
+        display=at.progress,
     )
 
 
-def _local_start(at: Context, first, federated) -> Adapter:
-    clients, how = at.settings.clients, at.settings.local_start
-    if how == "federated":
+def _local_start(at: Context, first: Adapter, federated: Adapter) -> Adapter:
+    if at.experiment.local.start == "federated":
         return federated
-    if how == "independent":
-        return jax.vmap(at.problem.adapter)(jax.random.split(at.fold(5), clients))
-    return stack(first, clients=clients)
+    if at.experiment.local.start == "independent":
+        keys = jax.random.split(at.key_for("independent"), at.clients)
+        return jax.vmap(at.problem.adapter)(keys)
+    return stack(first, clients=at.clients)

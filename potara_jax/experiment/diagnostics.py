@@ -2,78 +2,125 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from potara_jax import merging
+from potara_jax.adapters.lora import Adapter
 from potara_jax.evaluation.metrics import Scores, segment_barrier
-from potara_jax.experiment.context import Context, Parents, score
+from potara_jax.experiment.context import Context
 from potara_jax.experiment.federating import epsilon
-from potara_jax.experiment.merges import Merges, measure, merge
-from potara_jax.experiment.methods import Method, listed
-from potara_jax.experiment.phases import Outcome
-from potara_jax.experiment.recipes import OWN, SPECIAL
+from potara_jax.experiment.merges import Merges, combine, measure, potara_of
+from potara_jax.experiment.methods import (
+    DEFAULT,
+    EXACT,
+    POTARA,
+    Weighing,
+    potara,
+)
+from potara_jax.experiment.phases import Outcome, Phase
+from potara_jax.experiment.rows import (
+    TUNED,
+    Parents,
+    Row,
+    as_lists,
+    score,
+)
+from potara_jax.merging.damping import DAMPINGS
 
 _DECADES = (-4, 2)
-_SHOWN = (SPECIAL, OWN)
-_SHOWN_DAMPED = (SPECIAL, "potara factor")
+
+
+def _shown(at: Context) -> dict[str, Weighing]:
+    """The weights that the segments and the communication show, by row."""
+    return {POTARA: potara_of(at), DEFAULT: Weighing(DEFAULT)}
 
 
 def diagnostics(
-    at: Context, parents: Parents, merges: Merges, methods: list[Method]
-) -> dict:
+    at: Context, federated: Phase, parents: Parents, merges: Merges, rows: list[Row]
+) -> dict[str, Any]:
     """Who holds what, the segments, the damping, the bytes, and who was left out."""
-    counts = at.federation.train.count
     return {
         **at.cell._asdict(),
-        "counts": listed(counts),
-        "proportions": listed(at.federation.proportions),
-        "held": at.problem.held._asdict(),
-        "segment": _segment(at, merges, methods),
-        "damping": _damping(at, merges, counts),
-        "certainty": _certainty(at, merges, counts),
-        "communication": _communication(at, parents, methods),
+        "counts": as_lists(at.federation.train.count),
+        "proportions": as_lists(at.federation.proportions),
+        "held": at.problem.contents._asdict(),
+        "segment": _segment(at, merges, rows),
+        "damping": _damping(at, merges),
+        "certainty": _certainty(at, merges),
+        "communication": _communication(at, parents, rows),
         "left_out": _left_out(parents),
-        "epsilon": epsilon(at.settings, at.programs.federated, at.problem),
+        "epsilon": epsilon(at.experiment, federated),
     }
 
 
-def _segment(at: Context, merges: Merges, methods) -> dict:
-    named = {m.name: m.weight for m in methods}
+def _segment(at: Context, merges: Merges, rows: list[Row]) -> dict[str, Any]:
+    weights = {row.name: row.weight for row in rows}
     return {
-        "points": listed(merges.points),
-        "losses": listed(merges.losses),
-        "chosen": {name: listed(_mean_weight(named[name])) for name in _SHOWN},
-        "barrier": listed(segment_barrier(merges.losses, merges.points)),
+        "points": as_lists(merges.points),
+        "losses": as_lists(merges.losses),
+        "chosen": {name: as_lists(_mean_weight(weights[name])) for name in _shown(at)},
+        "barrier": as_lists(segment_barrier(merges.losses, merges.points)),
     }
 
 
-def _mean_weight(weight) -> jax.Array:
+def _mean_weight(weight: Any) -> jax.Array:
     """A client's weight, averaged over its modules where they have their own."""
     return jnp.mean(jnp.stack(jax.tree.leaves(weight)), 0)
 
 
-def _damping(at: Context, merges: Merges, counts) -> dict:
+def _damping(at: Context, merges: Merges) -> dict[str, Any]:
+    """How Potara's weights move with the damping, in both spaces."""
     first, last = _DECADES
     values = jnp.logspace(first, last, 2 * (last - first) + 1)
-    if at.settings.damping == "quantile":
+    if at.experiment.merging.damping == "quantile":
         values = jnp.linspace(0, 0.99, 12)
-    curvature = {name: merges.measured[name].curvature for name in _SHOWN_DAMPED}
+    program = at.programs.once("weights by damping", lambda: _by_damping(at))
     weights = {
-        name: listed(at.programs.weight_at(found, counts, values))
-        for name, found in curvature.items()
+        weighing.title: as_lists(
+            program(
+                merges.measured[weighing].curvature, at.federation.train.count, values
+            )
+        )
+        for weighing in (potara(at.experiment), potara(at.experiment, "factor"))
     }
-    chosen = at.settings.damping_value
-    return {"values": listed(values), "weights": weights, "chosen": chosen}
+    chosen = at.experiment.merging.damping_value
+    return {"values": as_lists(values), "weights": weights, "chosen": chosen}
 
 
-def _certainty(at: Context, merges: Merges, counts) -> dict:
+def _by_damping(at: Context) -> Callable[..., jax.Array]:
+    """Weights `[D, C]` from curvature, at damping values `[D]`."""
+    damping = DAMPINGS[at.experiment.merging.damping]
+
+    def weights(curvature, examples, values):
+        def one(value):
+            weight = lambda c, n: merging.potara_weight(c, damping(value), n)
+            return jax.vmap(weight)(curvature, examples)
+
+        return jax.lax.map(one, values)
+
+    return jax.jit(weights)
+
+
+def _certainty(at: Context, merges: Merges) -> dict[str, Any]:
     """How sure Potara's weight is: its bootstrap interval, and what damping moves."""
-    moves = at.programs.sensitivity(merges.measured[SPECIAL].curvature, counts)
-    low, high = map(listed, merges.interval)
-    return {"low": low, "high": high, "moves_in_a_decade": listed(moves)}
+    program = at.programs.once("sensitivity", lambda: _sensitivity(at))
+    curvature = merges.measured[potara_of(at)].curvature
+    moves = program(curvature, at.federation.train.count)
+    low, high = map(as_lists, merges.interval)
+    return {"low": low, "high": high, "moves_in_a_decade": as_lists(moves)}
 
 
-def _left_out(parents: Parents) -> list[dict]:
+def _sensitivity(at: Context) -> Callable[..., jax.Array]:
+    settings = at.experiment.merging
+    damping, value = DAMPINGS[settings.damping], settings.damping_value
+    return jax.jit(jax.vmap(lambda c, n: merging.sensitivity(c, damping, value, n)))
+
+
+def _left_out(parents: Parents) -> list[dict[str, Any]]:
     rounds = [record for outcome in parents for record in outcome.history]
     return [
         {"phase": r["phase"], "round": r["round"], "client": client}
@@ -82,13 +129,16 @@ def _left_out(parents: Parents) -> list[dict]:
     ]
 
 
-def _communication(at: Context, parents: Parents, methods: list[Method]) -> list[dict]:
+# --- Communication -------------------------------------------------------------------
+
+
+def _communication(at: Context, parents: Parents, rows: list[Row]) -> list[dict]:
     """Accuracy against bytes: of the federated model at some rounds, of the merges."""
-    federated, last = parents.federated, at.settings.federated_rounds
+    federated, last = parents.federated, at.experiment.federated.rounds
     points = [
-        _point(at, m.name, last, m.cost.bytes_up + m.cost.bytes_down, m.scores)
-        for m in methods
-        if m.name in ("federated", "federated + fine-tuning", *_SHOWN)
+        _point(at, r.name, last, r.cost.bytes_up + r.cost.bytes_down, r.scores)
+        for r in rows
+        if r.name in ("federated", TUNED, *_shown(at))
     ]
     for number, mark in federated.marks.items():
         if number < last:
@@ -97,19 +147,21 @@ def _communication(at: Context, parents: Parents, methods: list[Method]) -> list
     for number, models in federated.kept.items():
         if number < last:
             spent = bytes_until(federated, number)
-            found = _merged_scores(at, (models, parents.local.models))
-            points += [_point(at, name, number, spent, s) for name, s in found.items()]
+            scores = _merged_scores(at, (models, parents.local.models))
+            points += [_point(at, n, number, spent, s) for n, s in scores.items()]
     return points
 
 
-def _point(at: Context, name: str, mark: int, spent: int, scores: Scores) -> dict:
-    mean = float(scores.accuracy[: at.there].mean())
+def _point(
+    at: Context, name: str, mark: int, spent: int, scores: Scores
+) -> dict[str, Any]:
+    mean = float(scores.accuracy[: at.present].mean())
     return {"method": name, "round": mark, "bytes": spent, "mean": mean}
 
 
-def _merged_scores(at: Context, pair) -> dict[str, Scores]:
-    weights = {name: measure(at, name, pair).weight for name in _SHOWN}
-    return {n: score(at, merge(at, "delta", pair, w)) for n, w in weights.items()}
+def _merged_scores(at: Context, pair: tuple[Adapter, Adapter]) -> dict[str, Scores]:
+    weights = {n: measure(at, w, pair).weight for n, w in _shown(at).items()}
+    return {n: score(at, combine(at, EXACT, pair, w)) for n, w in weights.items()}
 
 
 def bytes_until(outcome: Outcome, rounds: int) -> int:

@@ -58,16 +58,16 @@ class Experiment:
     make_problem: Callable[[Experiment, Log], Problem]
     summary: str = ""
     source: Any = None
-    cells: Cells = Cells()
-    lora: Lora = Lora()
-    training: Training = Training()
-    federated: Federated = Federated()
-    participation: Participation = Participation()
-    communication: Communication = Communication()
-    local: Local = Local()
-    merging: Merging = Merging()
+    cells: Cells = dataclasses.field(default_factory=Cells)
+    lora: Lora = dataclasses.field(default_factory=Lora)
+    training: Training = dataclasses.field(default_factory=Training)
+    federated: Federated = dataclasses.field(default_factory=Federated)
+    participation: Participation = dataclasses.field(default_factory=Participation)
+    communication: Communication = dataclasses.field(default_factory=Communication)
+    local: Local = dataclasses.field(default_factory=Local)
+    merging: Merging = dataclasses.field(default_factory=Merging)
     pretraining: Pretraining | None = None
-    compute: Compute = Compute()
+    compute: Compute = dataclasses.field(default_factory=Compute)
     presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     tuned: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     natural: bool = False
@@ -136,7 +136,9 @@ class Experiment:
         expected = NATURAL if self.natural else f"other than {NATURAL}"
         good = natural if self.natural else NATURAL not in heterogeneity
         require_that(good, "cells.heterogeneity", heterogeneity, expected)
-        alone = self.communication.privacy_clip is None or not self.participation.weighted
+        alone = (
+            self.communication.privacy_clip is None or not self.participation.weighted
+        )
         expected = "off: with privacy_clip it has no account of privacy"
         require_that(alone, "participation.weighted", "on", expected)
 

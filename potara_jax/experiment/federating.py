@@ -1,8 +1,9 @@
-"""Federated algorithms as phases, under the conditions that the settings ask for."""
+"""Federated algorithms as phases, under an experiment's conditions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import optax
@@ -12,73 +13,82 @@ from potara_jax.clients.mesh import everywhere, make_mesh
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.evaluation.metrics import common_evaluator, evaluator
+from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.phases import Evaluate, Phase
 from potara_jax.experiment.problem import Problem
-from potara_jax.experiment.settings import Settings
-from potara_jax.federated import factors, privacy, probing, rounds, wire
+from potara_jax.experiment.settings import require_one_of
+from potara_jax.federated import factors, privacy, rounds, wire
 from potara_jax.federated.conditions import Conditions, size
 from potara_jax.federated.interface import Algorithm, Shared
 from potara_jax.federated.registry import load_all
 from potara_jax.federated.wire import Privacy, Wire
 
 
-def training(settings: Settings, learning_rate: float | None = None) -> Train:
-    """What a client does in a round; default: at the settings' learning rate."""
+def training(experiment: Experiment, learning_rate: float | None = None) -> Train:
+    """What a client does in a round; by default at the experiment's learning rate."""
+    settings = experiment.training
     rate = learning_rate or settings.learning_rate
     optimizer = optax.adamw(rate, weight_decay=settings.weight_decay)
-    return Train(optimizer, steps=settings.local_steps, batch_size=settings.batch_size)
+    return Train(optimizer, steps=settings.steps, batch_size=settings.batch_size)
 
 
-def conditions(settings: Settings) -> Conditions:
+def conditions(experiment: Experiment) -> Conditions:
     """Who takes part in federated rounds."""
+    settings = experiment.participation
     number = int if settings.cohort.isdecimal() else float
     return Conditions(
         cohort=number(settings.cohort),
-        by_examples=settings.weighted_cohorts,
+        by_examples=settings.weighted,
         dropout=settings.dropout,
         stragglers=settings.stragglers,
         newcomers=settings.newcomers,
     )
 
 
-def the_wire(settings: Settings) -> Wire:
+def wire_of(experiment: Experiment) -> Wire:
     """What happens to an upload on its way."""
-    ways = {
+    settings = experiment.communication
+    compressions = {
         "none": lambda: None,
         "bfloat16": wire.bfloat16,
         "int8": wire.int8,
         "top_k": lambda: wire.top_k(settings.top_k_share),
     }
-    private = settings.privacy_clip is not None
-    return Wire(
-        ways[settings.compression](),
-        Privacy(settings.privacy_clip, settings.privacy_noise) if private else None,
-    )
+    clip = settings.privacy_clip
+    private = None if clip is None else Privacy(clip, settings.privacy_noise)
+    return Wire(compressions[settings.compression](), private)
 
 
-def make(
-    settings: Settings,
+def make_algorithm(
+    experiment: Experiment,
     task: Task,
     name: str,
     *,
     local_rate: float | None = None,
-    **how,
+    **hyperparameters: Any,
 ) -> Algorithm:
-    """A registered algorithm with the settings' training.
+    """A registered algorithm with the experiment's training.
 
-    local_rate: the clients' learning rate, in place of the settings'. Raises
+    local_rate: the clients' learning rate, in place of the experiment's. Raises
     `ValueError` for a name that is not registered.
     """
     known = load_all()
-    if name not in known:
-        raise ValueError(
-            f"there is no algorithm '{name}'; there are {', '.join(known)}"
-        )
-    return known[name].make(task, training(settings, local_rate), **how)
+    require_one_of(name, "the algorithm", known)
+    train = training(experiment, local_rate)
+    return known[name].make(task, train, **hyperparameters)
+
+
+def tuned_algorithm(experiment: Experiment, task: Task, name: str) -> Algorithm:
+    """A registered algorithm with what a search has chosen for it, if anything."""
+    chosen = experiment.tuned.get(name, {})
+    return make_algorithm(experiment, task, name, **chosen)
+
+
+# --- Phases --------------------------------------------------------------------------
 
 
 def federated_phase(
-    settings: Settings,
+    experiment: Experiment,
     problem: Problem,
     algorithm: Algorithm,
     *,
@@ -88,31 +98,33 @@ def federated_phase(
     keep: Sequence[int] = (),
 ) -> Phase:
     """Rounds of an algorithm, scored at the marks."""
-    how = {"conditions": conditions(settings), "wire": the_wire(settings)}
-    run = rounds.make_round(algorithm, layout=layout(settings), **how)
+    setting, way = conditions(experiment), wire_of(experiment)
+    spread = layout(experiment)
     return Phase(
         name,
         algorithm,
-        run,
+        rounds.make_round(algorithm, layout=spread, conditions=setting, wire=way),
         last,
-        _scorer(settings, problem, algorithm),
+        _scorer(experiment, problem, algorithm),
         sorted({*marks, *keep}),
         tuple(keep),
-        **how,
+        conditions=setting,
+        wire=way,
     )
 
 
-def local_phase(settings: Settings, problem: Problem, algorithm: Algorithm, **more):
+def local_phase(experiment: Experiment, problem: Problem, name: str = "local") -> Phase:
     """Rounds of every client for itself, under no conditions."""
-    run = rounds.make_round(algorithm, layout=layout(settings))
-    score = _scorer(settings, problem, algorithm)
-    return Phase("local", algorithm, run, settings.local_rounds, score)._replace(**more)
+    algorithm = make_algorithm(experiment, problem.task, "local")
+    run = rounds.make_round(algorithm, layout=layout(experiment))
+    score = _scorer(experiment, problem, algorithm)
+    return Phase(name, algorithm, run, experiment.local.rounds, score)
 
 
-def _scorer(settings, problem: Problem, algorithm: Algorithm) -> Evaluate:
+def _scorer(experiment: Experiment, problem: Problem, algorithm: Algorithm) -> Evaluate:
     task = algorithm.predict(problem.task)
-    if is_personal(algorithm, problem):
-        return evaluator(task, layout=measuring_layout(settings))
+    if algorithm.personal:
+        return evaluator(task, layout=measuring_layout(experiment))
     score = common_evaluator(task)
 
     def first(shared, models, test):
@@ -121,91 +133,95 @@ def _scorer(settings, problem: Problem, algorithm: Algorithm) -> Evaluate:
     return first
 
 
-def layout(settings: Settings) -> Layout:
-    """How clients are trained: over all devices that there are."""
-    return Layout(settings.chunk, make_mesh() if jax.device_count() > 1 else None)
+def marks_of(last: int, number: int) -> list[int]:
+    """So many rounds, evenly spread up to the last."""
+    return sorted({max(1, last * i // number) for i in range(1, number + 1)})
 
 
-def placed(settings: Settings, problem: Problem) -> Problem:
+# --- Devices -------------------------------------------------------------------------
+
+
+def layout(experiment: Experiment) -> Layout:
+    """How clients are trained: over all devices."""
+    mesh = make_mesh() if jax.device_count() > 1 else None
+    return Layout(experiment.compute.chunk, mesh)
+
+
+def measuring_layout(experiment: Experiment) -> Layout:
+    """How clients are measured: one at a time on a CPU, to fit its cache."""
+    spread = layout(experiment)
+    one = jax.default_backend() == "cpu"
+    return spread._replace(chunk=1) if one else spread
+
+
+def on_all_devices(experiment: Experiment, problem: Problem) -> Problem:
     """The problem with its base on all devices, once, and not in every call."""
-    mesh = layout(settings).mesh
+    mesh = layout(experiment).mesh
     if mesh is None:
         return problem
     return problem._replace(base=everywhere(mesh, problem.base))
 
 
-def measuring_layout(settings: Settings) -> Layout:
-    """How clients are measured: one at a time on a CPU, to fit its cache."""
-    how = layout(settings)
-    return how._replace(chunk=1) if jax.default_backend() == "cpu" else how
+# --- What an algorithm's model is ----------------------------------------------------
 
 
-def is_personal(algorithm: Algorithm, problem: Problem) -> bool:
-    """Whether clients end with models of their own."""
-    shared, start = _beginning(algorithm, problem, clients=2)
-    return probing.is_personal(algorithm, shared, start.server, start.states)
-
-
-def _beginning(algorithm: Algorithm, problem: Problem, *, clients: int):
-    """What clients share, and the progress, before the first round."""
-    federation = next(iter(problem.federations.values()))
-    adapter = problem.adapter(jax.random.key(0))
-    start = rounds.start(algorithm, rounds.stack(adapter, clients=clients))
-    shared = Shared(problem.base, federation.pool)
-    return rounds.known(algorithm.turn(0), shared, start.server, 0), start
-
-
-def rank_of(algorithm: Algorithm, problem: Problem) -> int | None:
+def model_rank(algorithm: Algorithm, problem: Problem) -> int | None:
     """The rank of an algorithm's model; None where that is not one adapter of the base
     as it was.
     """
-    adapter = problem.adapter(jax.random.key(0))
-
-    def model():
-        shared, start = _beginning(algorithm, problem, clients=1)
-        found = rounds.personalised(algorithm, shared, start, clients=1)
-        return jax.tree.map(lambda x: x[0], found)
-
-    found = jax.eval_shape(model)
-    one = jax.tree.structure(found) == jax.tree.structure(adapter)
-    if not one or probing.changes_base(algorithm, problem.base, adapter):
+    if algorithm.changes_base:
         return None
-    return factors.rank_of(found)
+    adapter = problem.adapter(jax.random.key(0))
+    federation = next(iter(problem.federations.values()))
+
+    def model() -> Any:
+        begin = rounds.start(algorithm, rounds.stack(adapter, clients=1))
+        shared = Shared(problem.base, federation.pool)
+        shared = rounds.known(algorithm.turn(0), shared, begin.server, 0)
+        models = rounds.personalised(algorithm, shared, begin, clients=1)
+        return jax.tree.map(lambda x: x[0], models)
+
+    shapes = jax.eval_shape(model)
+    if jax.tree.structure(shapes) != jax.tree.structure(adapter):
+        return None
+    return factors.rank_of(shapes)
 
 
-def check(settings: Settings) -> None:
+def check_mergeable(experiment: Experiment, problem: Problem) -> None:
+    """Raise `ValueError` where the federated model is no single adapter to merge."""
+    name, rank = experiment.federated.algorithm, experiment.lora.rank
+    algorithm = make_algorithm(experiment, problem.task, name)
+    if model_rank(algorithm, problem) != rank:
+        raise ValueError(
+            f"federated.algorithm is {name}: its model is not one adapter of the base, "
+            f"of rank {rank}, to merge with a local one"
+        )
+
+
+# --- Conditions that cannot be met ---------------------------------------------------
+
+
+def check(experiment: Experiment) -> None:
     """Raise `ValueError` where the conditions cannot be met: where all clients are
-    newcomers, or an account of privacy is wanted and cannot be had.
+    newcomers, or an account of privacy is wanted and cannot be given.
     """
-    size(conditions(settings), settings.clients)
-    if settings.privacy_clip is not None:
-        asked = Privacy(settings.privacy_clip, settings.privacy_noise)
-        privacy.epsilon(asked, clients=2, cohort=1, rounds=1, delta=0.1)
+    size(conditions(experiment), experiment.cells.clients)
+    if (private := wire_of(experiment).privacy) is not None:
+        privacy.epsilon(private, clients=2, cohort=1, rounds=1, delta=0.1)
 
 
-def epsilon(settings: Settings, phase: Phase, problem: Problem) -> float | None:
+def epsilon(experiment: Experiment, phase: Phase) -> float | None:
     """Epsilon of a phase's rounds; None where there is no account of it.
 
     That is without privacy, or where an algorithm takes more than the clients' sum.
     """
-    if settings.privacy_clip is None or not _sums_alone(settings, phase, problem):
+    if phase.wire.privacy is None or not phase.algorithm.sum_only:
         return None
-    there, cohort = size(phase.conditions, settings.clients)
+    present, cohort = size(phase.conditions, experiment.cells.clients)
     return privacy.epsilon(
         phase.wire.privacy,
-        clients=there,
+        clients=present,
         cohort=cohort,
         rounds=phase.rounds,
-        delta=settings.privacy_delta,
+        delta=experiment.communication.privacy_delta,
     )
-
-
-def _sums_alone(settings, phase: Phase, problem: Problem) -> bool:
-    federation = next(iter(problem.federations.values()))
-    shared, start = _beginning(phase.algorithm, problem, clients=settings.clients)
-
-    def alone(turn: Algorithm) -> bool:
-        upload = rounds.upload_shape(turn, shared, start, federation.train)
-        return probing.sums_alone(turn, start.server, start.states, upload)
-
-    return all(map(alone, phase.algorithm.turns or (phase.algorithm,)))

@@ -2,63 +2,190 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from potara_jax import merging
 from potara_jax.adapters.lora import Adapter
-from potara_jax.experiment import recipes
-from potara_jax.experiment.context import Context, Parents, chosen, heldout
-from potara_jax.merging import Measured, Samples
-from potara_jax.runs.progress import Display
+from potara_jax.clients.task import Task
+from potara_jax.experiment.context import Context, heldout_samples, training_samples
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.methods import (
+    Combination,
+    Weighing,
+    merged_methods,
+    potara,
+)
+from potara_jax.experiment.programs import Programs
+from potara_jax.merging import Client, Estimator, Measured, Merge, Samples, registry
+from potara_jax.merging.damping import DAMPINGS, Damping
+from potara_jax.merging.likelihoods import LIKELIHOODS, Likelihood
+
+Pair = tuple[Adapter, Adapter]
 
 
 class Merges(NamedTuple):
-    """What was measured, by name, and the loss along the segments."""
+    """What was measured of a cell's pair of models.
 
-    measured: dict[str, Measured]
+    `measured`: by weighing. `losses` `[C, T]` at `points` `[T]` along the segments.
+    `interval`: of Potara's weight over bootstrap samples, `[C]` each.
+    """
+
+    measured: dict[Weighing, Measured]
     losses: jax.Array
     points: jax.Array
     interval: tuple[jax.Array, jax.Array]
 
 
-def make_merges(at: Context, parents: Parents, display: Display) -> Merges:
-    """All weights of a cell's federated and local adapters."""
-    points = jnp.linspace(0, 1, at.settings.grid_points)
-    pair = parents.federated.models, parents.local.models
-    curves = at.programs.curves(at.problem.base, *pair, heldout(at), points)
-    interval = at.programs.interval(*_clients(at, pair, recipes.CURVATURE))
+def measure_all(at: Context, pair: Pair) -> Merges:
+    """All weights that the table needs, of federated and local adapters `[C, ...]`."""
+    points = jnp.linspace(0, 1, at.experiment.merging.grid_points)
+    losses = at.programs.curves(at.problem.base, *pair, heldout_samples(at), points)
+    interval = bootstrap_program(at.programs)(*arguments(at, pair, potara_of(at)))
+    methods = merged_methods(at.experiment, at.problem.task)
+    wanted = dict.fromkeys(method.weighing for method in methods)
+    direct = [weighing for weighing in wanted if source_of(weighing) == weighing]
     measured = {
-        name: jax.block_until_ready(measure(at, name, pair))
-        for name in display.each(f"{at.cell.name} weights", list(at.programs.weigh))
+        weighing: jax.block_until_ready(measure(at, weighing, pair))
+        for weighing in at.progress.each(f"{at.cell.name} weights", direct)
     }
-    for name, derive in at.programs.derived.items():
-        found = measured[derive.source].curvature
-        weight = derive.program(found, at.federation.train.count)
-        measured[name] = Measured(weight, found)
-    return Merges(measured, curves, points, interval)
+    for weighing in wanted:
+        if weighing not in measured:
+            measured[weighing] = derive(at, weighing, measured[source_of(weighing)])
+    return Merges(measured, losses, points, interval)
 
 
-def measure(at: Context, name: str, pair) -> Measured:
-    """The weights of one name for a pair of stacked adapters."""
-    weigh = at.programs.weigh[name]
-    return weigh.program(*_clients(at, pair, weigh.samples))
+def potara_of(at: Context) -> Weighing:
+    """The weighing that the table's certainty is about."""
+    return potara(at.experiment)
 
 
-def merge(at: Context, name: str, pair, weight) -> Adapter:
+def source_of(weighing: Weighing) -> Weighing:
+    """The weighing that measures what this one needs: for most, itself."""
+    if weighing.per == "module" or weighing.weight == "fisher":
+        return weighing._replace(weight="potara", per="client")
+    return weighing
+
+
+def measure(at: Context, weighing: Weighing, pair: Pair) -> Measured:
+    """The weights of a pair of stacked adapters."""
+    return weigh_program(at.programs, weighing)(*arguments(at, pair, weighing))
+
+
+def derive(at: Context, weighing: Weighing, measured: Measured) -> Measured:
+    """Weights from curvature that another weighing has measured."""
+    program = at.programs.once(weighing, lambda: _derive_program(at, weighing))
+    weight = program(measured.curvature, at.federation.train.count)
+    return Measured(weight, measured.curvature)
+
+
+def combine(at: Context, combination: Combination, pair: Pair, weight: Any) -> Adapter:
     """The pair merged in one way with weights `[C, ...]`."""
-    clients = _clients(at, pair, recipes.CURVATURE)
-    return at.programs.merge[name](*clients, weight)
+    program = at.programs.once(
+        combination, lambda: _combine_program(at.programs.task, combination)
+    )
+    return program(*arguments(at, pair, potara_of(at)), weight)
 
 
-def _clients(at: Context, pair, samples: str) -> tuple:
+def arguments(at: Context, pair: Pair, weighing: Weighing) -> tuple[Any, ...]:
     """The arguments of every program over clients."""
+    trained = weighing.samples == "train"
+    samples = training_samples(at) if trained else heldout_samples(at)
+    return program_arguments(at, pair, samples)
+
+
+def program_arguments(at: Context, pair: Pair, samples: Samples) -> tuple[Any, ...]:
+    """`(base, federated, local, samples, trained_on, key)`."""
     counts = at.federation.train.count
-    return (at.problem.base, *pair, _samples(at, samples), counts, at.fold(4))
+    return (at.problem.base, *pair, samples, counts, at.key_for("merging"))
 
 
-def _samples(at: Context, which: str) -> Samples:
-    if which == recipes.HELDOUT:
-        return heldout(at)
-    return chosen(at, other=which == recipes.OTHER)
+# --- Programs ------------------------------------------------------------------------
+
+
+def weigh_program(programs: Programs, weighing: Weighing) -> Callable[..., Measured]:
+    """A jitted program, one for all samples that an estimator may look at."""
+    anywhere = weighing._replace(samples="none")
+    make = lambda: merging.weigh(estimator(programs, weighing), layout=programs.layout)
+    return programs.once(("weigh", anywhere), make)
+
+
+def bootstrap_program(programs: Programs) -> Callable[..., Any]:
+    """The interval of Potara's weight over bootstrap samples."""
+    weighing = potara(programs.experiment)
+    of = lambda: merging.bootstrap(estimator(programs, weighing))
+    make = lambda: merging.over_each(of(), layout=programs.layout)
+    return programs.once("bootstrap", make)
+
+
+def estimator(programs: Programs, weighing: Weighing) -> Estimator:
+    """The estimator of a weighing, with the experiment's settings."""
+    experiment, task = programs.experiment, programs.task
+    entry = registry.weights()[weighing.weight]
+    options = {"points": experiment.merging.grid_points, "space": weighing.space}
+    known = {k: v for k, v in options.items() if k in entry.options and v is not None}
+    if entry.needs == "likelihood":
+        curved = likelihood(experiment, task), damping(experiment)
+        return entry.make(*curved, **known)
+    given = {"nothing": (), "loss": (task.loss,), "logits": (task.logits,)}
+    return entry.make(*given[entry.needs], **known)
+
+
+def likelihood(experiment: Experiment, task: Task) -> Likelihood:
+    """Which Fisher information is measured; of a task that has but a loss, the
+    empirical one.
+    """
+    if task.logits is None:
+        return merging.empirical_of_loss(task.loss)
+    return LIKELIHOODS[experiment.merging.curvature](one_example(task.logits))
+
+
+def damping(experiment: Experiment) -> Damping:
+    """How Fisher information becomes a posterior variance."""
+    settings = experiment.merging
+    return DAMPINGS[settings.damping](settings.damping_value)
+
+
+def one_example(logits: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The logits of one example, from those of a batch."""
+
+    def one(base, adapter, example):
+        return logits(base, adapter, jax.tree.map(lambda x: x[None], example))[0]
+
+    return one
+
+
+def _derive_program(at: Context, weighing: Weighing) -> Callable[..., Any]:
+    if weighing.weight == "fisher":
+        return jax.jit(jax.vmap(lambda c, n: merging.fisher_weight(c)))
+    dampened, per = damping(at.experiment), weighing.per
+    weight = lambda c, n: merging.potara_weight(c, dampened, n, per=per)
+    return jax.jit(jax.vmap(weight))
+
+
+def _combine_program(task: Task, combination: Combination) -> Callable[..., Adapter]:
+    entry = registry.merges()[combination.merge]
+    method = _with_grams(task, entry) if entry.needs == "grams" else entry.make()
+    return merging.combine(method, space=combination.space, rank=combination.rank)
+
+
+def _with_grams(task: Task, entry: Any) -> Callable[[Client], Merge]:
+    """A merge that needs the inputs that either model has on the client's samples."""
+
+    def method(client: Client) -> Merge:
+        gram = lambda x: jnp.einsum("td,te->de", x, x, precision="highest")
+
+        def grams(adapter):
+            rows = task.inputs(client.base, adapter, client.examples)
+            samples = len(client.weight)
+            apart = lambda x: x.reshape(samples, -1, x.shape[-1])
+            real = (client.weight > 0)[:, None, None]
+            masked = lambda x: jnp.where(real, apart(x), 0).reshape(x.shape)
+            return {path: gram(masked(x)) for path, x in rows.items()}
+
+        return entry.make((grams(client.federated), grams(client.local)))
+
+    return method

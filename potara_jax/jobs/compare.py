@@ -1,211 +1,222 @@
 """Every federated algorithm and every merge on the same federations.
 
-    potara compare digits                     (or: make compare)
-
 All algorithms start from the same factors and draw the same cohorts and batches. They
 run for as many rounds as Potara trains in all, and are scored along the way and where
 they have spent what Potara has, so that each can be compared there: at its bytes, at
 its local steps, or both. Learning rates and hyper-parameters were chosen for each
-algorithm alike: see `experiments/tune.py`.
+algorithm alike, see `tune`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar
 
-import jax
-
-from potara_jax.evaluation.metrics import evaluator
-from potara_jax.experiment import federating, programs, tuning
-from potara_jax.experiment.cell import train, train_parents
-from potara_jax.experiment.context import Context, Parents
+from potara_jax.experiment import federating
+from potara_jax.experiment.cell import ParentPhases, parent_phases, train, train_parents
+from potara_jax.experiment.context import Context
 from potara_jax.experiment.diagnostics import diagnostics
-from potara_jax.experiment.merges import make_merges
-from potara_jax.experiment.methods import make_methods
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.merges import measure_all
 from potara_jax.experiment.newcomers import joining_phase, welcome
-from potara_jax.experiment.phases import Evaluate, Phase, until
+from potara_jax.experiment.phases import Budget, Outcome, Phase, until
 from potara_jax.experiment.problem import Problem
-from potara_jax.experiment.settings import Settings, check_algorithms
-from potara_jax.experiments.digits import Digits
-from potara_jax.federated.algorithms.feddpa import instance_wise
+from potara_jax.experiment.rows import Parents, table_rows
+from potara_jax.experiment.settings import require_one_of
 from potara_jax.federated.registry import load_all
 from potara_jax.federated.rounds import stack
 from potara_jax.jobs import contenders
-from potara_jax.jobs.contenders import Trained
+from potara_jax.jobs.contenders import Contender, Trained
+from potara_jax.jobs.job import Record, best_line
+from potara_jax.jobs.table import table_results
+from potara_jax.reports import comparison, methods
+from potara_jax.reports.document import Report
+from potara_jax.runs.store import Cell, Store
 
-MARKS = 6
+_MARKS = 6
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareDigits(Digits):
-    """Every federated algorithm and every merge on the digits."""
+class Compare:
+    """Compare federated algorithms and merges at equal bytes and local steps."""
 
-    out: Path = Path("runs/compare-digits")
-    """Run folder. A finished comparison is shown again, an unfinished one continued."""
-    federated_rounds: int = 30
-    """Rounds of the federated model; all algorithms run as long as Potara in all."""
-    local_rounds: int = 15
-    """Rounds that each client trains alone: the local phase, and fine-tuning."""
     algorithms: tuple[str, ...] = ()
-    """Algorithms to compare with the federated and the local model, by the names of the
-    README (or of the error where one is wrong). Default: all."""
+    """Algorithms to compare with the federated and the local model, of `potara list
+    algorithms`. Default: all."""
 
-    def check(self) -> None:
-        """As every experiment's, and the algorithms' names."""
-        super().check()
-        check_algorithms(self)
+    name: ClassVar[str] = "compare"
+    presets: ClassVar[Mapping[str, Any]] = {}
+
+    def check(self, experiment: Experiment) -> None:
+        """Raise `ValueError` where an algorithm is not registered."""
+        for name in self.algorithms:
+            require_one_of(name, "algorithms", load_all())
+
+    def check_problem(self, experiment: Experiment, problem: Problem) -> None:
+        """Raise `ValueError` where the federated model cannot be merged."""
+        federating.check_mergeable(experiment, problem)
+
+    def names(self, experiment: Experiment) -> list[str]:
+        """The algorithms to compare, without those that every comparison has."""
+        chosen = self.algorithms or tuple(load_all())
+        always = "local", experiment.federated.algorithm
+        return [name for name in chosen if name not in always]
+
+    def rounds(self, experiment: Experiment) -> int:
+        """The algorithms', both parents' and fine-tuning's, twice."""
+        joining = experiment.participation.newcomers
+        late = experiment.local.rounds if joining else 0
+        each = len(self.names(experiment)) * (last_round(experiment) + late)
+        return each + 4 * last_round(experiment) + 2 * experiment.local.rounds
+
+    def run_cell(self, at: Context) -> Record:
+        """Train, merge and score everything in a cell."""
+        phases = _Phases(at, self.names(at.experiment))
+        trained = _train_all(at, phases)
+        merges = measure_all(at, trained.parents.pair)
+        rows = table_rows(at, trained.parents, merges)
+        federated = {"federated": phases.federated}
+        others = {name: c.phase for name, c in phases.contenders.items()}
+        return {
+            "methods": contenders.records(at, phases.contenders, trained, rows),
+            "diagnostics": diagnostics(
+                at, phases.federated, trained.parents, merges, rows
+            ),
+            "privacy": {
+                name: federating.epsilon(at.experiment, phase)
+                for name, phase in (federated | others).items()
+            },
+        }
+
+    def summary(self, cell: Cell, record: Record) -> str:
+        """The best method."""
+        return best_line(cell, record["methods"])
+
+    def results(self, records: list[Record]) -> Record:
+        """All rows, diagnostics and accounts of privacy."""
+        return table_results(records) | {"privacy": records[0]["privacy"]}
+
+    def files(self, results: Record) -> Mapping[str, str]:
+        """Every client's results."""
+        return {"clients.csv": methods.clients_csv(results)}
+
+    def report(self, results: Record, store: Store, figures: Path) -> Report:
+        """The comparison's tables and figures."""
+        return comparison.report(results, figures)
 
 
-class Contender(NamedTuple):
-    """An algorithm's phase, and how newcomers join it.
-
-    personal: clients keep something of their own; mergeable: its model is an adapter.
-    """
-
-    phase: Phase
-    joining: Phase | None
-    personal: bool
-    mergeable: bool
-
-
-class Programs(NamedTuple):
-    """What the merges need, and the phases beside; `doubled` are of rank 2r."""
-
-    table: programs.Programs
-    contenders: dict[str, Contender]
-    doubled: tuple[Phase, Phase, Phase]
-    evaluate_by_instance: Evaluate
-
-
-def names(settings: CompareDigits) -> list[str]:
-    """The algorithms to compare, without those that every comparison has."""
-    chosen = settings.algorithms or tuple(load_all())
-    return [name for name in chosen if name not in ("local", settings.federated)]
-
-
-def last_round(settings: Settings) -> int:
+def last_round(experiment: Experiment) -> int:
     """As many rounds as Potara trains in all."""
-    return settings.federated_rounds + settings.local_rounds
+    return experiment.federated.rounds + experiment.local.rounds
 
 
-def number_of_rounds(settings: CompareDigits) -> int:
-    """Rounds of a cell: the algorithms', both parents' and fine-tuning's, twice."""
-    joining = settings.local_rounds if settings.newcomers else 0
-    each = len(names(settings)) * (last_round(settings) + joining)
-    return each + 4 * last_round(settings) + 2 * settings.local_rounds
+# --- Phases --------------------------------------------------------------------------
 
 
-def make_programs(settings: CompareDigits, problem: Problem) -> Programs:
-    """All programs of a comparison."""
-    _, local = programs.parents(settings, problem)
-    federated = _phase(settings, problem, settings.federated)
-    middle = programs.marks_of(settings.federated_rounds, 2)[:1]
-    both = federated._replace(
-        name="federated",
-        marks=sorted({*federated.marks, *middle}),
-        keep=(*middle, *federated.keep),
-    )
-    alone = _longer(settings, local)
-    table = programs.merging_programs(settings, problem, both, local)
-    how = federating.measuring_layout(settings)
-    return Programs(
-        table._replace(local=alone),
-        {name: _contender(settings, problem, name) for name in names(settings)},
-        _doubled(federated, alone, table.fine_tuning),
-        evaluator(instance_wise(problem.task), layout=how),
-    )
+class _Phases:
+    """The phases of a comparison; `doubled` are of rank 2r."""
+
+    def __init__(self, at: Context, names: list[str]) -> None:
+        once, experiment = at.programs.once, at.experiment
+        parents = once("parents", lambda: parent_phases(at))
+        self.fine_tuning = parents.fine_tuning
+        algorithm = experiment.federated.algorithm
+        alone = once("federated", lambda: _federated(at, algorithm))
+        self.federated = _with_middle(experiment, alone)
+        self.local = _longer(experiment, parents.local)
+        self.doubled = _doubled(alone, self.local, self.fine_tuning)
+        self.contenders = {
+            name: once(("contender", name), partial(_contender, at, name))
+            for name in names
+        }
+
+    @property
+    def parents(self) -> ParentPhases:
+        """The phases that train both parents of a merge."""
+        return ParentPhases(self.federated, self.local)
 
 
-def _phase(settings, problem, name: str) -> Phase:
-    algorithm = tuning.make(settings, problem.task, name)
+def _federated(at: Context, name: str) -> Phase:
+    """An algorithm's phase, with what was chosen for it."""
+    experiment, problem = at.experiment, at.problem
+    last = last_round(experiment)
     return federating.federated_phase(
-        settings,
+        experiment,
         problem,
-        algorithm,
+        federating.tuned_algorithm(experiment, problem.task, name),
         name=name,
-        last=last_round(settings),
-        marks=programs.marks_of(last_round(settings), MARKS),
-        keep=(settings.federated_rounds,),
+        last=last,
+        marks=federating.marks_of(last, _MARKS),
+        keep=(experiment.federated.rounds,),
     )
 
 
-def _longer(settings, local: Phase) -> Phase:
-    marks = programs.marks_of(last_round(settings), MARKS)
-    kept = settings.local_rounds
+def _with_middle(experiment: Experiment, phase: Phase) -> Phase:
+    """The phase of the parent, whose models half-way are kept too."""
+    middle = federating.marks_of(experiment.federated.rounds, 2)[:1]
+    return phase._replace(
+        name="federated",
+        marks=sorted({*phase.marks, *middle}),
+        keep=(*middle, *phase.keep),
+    )
+
+
+def _longer(experiment: Experiment, local: Phase) -> Phase:
+    marks = federating.marks_of(last_round(experiment), _MARKS)
+    kept = experiment.local.rounds
     return local._replace(
-        rounds=last_round(settings), marks=sorted({kept, *marks}), keep=(kept,)
+        rounds=last_round(experiment), marks=sorted({kept, *marks}), keep=(kept,)
     )
 
 
-def _contender(settings, problem, name: str) -> Contender:
-    phase = _phase(settings, problem, name)
-    personal = federating.is_personal(phase.algorithm, problem)
-    joining = joining_phase(settings, phase) if personal else None
-    mergeable = federating.rank_of(phase.algorithm, problem) is not None
+def _contender(at: Context, name: str) -> Contender:
+    phase = _federated(at, name)
+    personal = phase.algorithm.personal
+    joining = joining_phase(at.experiment, phase) if personal else None
+    mergeable = federating.model_rank(phase.algorithm, at.problem) is not None
     return Contender(phase, joining, personal, mergeable)
 
 
 def _doubled(federated: Phase, local: Phase, tuning: Phase) -> tuple[Phase, ...]:
-    more = lambda phase, name: phase._replace(name=f"{name}, rank 2r")
+    wider = lambda phase, name: phase._replace(name=f"{name}, rank 2r")
     return (
-        more(federated, "federated"),
-        more(local, "local")._replace(keep=()),
-        more(tuning, "federated + fine-tuning"),
+        wider(federated, "federated"),
+        wider(local, "local")._replace(keep=()),
+        wider(tuning, "federated + fine-tuning"),
     )
 
 
-# --- A cell --------------------------------------------------------------------------
+# --- Training ------------------------------------------------------------------------
 
 
-def run_cell(
-    cell, settings, programs: Programs, problem: Problem, *, store, display
-) -> dict:
-    """Train, merge and score everything in a cell: its record."""
-    federation, key = problem.federations[cell], jax.random.key(cell.seed)
-    at = Context(settings, programs.table, problem, federation, cell, key)
-    trained = _train_all(at, programs, store, display)
-    merges = make_merges(at, trained.parents, display)
-    methods = make_methods(at, trained.parents, merges, display)
-    return {
-        "methods": contenders.records(at, programs, trained, methods),
-        "diagnostics": diagnostics(at, trained.parents, merges, methods),
-        "privacy": {
-            name: federating.epsilon(settings, phase, problem)
-            for name, phase in _federated_phases(programs).items()
-        },
-    }
-
-
-def _federated_phases(programs: Programs) -> dict[str, Phase]:
-    others = {name: c.phase for name, c in programs.contenders.items()}
-    return {"federated": programs.table.federated, **others}
-
-
-def _train_all(at: Context, programs: Programs, store, display) -> Trained:
-    settings, run = at.settings, partial(train, at, store, display)
-    federated, local = train_parents(at, store, display)
-    first = until(federated, settings.federated_rounds)
-    tuned = run(at.programs.fine_tuning, first.models, at.fold(3))
-    parents = Parents(first, until(local, settings.local_rounds), tuned)
-    alike = stack(at.problem.adapter(at.fold(0)), clients=settings.clients)
+def _train_all(at: Context, phases: _Phases) -> Trained:
+    experiment = at.experiment
+    federated, local = train_parents(at, phases.parents)
+    first = until(federated, experiment.federated.rounds)
+    tuned = train(at, phases.fine_tuning, first.models, at.key_for("fine-tuning"))
+    parents = Parents(first, until(local, experiment.local.rounds), tuned)
+    alike = stack(at.problem.adapter(at.key_for("adapter")), clients=at.clients)
     outcomes = {"federated": federated, "local": local}
     budget = contenders.budget_of(at, parents)
-    for name, contender in programs.contenders.items():
-        outcome = run(contender.phase._replace(budget=budget), alike, at.fold(1))
-        joined = welcome(at, contender.joining, outcome, store, display)
-        outcomes[name] = joined
-    return Trained(parents, outcomes, _train_doubled(at, programs.doubled, budget, run))
+    for name, contender in phases.contenders.items():
+        phase = contender.phase._replace(budget=budget)
+        outcome = train(at, phase, alike, at.key_for("federated"))
+        outcomes[name] = welcome(at, contender.joining, outcome)
+    return Trained(parents, outcomes, _train_doubled(at, phases.doubled, budget))
 
 
-def _train_doubled(at: Context, phases, budget, run) -> list:
-    wide = at.problem.adapter(at.fold(0), 2 * at.settings.rank)
-    alike = stack(wide, clients=at.settings.clients)
+def _train_doubled(
+    at: Context, phases: tuple[Phase, ...], budget: Budget
+) -> list[Outcome]:
+    wide = at.problem.adapter(at.key_for("adapter"), 2 * at.experiment.lora.rank)
+    alike = stack(wide, clients=at.clients)
     federated, local, tuning = phases
-    first = run(federated._replace(budget=budget), alike, at.fold(1))
-    second = run(local, alike, at.fold(2))
-    begin = until(first, at.settings.federated_rounds)
-    tuned = run(tuning, begin.models, at.fold(3))
+    federated = federated._replace(budget=budget)
+    first = train(at, federated, alike, at.key_for("federated"))
+    second = train(at, local, alike, at.key_for("local"))
+    begin = until(first, at.experiment.federated.rounds)
+    tuned = train(at, tuning, begin.models, at.key_for("fine-tuning"))
     return [first, second, tuned]

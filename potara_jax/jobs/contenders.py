@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from potara_jax.data.federation import take
-from potara_jax.evaluation.metrics import worst_decile
-from potara_jax.experiment.context import Context, Parents, score
-from potara_jax.experiment.merges import measure, merge
-from potara_jax.experiment.methods import Cost, Method, cost, row, together
-from potara_jax.experiment.phases import Budget, Outcome, until
-from potara_jax.experiment.recipes import OWN, SPECIAL
-from potara_jax.federated.algorithms.feddpa import anchor_index
+from potara_jax.evaluation.metrics import evaluator, worst_decile
+from potara_jax.experiment.context import Context
+from potara_jax.experiment.merges import combine, measure
+from potara_jax.experiment.methods import (
+    BY_FACTOR,
+    DEFAULT,
+    POTARA,
+    Method,
+    Weighing,
+    all_methods,
+    merged_methods,
+)
+from potara_jax.experiment.phases import Budget, Outcome, Phase, until
+from potara_jax.experiment.rows import (
+    TUNED,
+    Cost,
+    Parents,
+    Row,
+    cost,
+    mean_accuracy,
+    merged_row,
+    record,
+    score,
+    together,
+)
+from potara_jax.federated.algorithms.feddpa import anchor_index, instance_wise
+from potara_jax.jobs.job import Record
 
-ANCHORS = 5
-TUNED = "federated + fine-tuning"
+_ANCHORS = 5
 _NO_MERGES = ("base", "federated", "local", TUNED)
+_FUSION = Weighing("lorahub")
+
+
+class Contender(NamedTuple):
+    """An algorithm's phase, and how newcomers join it.
+
+    personal: clients keep something. mergeable: its model is an adapter.
+    """
+
+    phase: Phase
+    joining: Phase | None
+    personal: bool
+    mergeable: bool
+
+
+Contenders = Mapping[str, Contender]
 
 
 class Trained(NamedTuple):
@@ -32,44 +68,48 @@ class Trained(NamedTuple):
     doubled: list[Outcome]
 
 
-def records(at: Context, programs, trained: Trained, methods: list[Method]) -> list:
+def records(
+    at: Context, contenders: Contenders, trained: Trained, rows: list[Row]
+) -> list[Record]:
     """Every row, as `results.json` has it, with what it reaches at Potara's budgets.
 
     `kind`: an algorithm, a pipeline of several phases, a merge, Potara with another
     parent, a bound, or the local parent, which has trained for less than the budget.
     """
-    budget = next(m for m in methods if m.name == SPECIAL).cost
-    begun = next(m for m in methods if m.name == "local")
-    title = f"local, {at.settings.local_rounds} rounds"
+    budget = next(row for row in rows if row.name == POTARA).cost
+    begun = next(row for row in rows if row.name == "local")
+    title = f"local, {at.experiment.local.rounds} rounds"
+    tuned = [row for row in rows if row.name == TUNED]
     kinds = {
         "parent": [begun._replace(name=title)],
-        "merge": [m for m in methods if not m.oracle and m.name not in _NO_MERGES],
-        "bound": [m for m in methods if m.oracle or m.name == "base"],
-        "pipeline": [m for m in methods if m.name == TUNED]
-        + _pipelines(at, programs, trained),
-        "exchanged": _exchanged(at, programs, trained),
+        "merge": [r for r in rows if not r.oracle and r.name not in _NO_MERGES],
+        "bound": [row for row in rows if row.oracle or row.name == "base"],
+        "pipeline": tuned + _pipelines(at, trained),
+        "exchanged": _exchanged(at, contenders, trained),
     }
     fixed = [
-        row(at, method) | _fixed(at, method, budget) | {"kind": kind}
+        record(at, row) | _fixed(at, row, budget) | {"kind": kind}
         for kind, each in kinds.items()
-        for method in each
+        for row in each
     ]
-    return _algorithms(at, programs, trained, budget) + fixed
+    return _algorithms(at, contenders, trained, budget) + fixed
 
 
-def _algorithms(at: Context, programs, trained: Trained, budget: Cost) -> list[dict]:
+def _algorithms(
+    at: Context, contenders: Contenders, trained: Trained, budget: Cost
+) -> list[Record]:
     federated, local, _ = trained.doubled
     doubled = {"federated, rank 2r": federated, "local, rank 2r": local}
     return [
         _at_budget(at, name, outcome, budget)
-        | {"kind": "algorithm", "personal": _personal(programs, name)}
+        | {"kind": "algorithm", "personal": _is_personal(contenders, name)}
         for name, outcome in (trained.outcomes | doubled).items()
     ]
 
 
-def _personal(programs, name: str) -> bool:
+def _is_personal(contenders: Contenders, name: str) -> bool:
     """Whether the clients of a row have models of their own."""
-    known = programs.contenders.get(name)
+    known = contenders.get(name)
     return known.personal if known else name.startswith("local")
 
 
@@ -82,7 +122,7 @@ def budget_of(at: Context, parents: Parents) -> Budget:
 # --- Algorithms, at the rounds where they have spent what Potara has -----------------
 
 
-def _at_budget(at: Context, name: str, outcome: Outcome, budget: Cost) -> dict:
+def _at_budget(at: Context, name: str, outcome: Outcome, budget: Cost) -> Record:
     """The row of an algorithm where it has spent what Potara has, or a little less.
 
     Where it spends more bytes from the first mark on, that is by steps alone.
@@ -94,14 +134,14 @@ def _at_budget(at: Context, name: str, outcome: Outcome, budget: Cost) -> dict:
     }
     both = [p for p in allowed["equal_steps"] if p in allowed["equal_bytes"]]
     chosen = (both or allowed["equal_steps"] or curve[:1])[-1]["round"]
-    seen = outcome.marks[chosen]
-    spent = cost(at, _seen(outcome, chosen))
-    method = Method(name, outcome.models, spent, scores=seen.scores)
+    mark = outcome.marks[chosen]
+    spent = cost(at, _account_at(outcome, chosen))
+    row = Row(name, outcome.models, spent, scores=mark.scores)
     best = {k: points[-1]["mean"] if points else None for k, points in allowed.items()}
-    return row(at, method) | best | {"over": not both, "curve": curve}
+    return record(at, row) | best | {"over": not both, "curve": curve}
 
 
-def _seen(outcome: Outcome, number: int) -> Outcome:
+def _account_at(outcome: Outcome, number: int) -> Outcome:
     """An outcome's account after some rounds."""
     mark = outcome.marks[number]
     return outcome._replace(
@@ -111,15 +151,15 @@ def _seen(outcome: Outcome, number: int) -> Outcome:
     )
 
 
-def _point(at: Context, outcome: Outcome, number: int) -> dict:
-    spent = cost(at, _seen(outcome, number))
+def _point(at: Context, outcome: Outcome, number: int) -> Record:
+    spent = cost(at, _account_at(outcome, number))
     accuracy = np.asarray(outcome.marks[number].scores.accuracy, np.float64)
     return {
         "round": number,
         "bytes": _bytes(spent),
         "steps": spent.local_steps,
-        "mean": float(accuracy[: at.there].mean()),
-        "worst_decile": worst_decile(accuracy[: at.there]),
+        "mean": float(accuracy[: at.present].mean()),
+        "worst_decile": worst_decile(accuracy[: at.present]),
     }
 
 
@@ -127,11 +167,11 @@ def _bytes(spent: Cost) -> int:
     return spent.bytes_up + spent.bytes_down
 
 
-def _fixed(at: Context, method: Method, budget: Cost) -> dict:
+def _fixed(at: Context, row: Row, budget: Cost) -> Record:
     """What a method has at the budgets that can only be had as a whole."""
-    mean = float(np.asarray(method.scores.accuracy, np.float64)[: at.there].mean())
-    bytes_fit = _bytes(method.cost) <= _bytes(budget)
-    steps_fit = method.cost.local_steps <= budget.local_steps
+    mean = mean_accuracy(at, row.scores)
+    bytes_fit = _bytes(row.cost) <= _bytes(budget)
+    steps_fit = row.cost.local_steps <= budget.local_steps
     return {
         "equal_bytes": mean if bytes_fit else None,
         "equal_steps": mean if steps_fit else None,
@@ -143,60 +183,67 @@ def _fixed(at: Context, method: Method, budget: Cost) -> dict:
 # --- Methods of several phases -------------------------------------------------------
 
 
-def _pipelines(at: Context, programs, trained: Trained) -> list[Method]:
+def _pipelines(at: Context, trained: Trained) -> list[Row]:
     federated, _, tuned = trained.parents
     spent = together(cost(at, federated), cost(at, tuned))
-    methods = [
-        _tuned_doubled(at, trained),
-        _feddpa_f(at, programs, federated, tuned, spent),
-    ]
-    if "fdlora" in trained.outcomes and "lorahub" in at.programs.weigh:
-        outcome = until(trained.outcomes["fdlora"], at.settings.federated_rounds)
-        methods.append(_fdlora(at, outcome))
-    return methods
+    rows = [_tuned_doubled(at, trained), _feddpa_f(at, federated, tuned, spent)]
+    methods = merged_methods(at.experiment, at.problem.task)
+    fused = any(method.weighing == _FUSION for method in methods)
+    if "fdlora" in trained.outcomes and fused:
+        rounds = at.experiment.federated.rounds
+        rows.append(_fdlora(at, until(trained.outcomes["fdlora"], rounds)))
+    return rows
 
 
-def _tuned_doubled(at: Context, trained: Trained) -> Method:
+def _tuned_doubled(at: Context, trained: Trained) -> Row:
     federated, _, tuned = trained.doubled
-    begun = until(federated, at.settings.federated_rounds)
+    begun = until(federated, at.experiment.federated.rounds)
     spent = together(cost(at, begun), cost(at, tuned))
     scores = score(at, tuned.models)
-    return Method(f"{TUNED}, rank 2r", tuned.models, spent, scores=scores)
+    return Row(f"{TUNED}, rank 2r", tuned.models, spent, scores=scores)
 
 
-def _feddpa_f(at: Context, programs, federated, tuned, spent: Cost) -> Method:
+def _feddpa_f(at: Context, federated: Outcome, tuned: Outcome, spent: Cost) -> Row:
     """FedDPA-F: FedIT's model and the same fine-tuned, mixed for each input."""
-    near = jax.vmap(lambda own: anchor_index(own, ANCHORS))(at.federation.train)
+    examples = at.federation.train
+    near = jax.vmap(lambda each: anchor_index(each, _ANCHORS))(examples)
     model = {
         "federated": federated.models,
         "local": tuned.models,
         "anchors": take(at.federation.pool, near),
     }
-    scores = programs.evaluate_by_instance(at.shared, model, at.federation.test)
-    return Method("feddpa_f", model, spent, scores=scores)
+    task, layout = instance_wise(at.problem.task), at.programs.layout
+    evaluate = at.programs.once("by instance", lambda: evaluator(task, layout=layout))
+    scores = evaluate(at.shared, model, at.federation.test)
+    return Row("feddpa_f", model, spent, scores=scores)
 
 
-def _fdlora(at: Context, outcome: Outcome) -> Method:
+def _fdlora(at: Context, outcome: Outcome) -> Row:
     """FDLoRA with its fusion: weights of factors, searched for on held-out samples."""
     pair = outcome.models["shared"], outcome.models["personal"]
-    weight = measure(at, "lorahub", pair).weight
-    merged = merge(at, "factor", pair, weight)
+    weight = measure(at, _FUSION, pair).weight
+    merged = combine(at, BY_FACTOR, pair, weight)
     spent, scores = cost(at, outcome), score(at, merged)
-    return Method("fdlora + fusion", merged, spent, scores=scores)
+    return Row("fdlora + fusion", merged, spent, scores=scores)
 
 
-def _exchanged(at: Context, programs, trained: Trained) -> list[Method]:
+def _exchanged(at: Context, contenders: Contenders, trained: Trained) -> list[Row]:
     """Potara with every other algorithm's model in the place of the federated one."""
     local, rows = trained.parents.local, []
-    for name, contender in programs.contenders.items():
+    known = {method.name: method for method in all_methods(at.experiment)}
+    for name, contender in contenders.items():
         if not contender.mergeable:
             continue
-        outcome = until(trained.outcomes[name], at.settings.federated_rounds)
-        pair, spent = (outcome.models, local.models), cost(at, outcome)
-        for weighing in (SPECIAL, OWN):
-            weight = measure(at, weighing, pair).weight
-            merged = merge(at, "delta", pair, weight)
-            title, both = f"{weighing} ({name})", together(spent, cost(at, local))
-            scores = score(at, merged)
-            rows.append(Method(title, merged, both, weight, scores))
+        outcome = until(trained.outcomes[name], at.experiment.federated.rounds)
+        spent = together(cost(at, outcome), cost(at, local))
+        pair = outcome.models, local.models
+        for title in (POTARA, DEFAULT):
+            rows.append(_exchange(at, known[title], name, pair, spent))
     return rows
+
+
+def _exchange(at: Context, method: Method, parent: str, pair: Any, spent: Cost) -> Row:
+    weight = measure(at, method.weighing, pair).weight
+    merged = combine(at, method.combination, pair, weight)
+    name, scores = f"{method.name} ({parent})", score(at, merged)
+    return merged_row(name, method, merged, spent, weight, parent=parent, scores=scores)

@@ -1,42 +1,51 @@
-"""Which merge weight is best: every estimator on the same pairs of models.
-
-    potara study digits                     (or: make study)
+"""Which merge weight is best: every weight on the same pairs of models.
 
 For every heterogeneity and seed a federated and a local model are trained as in the
-experiment, and every way to weigh looks at the first 5, 10, 30 or 100 samples, once of
-those that training has seen and once of held-out ones. A weight is scored on the test
+experiment, and every weight looks at the first 5, 10, 30 or 100 samples, once of those
+that training has seen and once of held-out ones. A weight is scored on the test
 examples by the accuracy along the segment, which is computed at some points and
-interpolated in between; weights a module or parameter are merged and tested themselves.
+interpolated in between; weights a module are merged and tested themselves.
 
-The seeds are not those of the experiment's own table, so what is chosen here is chosen
-on other clients than it is reported on.
+The seeds are not those of the experiment's table, so what is chosen here is chosen on
+other clients than it is reported on.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from potara_jax import merging
+from potara_jax.adapters.lora import Adapter
+from potara_jax.clients.axis import Layout
 from potara_jax.clients.task import Task
-from potara_jax.evaluation.metrics import evaluator
-from potara_jax.experiment.cell import train_parents
-from potara_jax.experiment.context import Context, heldout, score, training
-from potara_jax.experiment.federating import measuring_layout
-from potara_jax.experiment.phases import Phase
+from potara_jax.experiment import federating
+from potara_jax.experiment.cell import parent_phases, train_parents
+from potara_jax.experiment.context import Context, heldout_samples, training_samples
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.merges import (
+    Pair,
+    estimator,
+    one_example,
+    program_arguments,
+)
+from potara_jax.experiment.methods import Weighing
 from potara_jax.experiment.problem import Problem
-from potara_jax.experiment.programs import parents
-from potara_jax.experiment.recipes import LEARNED, one_example
-from potara_jax.experiments.digits import Digits
-from potara_jax.merging import Client, Estimator
+from potara_jax.experiment.rows import score
+from potara_jax.jobs.job import Record
+from potara_jax.merging import Client, Estimator, registry
+from potara_jax.merging.damping import DAMPINGS
 from potara_jax.merging.likelihoods import LIKELIHOODS
-from potara_jax.merging.weights import DAMPINGS
+from potara_jax.merging.registry import Work
+from potara_jax.reports import study
+from potara_jax.reports.document import Report
+from potara_jax.runs.store import Cell, Store
 
 NUMBERS = (5, 10, 30, 100)
 _FEW = NUMBERS[:3]
@@ -49,111 +58,187 @@ _DAMPINGS = (
 )
 _BIAS_AWARE = (("laplace", 1.0), ("laplace", 100.0), ("evidence", 1.0))
 _ALL_DAMPINGS = (*_DAMPINGS, *((f"{name} + bias", v) for name, v in _BIAS_AWARE))
-_CURVATURES = {
-    ("exact", "core", "diagonal"): NUMBERS,
-    ("exact", "factor", "diagonal"): _FEW,
-    ("exact", "core", "kronecker"): _FEW,
-    ("empirical", "core", "diagonal"): _FEW,
-    ("empirical", "factor", "diagonal"): _FEW,
-    ("sampled", "core", "diagonal"): _FEW,
-    ("sampled", "factor", "diagonal"): _FEW,
-}
-_COSTLY = ("learned", "gauss_newton")  # on held-out samples alone
+_SPACES = ("delta", "factor")
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyDigits(Digits):
-    """Every merge weight on the digits, against grid search and the oracles."""
+class Study:
+    """Compare every merge weight with grid search and the oracles."""
 
-    out: Path = Path("runs/study-digits")
-    """Run folder. A finished study is shown again, an unfinished one is continued."""
-    seeds: tuple[int, ...] = (10, 11, 12, 13, 14)
-    """Seeds of the study; not those of the experiment's own table."""
-    heterogeneity: tuple[str, ...] = ("0.05", "0.1", "0.3", "0.5", "1", "tasks")
-    """Dirichlet concentrations of the clients' classes, and `tasks`."""
-    samples: int = 100
-    """Samples of a client, of which weights look at the first 5, 10, 30 or all."""
-    grid_points: int = 21
-    """Merge weights of the grid, and of the accuracy along the segment."""
+    name: ClassVar[str] = "study"
+    presets: ClassVar[Mapping[str, Any]] = {
+        "cells.seeds": (10, 11, 12, 13, 14),
+        "merging.samples": 100,
+        "merging.grid_points": 21,
+    }
+
+    def check(self, experiment: Experiment) -> None:
+        """Nothing of its own."""
+
+    def check_problem(self, experiment: Experiment, problem: Problem) -> None:
+        """Raise `ValueError` where the federated model cannot be merged."""
+        federating.check_mergeable(experiment, problem)
+
+    def rounds(self, experiment: Experiment) -> int:
+        """The federated and the local ones."""
+        return experiment.federated.rounds + experiment.local.rounds
+
+    def run_cell(self, at: Context) -> Record:
+        """Train both models of a cell, weigh in every way, and score."""
+        phases = at.programs.once("parents", lambda: parent_phases(at))
+        federated, local = train_parents(at, phases)
+        pair = federated.models, local.models
+        curves = {space: _curve(at, pair, space) for space in _SPACES}
+        exact = curves["delta"]
+        return {
+            **at.cell._asdict(),
+            "points": _points(at.experiment).tolist(),
+            "curve": exact.mean(1).tolist(),
+            "federated": float(exact[-1].mean()),
+            "local": float(exact[0].mean()),
+            "best_constant": float(exact.mean(1).max()),
+            "best_per_client": float(exact.max(0).mean()),
+            "estimates": _estimates(at, pair, curves),
+        }
+
+    def summary(self, cell: Cell, record: Record) -> str:
+        """What a weight can gain."""
+        parents = record["federated"], record["local"]
+        better = 100 * (record["best_constant"] - max(parents))
+        return (
+            f"{cell.name}: the best constant weight beats both models by {better:.1f}"
+        )
+
+    def results(self, records: list[Record]) -> Record:
+        """All cells."""
+        return {"cells": records}
+
+    def files(self, results: Record) -> Mapping[str, str]:
+        """Every estimate."""
+        return {"study.csv": study.csv_text(results)}
+
+    def report(self, results: Record, store: Store, figures: Path) -> Report:
+        """The weights in order of their regret, and figures."""
+        return study.report(results, figures)
 
 
-class Weigh(NamedTuple):
-    """A program to weights `[C, n]` or `[C, n, D]`, for `numbers` of samples."""
+# --- What is weighed -----------------------------------------------------------------
 
-    program: Callable
+
+class _Weighed(NamedTuple):
+    """One way to weigh, as records have it.
+
+    Its `program` gives weights `[C, n]`, or `[C, n, D]` at all dampings, for `numbers`
+    of samples.
+    """
+
+    fields: dict[str, str]
+    program: Callable[..., Any]
     numbers: tuple[int, ...]
+    passes: float
+    heldout_only: bool = False
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """Where it is merged."""
+        factor = self.fields.get("space") == "factor"
+        return _SPACES if factor else ("delta",)
 
 
-class Programs(NamedTuple):
-    """Compiled programs of a study; `weigh` by the fields of an estimate."""
+class _Curvature(NamedTuple):
+    """How Potara's curvature is measured."""
 
-    federated: Phase
-    local: Phase
-    merge: dict[str, Callable]
-    weigh: dict[tuple, Weigh]
-    evaluate: Callable
+    fisher: str
+    space: str
+    factorisation: str
 
 
-def make_programs(settings: StudyDigits, problem: Problem) -> Programs:
-    """All programs of a study."""
-    task = problem.task
-    federated, local = parents(settings, problem)
-    layout = measuring_layout(settings)
-    weigh = {
-        ("potara", *key): Weigh(_closed(task, key, numbers, layout), numbers)
-        for key, numbers in _CURVATURES.items()
-    }
-    for name, estimator in _by_loss(task, settings).items():
-        numbers = _FEW if name in _COSTLY else NUMBERS
-        weigh[(name,)] = Weigh(_nested(estimator, numbers, layout), numbers)
-    return Programs(
-        federated=federated,
-        local=local,
-        merge={
-            space: merging.combine(space=space, layout=layout)
-            for space in ("delta", "factor")
-        },
-        weigh=weigh,
-        evaluate=evaluator(task, layout=layout),
+_CURVATURES = {
+    _Curvature("exact", "core", "diagonal"): NUMBERS,
+    _Curvature("exact", "factor", "diagonal"): _FEW,
+    _Curvature("exact", "core", "kronecker"): _FEW,
+    _Curvature("empirical", "core", "diagonal"): _FEW,
+    _Curvature("empirical", "factor", "diagonal"): _FEW,
+    _Curvature("sampled", "core", "diagonal"): _FEW,
+    _Curvature("sampled", "factor", "diagonal"): _FEW,
+}
+
+
+def _all_weighed(at: Context) -> list[_Weighed]:
+    return [*_by_curvature(at), *_by_loss(at)]
+
+
+def _by_curvature(at: Context) -> list[_Weighed]:
+    """Potara's weights, of every curvature that the task has."""
+    task, weighed = at.problem.task, []
+    for curvature, numbers in _CURVATURES.items():
+        if task.sequences and curvature.fisher == "exact":
+            continue
+        program = _closed_form(task, curvature, numbers, at.programs.layout)
+        fields = {"estimator": "potara", **curvature._asdict()}
+        passes = registry.weights()["potara"].passes(_work(at, curvature.fisher))
+        weighed.append(_Weighed(fields, program, numbers, passes))
+    return weighed
+
+
+def _by_loss(at: Context) -> list[_Weighed]:
+    """Every registered weight that looks at losses and has its place on a segment."""
+    weighed = []
+    for name, entry in registry.weights().items():
+        possible = entry.needs == "loss" or (
+            entry.needs == "logits" and not at.problem.task.sequences
+        )
+        if possible and entry.space == "delta":
+            numbers = _FEW if entry.costly else NUMBERS
+            measure = estimator(at.programs, Weighing(name))
+            program = _nested(measure, numbers, at.programs.layout)
+            passes = entry.passes(_work(at))
+            fields = {"estimator": name}
+            weighed.append(_Weighed(fields, program, numbers, passes, entry.costly))
+    return weighed
+
+
+def _work(at: Context, fisher: str = "exact") -> Work:
+    """What the cost of a weight depends on."""
+    adapter = jax.eval_shape(at.problem.adapter, at.key)
+    classes = at.federation.proportions.shape[1]
+    return Work(
+        classes=classes if fisher == "exact" else 1,
+        modules=len(adapter),
+        points=at.experiment.merging.grid_points,
     )
 
 
-def _by_loss(task: Task, settings) -> dict[str, Estimator]:
-    points = settings.grid_points
-    return {
-        "hermite": merging.hermite(task.loss),
-        "hermite_pooled": merging.hermite_pooled(task.loss),
-        "hermite_bayes": merging.hermite_bayes(task.loss),
-        "grid": merging.grid(task.loss, points=points),
-        "grid_pooled": merging.grid_pooled(task.loss, points=points),
-        "soup": merging.soup(task.loss),
-        "learned": merging.learned(task.loss, **LEARNED),
-        "gauss_newton": merging.gauss_newton(task.logits),
-    }
-
-
-def _closed(task: Task, key: tuple[str, str, str], numbers, layout):
+def _closed_form(
+    task: Task, curvature: _Curvature, numbers: tuple[int, ...], layout: Layout
+) -> Callable[..., Any]:
     """Potara's weights `[C, n, D]` from one curvature, at every damping."""
-    fisher, space, factorisation = key
-    likelihood = LIKELIHOODS[fisher](one_example(task.logits))
-    made = lambda names: [DAMPINGS[name](value) for name, value in names]
-    estimator = merging.potara(
-        likelihood, made(_DAMPINGS)[0], space=space, factorisation=factorisation
+    likelihood = LIKELIHOODS[curvature.fisher](one_example(task.logits))
+    dampings = lambda names: [DAMPINGS[name](value) for name, value in names]
+    potara = merging.potara(
+        likelihood,
+        dampings(_DAMPINGS)[0],
+        space=curvature.space,
+        factorisation=curvature.factorisation,
     )
 
-    def weights(client: Client):
-        found, n = estimator.measure(client).curvature, client.trained_on
-        plain = [merging.potara_weight(found, d, n) for d in made(_DAMPINGS)]
-        aware = [merging.bias_aware_weight(found, d, n) for d in made(_BIAS_AWARE)]
+    def weights(client: Client) -> jax.Array:
+        measured, n = potara.measure(client).curvature, client.trained_on
+        plain = [merging.potara_weight(measured, d, n) for d in dampings(_DAMPINGS)]
+        aware = [
+            merging.bias_aware_weight(measured, d, n) for d in dampings(_BIAS_AWARE)
+        ]
         return jnp.stack([*plain, *aware])
 
     return merging.over_each(_by_number(weights, numbers), layout=layout)
 
 
-def _by_number(measure: Callable[[Client], Any], numbers) -> Callable[[Client], Any]:
+def _by_number(
+    measure: Callable[[Client], Any], numbers: tuple[int, ...]
+) -> Callable[[Client], Any]:
     """What is measured on the first 5, 10, ... samples; gradients are taken once."""
 
-    def measured(client: Client):
+    def measured(client: Client) -> Any:
         place = jnp.arange(client.weight.shape[0])
         first = lambda n: client._replace(weight=client.weight * (place < n))
         return jax.vmap(lambda n: measure(first(n)))(jnp.array(numbers))
@@ -161,7 +246,9 @@ def _by_number(measure: Callable[[Client], Any], numbers) -> Callable[[Client], 
     return measured
 
 
-def _nested(estimator: Estimator, numbers, layout):
+def _nested(
+    estimator: Estimator, numbers: tuple[int, ...], layout: Layout
+) -> Callable[..., Any]:
     """An estimator's weights `[C, n]` on the first samples of every number."""
     measure = merging.over_each(_by_number(estimator.measure, numbers), layout=layout)
 
@@ -180,132 +267,91 @@ def _nested(estimator: Estimator, numbers, layout):
 # --- A cell --------------------------------------------------------------------------
 
 
-def run_cell(cell, settings, programs, problem, *, store, display) -> dict:
-    """Train both models of a cell, weigh in every way, and score: its record."""
-    federation = problem.federations[cell]
-    key = jax.random.key(cell.seed)
-    at = Context(settings, programs, problem, federation, cell, key)
-    federated, local = train_parents(at, store, display)
-    pair = federated.models, local.models
-    curves = {space: _curve(at, pair, space) for space in programs.merge}
-    exact = curves["delta"]
-    return {
-        **cell._asdict(),
-        "points": _points(settings).tolist(),
-        "curve": exact.mean(1).tolist(),
-        "federated": float(exact[-1].mean()),
-        "local": float(exact[0].mean()),
-        "best_constant": float(exact.mean(1).max()),
-        "best_per_client": float(exact.max(0).mean()),
-        "estimates": _estimates(at, pair, curves),
-    }
+def _points(experiment: Experiment) -> np.ndarray:
+    return np.linspace(0, 1, experiment.merging.grid_points)
 
 
-def _points(settings) -> np.ndarray:
-    return np.linspace(0, 1, settings.grid_points)
-
-
-def _curve(at: Context, pair, space: str) -> np.ndarray:
+def _curve(at: Context, pair: Pair, space: str) -> np.ndarray:
     """Every client's test accuracy along the segment, `[T, C]`."""
-    clients = at.settings.clients
-    args = _clients(at, pair, "heldout")
-    merge = lambda w: at.programs.merge[space](*args, jnp.full(clients, w))
-    accuracy = lambda w: np.asarray(score(at, merge(w)).accuracy, np.float64)
-    return np.stack([accuracy(w) for w in _points(at.settings).astype(np.float32)])
+
+    def accuracy(weight: np.float32) -> np.ndarray:
+        merged = _merged(at, pair, space, jnp.full(at.clients, weight))
+        return np.asarray(score(at, merged).accuracy, np.float64)
+
+    return np.stack([accuracy(w) for w in _points(at.experiment).astype(np.float32)])
 
 
-def _clients(at: Context, pair, samples: str, number: int = 1) -> tuple:
+def _merged(at: Context, pair: Pair, space: str, weight: Any) -> Adapter:
+    make = lambda: merging.combine(space=space, layout=at.programs.layout)
+    program = at.programs.once(("study", space), make)
+    return program(*_arguments(at, pair, "heldout"), weight)
+
+
+def _arguments(at: Context, pair: Pair, samples: str, number: int = 1) -> tuple:
     """The arguments of every program, with the first samples of a client."""
-    drawn = {"heldout": heldout, "train": training}[samples](at)
+    drawn = {"heldout": heldout_samples, "train": training_samples}[samples](at)
     first = jax.tree.map(lambda x: x[:, :number], drawn.examples)
-    samples = merging.Samples(first, jnp.minimum(drawn.count, number))
-    counts = at.federation.train.count
-    return (at.problem.base, *pair, samples, counts, at.fold(4))
+    few = merging.Samples(first, jnp.minimum(drawn.count, number))
+    return program_arguments(at, pair, few)
 
 
-def _estimates(at: Context, pair, curves) -> list[dict]:
+Curves = dict[str, np.ndarray]
+
+
+def _estimates(at: Context, pair: Pair, curves: Curves) -> list[Record]:
     """Every estimate of the cell, with the accuracy that it leads to."""
-    estimates = [_record(("uniform",), {}, _half(at), curves["delta"], at)]
+    half, uniform = np.full(at.clients, 0.5), {"estimator": "uniform", "passes": 0.0}
+    estimates = [_read_off(at, uniform, half, curves["delta"])]
+    weighed = at.programs.once("weighed", lambda: _all_weighed(at))
     for samples in ("train", "heldout"):
-        for key, weigh in at.programs.weigh.items():
-            if samples == "train" and key[0] in _COSTLY:
+        for one in weighed:
+            if samples == "train" and one.heldout_only:
                 continue
-            args = _clients(at, pair, samples, max(weigh.numbers))
-            weights = jax.device_get(weigh.program(*args))
-            for i, number in enumerate(weigh.numbers):
-                own = jax.tree.map(lambda w, i=i: w[:, i], weights)
-                fields = {"samples": samples, "number": number}
-                estimates += _scored(at, pair, curves, key, fields, own)
+            arguments = _arguments(at, pair, samples, max(one.numbers))
+            weights = jax.device_get(one.program(*arguments))
+            for i, number in enumerate(one.numbers):
+                at_number = jax.tree.map(lambda w, i=i: w[:, i], weights)
+                fields = {**one.fields, "samples": samples, "number": number}
+                fields |= {"passes": float(one.passes)}
+                estimates += _scored(at, pair, curves, one, fields, at_number)
     return estimates
 
 
-def _half(at) -> np.ndarray:
-    return np.full(at.settings.clients, 0.5)
-
-
-def _scored(at, pair, curves, key, fields, weights) -> list[dict]:
+def _scored(
+    at: Context,
+    pair: Pair,
+    curves: Curves,
+    weighed: _Weighed,
+    fields: Record,
+    weights: Any,
+) -> list[Record]:
     """Records of one estimator's weights: `[C]`, `[C, D]`, or by module."""
     if isinstance(weights, dict):
-        args = _clients(at, pair, "heldout")
-        merged = at.programs.merge["delta"](*args, weights)
-        mean = np.mean(list(weights.values()), 0)
+        merged = _merged(at, pair, "delta", weights)
         accuracy = np.asarray(score(at, merged).accuracy, np.float64)
-        return [_entry(key, fields, mean, accuracy.mean(), at)]
+        mean = np.mean(list(weights.values()), 0)
+        return [_estimate(fields, mean, accuracy.mean())]
     if weights.ndim == 1:
-        return [_record(key, fields, weights, curves["delta"], at)]
-    spaces = ("delta", "factor") if key[2] == "factor" else ("delta",)
+        return [_read_off(at, fields, weights, curves["delta"])]
+    damped = lambda name, value, space: {
+        **fields,
+        **{"damping": name, "value": value, "merge": space},
+    }
     return [
-        _record(
-            key,
-            fields | {"damping": name, "value": value, "merge": space},
-            weights[:, d],
-            curves[space],
-            at,
-        )
+        _read_off(at, damped(name, value, space), weights[:, d], curves[space])
         for d, (name, value) in enumerate(_ALL_DAMPINGS)
-        for space in spaces
+        for space in weighed.spaces
     ]
 
 
-def _record(key, fields, weights, curve, at) -> dict:
+def _read_off(
+    at: Context, fields: Record, weights: np.ndarray, curve: np.ndarray
+) -> Record:
     """An estimate whose accuracy is read off the segment's."""
-    points = _points(at.settings)
+    points = _points(at.experiment)
     each = [np.interp(w, points, c) for w, c in zip(weights, curve.T, strict=True)]
-    return _entry(key, fields, weights, np.mean(each), at)
+    return _estimate(fields, weights, np.mean(each))
 
 
-def _entry(key, fields, weights, mean, at) -> dict:
-    names = ("estimator", "fisher", "space", "factorisation")
-    return {
-        **dict(zip(names, key, strict=False)),
-        **fields,
-        "mean": float(mean),
-        "weight": float(np.mean(weights)),
-        "passes": passes(key, at),
-    }
-
-
-def passes(key: tuple, at: Context) -> float:
-    """What a weight costs a sample, in forward-backward passes of one model.
-
-    Counted, not timed: a backward pass is two forward passes, a Jacobian-vector product
-    is one beside its forward pass.
-    """
-    shapes = jax.eval_shape(at.problem.adapter, at.key)
-    modules, points = len(shapes), at.settings.grid_points
-    classes = at.federation.proportions.shape[1]
-    forwards = {
-        "uniform": 0,
-        "hermite": 4,
-        "hermite_pooled": 4,
-        "hermite_bayes": 4,
-        "grid": points,
-        "grid_pooled": points,
-        "soup": 3,
-        "learned": 3 * LEARNED["steps"],
-        "gauss_newton": 3 * (2 + modules),
-    }
-    if key[0] == "potara":
-        rows = classes if key[1] == "exact" else 1
-        return 2 * (1 + 2 * rows) / 3
-    return forwards[key[0]] / 3
+def _estimate(fields: Record, weights: np.ndarray, mean: float) -> Record:
+    return {**fields, "mean": float(mean), "weight": float(np.mean(weights))}

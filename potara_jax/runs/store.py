@@ -1,9 +1,11 @@
-"""The run folder.
+"""What a run keeps: in a folder, or in memory alone.
+
+A run folder holds
 
 config.json     settings that determine the results      versions.json  software
 metrics.jsonl   a line a round        cells/*.json   a finished cell
 checkpoints/    states between rounds        adapters/*/*.safetensors   models of a cell
-profile/        traces of a few rounds of every phase, with --profile
+profile/        traces of a few rounds of every phase, where that is asked for
 states/  speed.jsonl     of a simulation: what clients keep, and how fast it was
 results.json  clients.csv  figures/*.png  report.html       of the finished run
 """
@@ -16,36 +18,26 @@ import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
-from potara_jax.runs import checkpoints
-from potara_jax.runs import files
+from potara_jax.adapters.lora import Adapter
+from potara_jax.runs import checkpoints, files
 from potara_jax.runs.checkpoints import Saved
 from potara_jax.runs.profiling import T, traced
-from potara_jax.adapters.lora import Adapter
 
 _PACKAGES = (
-    "potara_jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
+    *("potara_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
     "numpy",
 )
+_FOLDERS = ("adapters", "cells", "checkpoints", "figures", "profile", "states")
 _FILES = (
-    "results.json",
-    "report.html",
-    "clients.csv",
-    "metrics.jsonl",
-    "speed.jsonl",
-    "versions.json",
-    "config.json",
+    *("results.json", "report.html", "clients.csv", "metrics.jsonl", "speed.jsonl"),
+    *("versions.json", "config.json"),
 )
 
 
@@ -61,11 +53,124 @@ class Cell(NamedTuple):
         return f"{self.heterogeneity}-seed-{self.seed}"
 
 
-class Store(NamedTuple):
-    """The run folder `path`; `warn` takes lines for the user.
+class Store(Protocol):
+    """What a run keeps; `warn` takes lines for the user."""
 
-    profile: whether phases are traced.
-    """
+    @property
+    def warn(self) -> Callable[[str], None]:
+        """Takes a line for the user."""
+
+    def traced(self, phase: str, rounds: Iterable[T]) -> Iterator[T]:
+        """A phase's rounds, a few of which are profiled where that is asked for."""
+
+    def begin_phase(self, cell: Cell, phase: str, like: Any) -> Saved | None:
+        """What is kept of a phase, whose state has the structure of `like`."""
+
+    def end_round(self, cell: Cell, phase: str, saved: Saved) -> None:
+        """Keep a round."""
+
+    def last_round(self, cell: Cell, phase: str) -> int:
+        """The last round that was kept, whole or not; 0 where there is none."""
+
+    def forget_phase(self, cell: Cell, phase: str) -> None:
+        """Drop all that is kept of a phase, clients' states included."""
+
+    def states_folder(self, cell: Cell) -> Path | None:
+        """Where clients' states lie in files; None: in memory."""
+
+    def add_line(self, name: str, line: dict[str, Any]) -> None:
+        """Append a record to a list of them, such as `speed`."""
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The records of a list."""
+
+    def keep_adapters(self, cell: Cell, method: str, adapters: Adapter) -> None:
+        """Keep every client's adapter `[C, ...]`."""
+
+    def adapters(self, cell: Cell, method: str) -> Adapter:
+        """What was kept of a method; `ValueError` where nothing was."""
+
+    def methods(self, cell: Cell) -> list[str]:
+        """The methods whose adapters were kept."""
+
+    def cell(self, cell: Cell) -> dict[str, Any] | None:
+        """A finished cell's record."""
+
+    def end_cell(self, cell: Cell, record: dict[str, Any]) -> None:
+        """Keep a finished cell."""
+
+
+# --- In memory -----------------------------------------------------------------------
+
+
+class Memory:
+    """A store that ends with the process."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self.warn = warn
+        self._lines: dict[str, list[dict[str, Any]]] = {}
+        self._adapters: dict[tuple[Cell, str], Adapter] = {}
+        self._cells: dict[Cell, dict[str, Any]] = {}
+
+    def traced(self, phase: str, rounds: Iterable[T]) -> Iterator[T]:
+        """The rounds as they come."""
+        return iter(rounds)
+
+    def begin_phase(self, cell: Cell, phase: str, like: Any) -> Saved | None:
+        """Nothing: a phase is never resumed."""
+        return None
+
+    def end_round(self, cell: Cell, phase: str, saved: Saved) -> None:
+        """Nothing is kept between rounds."""
+
+    def last_round(self, cell: Cell, phase: str) -> int:
+        """No round was kept."""
+        return 0
+
+    def forget_phase(self, cell: Cell, phase: str) -> None:
+        """Nothing was kept."""
+
+    def states_folder(self, cell: Cell) -> Path | None:
+        """Clients' states stay in memory."""
+        return None
+
+    def add_line(self, name: str, line: dict[str, Any]) -> None:
+        """Append a record."""
+        self._lines.setdefault(name, []).append(line)
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The records of a list."""
+        return self._lines.get(name, [])
+
+    def keep_adapters(self, cell: Cell, method: str, adapters: Adapter) -> None:
+        """Keep every client's adapter `[C, ...]`, where it is."""
+        self._adapters[cell, method] = adapters
+
+    def adapters(self, cell: Cell, method: str) -> Adapter:
+        """What was kept of a method; `ValueError` where nothing was."""
+        if (cell, method) not in self._adapters:
+            kept = ", ".join(self.methods(cell))
+            raise ValueError(f"no adapters of '{method}' were kept; there are {kept}")
+        return self._adapters[cell, method]
+
+    def methods(self, cell: Cell) -> list[str]:
+        """The methods whose adapters were kept."""
+        return [method for place, method in self._adapters if place == cell]
+
+    def cell(self, cell: Cell) -> dict[str, Any] | None:
+        """A finished cell's record."""
+        return self._cells.get(cell)
+
+    def end_cell(self, cell: Cell, record: dict[str, Any]) -> None:
+        """Keep a finished cell."""
+        self._cells[cell] = record
+
+
+# --- A folder ------------------------------------------------------------------------
+
+
+class RunFolder(NamedTuple):
+    """A store in the folder `path`; `profile`: whether phases are traced."""
 
     path: Path
     warn: Callable[[str], None]
@@ -77,28 +182,48 @@ class Store(NamedTuple):
         wanted = self.profile and not folder.exists()
         return traced(rounds, folder if wanted else None, self.warn)
 
-    def phase(self, cell: Cell, phase: str) -> Path:
-        """Where a phase's checkpoints are."""
-        return self.path / "checkpoints" / cell.name / phase
-
     def begin_phase(self, cell: Cell, phase: str, like: Any) -> Saved | None:
         """What is kept of a phase; its lines in `metrics.jsonl` are made to fit it."""
-        saved = checkpoints.restore(self.phase(cell, phase), like, self.warn)
-        others = [line for line in self._metrics() if _origin(line) != (cell, phase)]
-        lines = others + [line for line in (saved.history if saved else [])]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
+        saved = checkpoints.restore(self._phase(cell, phase), like, self.warn)
+        kept = [line for line in self._metrics() if _origin(line) != (cell, phase)]
+        kept += saved.history if saved else []
+        text = "".join(json.dumps(line) + "\n" for line in kept)
         files.write_text(self.path / "metrics.jsonl", text)
         return saved
 
     def end_round(self, cell: Cell, phase: str, saved: Saved) -> None:
         """Keep a round: its checkpoint first, then its line."""
-        checkpoints.save(self.phase(cell, phase), saved)
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(saved.history[-1]) + "\n")
+        checkpoints.save(self._phase(cell, phase), saved)
+        self.add_line("metrics", saved.history[-1])
 
-    def _metrics(self) -> list[dict]:
-        found = files.read_json_lines(self.path / "metrics.jsonl")
-        return [x for x in found if isinstance(x, dict) and set(x) >= _PLACE]
+    def last_round(self, cell: Cell, phase: str) -> int:
+        """The last round that was kept, whole or not; 0 where there is none."""
+        return checkpoints.last_round(self._phase(cell, phase))
+
+    def forget_phase(self, cell: Cell, phase: str) -> None:
+        """Drop all that is kept of a phase, clients' states included."""
+        for path in (self.states_folder(cell), self._phase(cell, phase)):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def states_folder(self, cell: Cell) -> Path:
+        """Where clients' states lie in files."""
+        return self.path / "states" / cell.name
+
+    def add_line(self, name: str, line: dict[str, Any]) -> None:
+        """Append a record to `NAME.jsonl`."""
+        with open(self.path / f"{name}.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The records of `NAME.jsonl`, without the torn one of a killed run."""
+        lines = files.read_json_lines(self.path / f"{name}.jsonl")
+        return [line for line in lines if isinstance(line, dict)]
+
+    def _phase(self, cell: Cell, phase: str) -> Path:
+        return self.path / "checkpoints" / cell.name / phase
+
+    def _metrics(self) -> list[dict[str, Any]]:
+        return [line for line in self.lines("metrics") if set(line) >= _PLACE]
 
     def keep_adapters(self, cell: Cell, method: str, adapters: Adapter) -> None:
         """Keep every client's adapter `[C, ...]`."""
@@ -107,7 +232,7 @@ class Store(NamedTuple):
             for path, entry in adapters.items()
             for name, x in entry.items()
         }
-        files.write_bytes(self._adapters(cell, method), save(flat))
+        files.write_bytes(self._adapters(cell, method), save(flat, {"method": method}))
 
     def adapters(self, cell: Cell, method: str) -> Adapter:
         """What is kept of a method: every client's adapter `[C, ...]`.
@@ -116,89 +241,104 @@ class Store(NamedTuple):
         """
         path = self._adapters(cell, method)
         if not path.is_file():
-            raise ValueError(f"{path} is not there: the run is not finished")
+            raise ValueError(f"{path} does not exist: the run is not finished")
         try:
             flat = load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}): --rerun the run") from None
-        found: Adapter = {}
+            mend = "run it again with --rerun"
+            raise ValueError(f"{path} is damaged ({error}): {mend}") from None
+        adapters: Adapter = {}
         for name, x in flat.items():
             module, _, parameter = name.rpartition("/")
-            found.setdefault(module, {})[parameter] = x
-        return found
+            adapters.setdefault(module, {})[parameter] = x
+        return adapters
+
+    def methods(self, cell: Cell) -> list[str]:
+        """The methods whose adapters were kept."""
+        kept = sorted((self.path / "adapters" / cell.name).glob("*.safetensors"))
+        return [_method_of(path) for path in kept]
 
     def _adapters(self, cell: Cell, method: str) -> Path:
         name = f"{method.replace(' ', '-')}.safetensors"
         return self.path / "adapters" / cell.name / name
 
-    def cell(self, cell: Cell) -> dict | None:
+    def cell(self, cell: Cell) -> dict[str, Any] | None:
         """A finished cell's record, if it is there and whole."""
         path = self.path / "cells" / f"{cell.name}.json"
         return files.read_whole_json(path, self.warn)
 
-    def results(self) -> dict | None:
+    def end_cell(self, cell: Cell, record: dict[str, Any]) -> None:
+        """Keep a finished cell."""
+        files.write_json(self.path / "cells" / f"{cell.name}.json", record)
+
+    def results(self) -> dict[str, Any] | None:
         """The finished run's results, if they are there and whole."""
         return files.read_whole_json(self.path / "results.json", self.warn)
 
-    def end_cell(self, cell: Cell, record: dict) -> None:
-        """Keep a finished cell."""
-        files.write_json(self.path / "cells" / f"{cell.name}.json", record)
+    def finish(self, results: dict[str, Any]) -> None:
+        """Write `results.json`, which marks the run as finished."""
+        files.write_json(self.path / "results.json", results)
+
+
+def _method_of(path: Path) -> str:
+    with safe_open(path, "numpy") as file:
+        return file.metadata()["method"]
 
 
 _PLACE = {"heterogeneity", "seed", "phase"}
 
 
-def _origin(line: dict) -> tuple[Cell, str]:
+def _origin(line: dict[str, Any]) -> tuple[Cell, str]:
     return Cell(line["heterogeneity"], line["seed"]), line["phase"]
 
 
-def open_store(
-    path: Path, config: dict, *, rerun: bool, warn: Callable[[str], None]
-) -> Store:
+def open_folder(
+    path: Path, config: dict[str, Any], *, rerun: bool, warn: Callable[[str], None]
+) -> RunFolder:
     """The run folder for a configuration, new or to be continued.
 
-    Raises `ValueError` where it holds a run with another configuration, naming what is
-    different, or files that are not of a run.
+    Raises `ValueError` where it holds a run with another configuration, naming what
+    differs, or files that are not of a run.
     """
     known = path / "config.json"
-    if known.exists() and (rerun or not _begun(path)):
+    if known.exists() and (rerun or not _has_begun(path)):
         _clear(path)
     elif known.exists():
-        _check_same(path, _known(known), config)
+        _check_same(path, _read_config(known), config)
     elif any(not p.name.startswith(".") for p in path.iterdir()):
         raise ValueError(f"{path} is not empty and not a run folder; set another --out")
     files.write_json(known, config)
     files.write_json(path / "versions.json", versions())
-    return Store(path, warn)
+    return RunFolder(path, warn)
 
 
-def _known(path: Path) -> dict:
+def _read_config(path: Path) -> dict[str, Any]:
     """The configuration of a run that is there."""
     mend = "set another --out, or --rerun to replace the run"
     try:
-        found = files.read_json(path)
+        config = files.read_json(path)
     except ValueError as error:
         raise ValueError(f"{error}; {mend}") from None
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise ValueError(f"{path} is damaged: it holds no settings; {mend}")
-    return found
+    return config
 
 
-def _begun(path: Path) -> bool:
+def _has_begun(path: Path) -> bool:
     """Whether a folder holds a round: what was refused, or broke before, has none."""
-    held = ("results.json", "cells/*", "checkpoints/*/*/*")
-    return any(any(path.glob(pattern)) for pattern in held)
+    patterns = ("results.json", "cells/*", "checkpoints/*/*/*")
+    return any(any(path.glob(pattern)) for pattern in patterns)
 
 
 def _clear(path: Path) -> None:
     """Remove a run's files, and nothing else."""
-    for name in ("adapters", "cells", "checkpoints", "figures", "profile", "states"):
+    for name in _FOLDERS:
         shutil.rmtree(path / name, ignore_errors=True)
     for name in _FILES:
         (path / name).unlink(missing_ok=True)
 
 
-def _check_same(path, known, config):
+def _check_same(path: Path, known: dict[str, Any], config: dict[str, Any]) -> None:
     names = [n for n in {**config, **known} if config.get(n) != known.get(n)]
     if names == [files.DATA]:
         raise ValueError(
@@ -206,16 +346,15 @@ def _check_same(path, known, config):
             "set another --out, or --rerun to replace it"
         )
     if {"job", "experiment"} & set(names):
-        told, asked = (
+        there, asked = (
             f"{c.get('job')} of {c.get('experiment')}" for c in (known, config)
         )
-        raise ValueError(f"{path} holds a {told}, not a {asked}; set another --out")
+        raise ValueError(f"{path} holds a {there}, not a {asked}; set another --out")
     if names:
         name = names[0]
-        option = "--" + name.replace("_", "-")
         more = f" (and {len(names) - 1} more differ)" if len(names) > 1 else ""
         raise ValueError(
-            f"{path} holds a run with {option} {known.get(name)}, not "
+            f"{path} holds a run with {name} {known.get(name)}, not "
             f"{config.get(name)}{more}; set another --out, or --rerun to replace it"
         )
 

@@ -1,0 +1,246 @@
+"""The rows of the table: every method's models, their scores, and what they cost."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from potara_jax.adapters.lora import Adapter
+from potara_jax.evaluation.metrics import Scores, adapter_parameters, worst_decile
+from potara_jax.experiment.context import Context
+from potara_jax.experiment.merges import Merges, Pair, combine
+from potara_jax.experiment.methods import EXACT, Method, merged_methods
+from potara_jax.experiment.phases import Outcome
+from potara_jax.federated.rounds import stack
+
+PARENT = "federated"  # the parent of a merge, where it is no other algorithm's model
+TUNED = "federated + fine-tuning"
+
+
+class Parents(NamedTuple):
+    """What the three phases gave."""
+
+    federated: Outcome
+    local: Outcome
+    fine_tuned: Outcome
+
+    @property
+    def pair(self) -> Pair:
+        """The models to merge."""
+        return self.federated.models, self.local.models
+
+
+class Cost(NamedTuple):
+    """What a method spends: bytes of all clients, local steps a client, seconds."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    local_steps: int = 0
+    seconds: float = 0.0
+
+
+class Row(NamedTuple):
+    """A row of the table: a model for every client `[C, ...]`, and what it took.
+
+    `weighing`, `merge` and `parent` say how a merged model came about.
+    """
+
+    name: str
+    models: Adapter
+    cost: Cost
+    weight: Any = None
+    scores: Scores | None = None
+    oracle: bool = False
+    weighing: str | None = None
+    merge: str | None = None
+    parent: str | None = None
+
+
+def table_rows(
+    at: Context, parents: Parents, merges: Merges, longer: Outcome | None = None
+) -> list[Row]:
+    """Every row of the table, scored, oracles last.
+
+    longer: the federated phase to its last round, where that is a row too.
+    """
+    federated, local, tuned = (cost(at, outcome) for outcome in parents)
+    tuned, both = together(federated, tuned), together(federated, local)
+    pair = parents.pair
+    ends = score(at, pair[1]), score_last(parents.federated)
+    unscored = [
+        Row(TUNED, parents.fine_tuned.models, tuned),
+        *merged_rows(at, pair, merges, both),
+    ]
+    return [
+        base_row(at),
+        Row("federated", pair[0], federated, scores=ends[1]),
+        *(_longer_row(at, longer) if longer else ()),
+        Row("local", pair[1], local, scores=ends[0]),
+        *_scored(at, unscored),
+        *_ensemble(at, pair, both),
+        *_oracles(at, pair, merges.points, ends, both),
+    ]
+
+
+def base_row(at: Context) -> Row:
+    """The model that all start from."""
+    adapters = stack(at.problem.adapter(at.key_for("adapter")), clients=at.clients)
+    return Row("base", adapters, Cost(), scores=score_common(at, adapters))
+
+
+def merged_rows(at: Context, pair: Pair, merges: Merges, cost: Cost) -> list[Row]:
+    """Every row that merges, not scored."""
+
+    def row(method: Method) -> Row:
+        weight = merges.measured[method.weighing].weight
+        merged = combine(at, method.combination, pair, weight)
+        return merged_row(method.name, method, merged, cost, weight)
+
+    return [row(method) for method in merged_methods(at.experiment, at.problem.task)]
+
+
+def merged_row(
+    name: str, method: Method, models: Adapter, cost: Cost, weight: Any, **more: Any
+) -> Row:
+    """A row of a merge, not scored unless `more` has the scores."""
+    return Row(
+        name,
+        models,
+        cost,
+        _weight_by_module(weight),
+        weighing=method.weighing.title,
+        merge=method.combination.merge,
+        **{"parent": PARENT} | more,
+    )
+
+
+def _weight_by_module(weight: Any) -> Any:
+    """A weight a client or a module: the mean, where a parameter has its own."""
+    if isinstance(weight, tuple):
+        return None
+    if not isinstance(weight, dict):
+        return weight
+    flat = lambda x: x.reshape(len(x), -1)
+    mean = lambda entry: jnp.hstack([flat(x) for x in jax.tree.leaves(entry)]).mean(1)
+    return {path: mean(entry) for path, entry in weight.items()}
+
+
+def _longer_row(at: Context, outcome: Outcome) -> list[Row]:
+    """The federated model of more rounds than those of the one to merge."""
+    rounds = len(outcome.history)
+    if rounds == at.experiment.federated.rounds:
+        return []
+    spent, name = cost(at, outcome), f"federated, {rounds} rounds"
+    return [Row(name, outcome.models, spent, scores=score_last(outcome))]
+
+
+def _scored(at: Context, rows: list[Row]) -> list[Row]:
+    return [
+        row._replace(scores=jax.block_until_ready(score(at, row.models)))
+        for row in at.progress.each(f"{at.cell.name} scores of methods", rows)
+    ]
+
+
+def _ensemble(at: Context, pair: Pair, cost: Cost) -> list[Row]:
+    """Both models' predictions mixed equally: the control of every merge."""
+    if at.problem.task.again is None:
+        return []
+    half = jnp.full(at.clients, 0.5)
+    both = {"federated": pair[0], "local": pair[1], "weight": half}
+    scores = at.programs.evaluate_ensemble(at.shared, both, at.federation.test)
+    return [Row("ensemble", (pair, ()), cost, half, scores)]
+
+
+def _oracles(at: Context, pair: Pair, points, ends, cost: Cost) -> list[Row]:
+    """The best constant weight, and the best of each client, on the test examples.
+
+    ends: the scores at both ends of the points, which are the parents'.
+    """
+    exact = lambda weight: combine(at, EXACT, pair, jnp.full(at.clients, weight))
+    between = at.progress.each(f"{at.cell.name} scores of weights", list(points[1:-1]))
+    inner = [jax.block_until_ready(score(at, exact(point))) for point in between]
+    scores = jax.tree.map(lambda *x: jnp.stack(x), ends[0], *inner, ends[1])
+    constant = jnp.full(at.clients, jnp.argmax(scores.accuracy.mean(1)))
+    choices = {
+        "best constant weight": constant,
+        "best weight per client": jnp.argmax(scores.accuracy, 0),
+    }
+    pick = lambda choice: Scores(*(s[choice, jnp.arange(at.clients)] for s in scores))
+    example = exact(0.0)
+    return [
+        Row(name, example, cost, points[choice], pick(choice), oracle=True)
+        for name, choice in choices.items()
+    ]
+
+
+# --- Scores and costs ----------------------------------------------------------------
+
+
+def score(at: Context, adapters: Adapter) -> Scores:
+    """Every client's model on its own test distribution."""
+    return at.programs.evaluate(at.shared, adapters, at.federation.test)
+
+
+def score_common(at: Context, adapters: Adapter) -> Scores:
+    """The scores of a model that all clients share: the first client's is read."""
+    first = jax.tree.map(lambda x: x[0], adapters)
+    return at.programs.evaluate_common(at.shared, first, at.federation.test)
+
+
+def score_last(outcome: Outcome) -> Scores:
+    """The scores of a federated phase's last models."""
+    return outcome.marks[len(outcome.history)].scores
+
+
+def cost(at: Context, outcome: Outcome) -> Cost:
+    """What a phase spent; its final models count as received."""
+    total = lambda name: sum(record[name] for record in outcome.history)
+    down = total("bytes_down") + outcome.final_bytes
+    steps = round(total("steps") / at.clients)
+    return Cost(total("bytes_up"), down, steps, outcome.seconds)
+
+
+def together(first: Cost, second: Cost) -> Cost:
+    """What two phases spent."""
+    return Cost(*(a + b for a, b in zip(first, second, strict=True)))
+
+
+# --- Records -------------------------------------------------------------------------
+
+
+def record(at: Context, row: Row) -> dict[str, Any]:
+    """A row as `results.json` has it."""
+    accuracy = np.asarray(row.scores.accuracy, np.float64)
+    late = accuracy[at.present :]
+    parameters = adapter_parameters(row.models)
+    return {
+        "method": row.name,
+        "oracle": row.oracle,
+        **at.cell._asdict(),
+        "weighing": row.weighing,
+        "merge": row.merge,
+        "parent": row.parent,
+        "mean": mean_accuracy(at, row.scores),
+        "worst_decile": worst_decile(accuracy[: at.present]),
+        "newcomers": float(late.mean()) if late.size else None,
+        "accuracy": accuracy.tolist(),
+        "loss": np.asarray(row.scores.loss, np.float64).tolist(),
+        "weights": as_lists(row.weight),
+        **row.cost._asdict(),
+        "inference_parameters": 0 if row.name == "base" else parameters,
+    }
+
+
+def mean_accuracy(at: Context, scores: Scores) -> float:
+    """The mean over the clients that take part from the beginning."""
+    return float(np.asarray(scores.accuracy, np.float64)[: at.present].mean())
+
+
+def as_lists(tree: Any) -> Any:
+    """Arrays as lists, for JSON."""
+    if tree is None:
+        return None
+    return jax.tree.map(lambda x: np.asarray(x).tolist(), tree)

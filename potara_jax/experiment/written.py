@@ -1,0 +1,114 @@
+"""What the clients' models write, where there are no options to choose from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from potara_jax.data.federation import Federation
+from potara_jax.evaluation.metrics import in_parts
+from potara_jax.evaluation.wording import METRICS
+from potara_jax.experiment.context import Context
+from potara_jax.experiment.methods import KEPT
+from potara_jax.experiment.problem import Writer
+from potara_jax.experiment.rows import TUNED, Row
+
+_SHOWN = ("base", TUNED, *KEPT)
+_SAMPLES = 2
+_WRITTEN_AT_ONCE = 32  # a cache each, of 65 MB where a 3B model reads 570 tokens
+
+
+class Prompts(NamedTuple):
+    """A client's free-form test examples, repeated to length `K`.
+
+    `prompts` `[K, L]` of `counts` `[K]` tokens; `answers` `[K, A]`, -1 behind;
+    `weight` `[K]`, zero for a repetition.
+    """
+
+    prompts: np.ndarray
+    counts: np.ndarray
+    answers: np.ndarray
+    weight: np.ndarray
+
+
+def written(at: Context, rows: list[Row]) -> list[dict[str, Any]]:
+    """A record a method: means over clients of the metrics, and some answers."""
+    if at.problem.writer is None:
+        return []
+    prompts = _prompts(at.federation)
+    return [_record(at, row, prompts) for row in rows if row.name in _SHOWN and prompts]
+
+
+def _prompts(federation: Federation) -> dict[int, Prompts]:
+    """By client, of those that have any; all repeated to the largest number."""
+    pool, (index, weight) = federation.pool.inputs, map(np.asarray, federation.test)
+    answers, counts = np.asarray(pool.answers), np.asarray(pool.count)
+    free_form = (answers >= 0).any(-1).sum(-1) == 1
+    weight = weight * free_form[index]
+    largest = (weight > 0).sum(1).max()
+    length = counts[index[weight > 0]].max(initial=0)
+    tokens = np.asarray(pool.prompt)[:, :length]
+
+    def one(index: np.ndarray, weight: np.ndarray) -> Prompts:
+        real = np.flatnonzero(weight)
+        places = index[np.resize(real, largest)]
+        weights = np.pad(weight[real], (0, largest - len(real)))
+        return Prompts(tokens[places], counts[places], answers[places, 0], weights)
+
+    clients = enumerate(zip(index, weight, strict=True))
+    return {client: one(*tests) for client, tests in clients if tests[1].any()}
+
+
+def _record(at: Context, row: Row, prompts: dict[int, Prompts]) -> dict[str, Any]:
+    pairs = {client: _pairs(at, row, client, some) for client, some in prompts.items()}
+    scores = {name: _mean(metric, pairs, prompts) for name, metric in METRICS.items()}
+    text = at.problem.writer.text
+    read = lambda some, i: text(map(int, some.prompts[i][: some.counts[i]])).strip()
+    samples = [
+        {"client": c, "prompt": read(prompts[c], i), "written": w, "right": r}
+        for c, answers in pairs.items()
+        for i, (w, r) in enumerate(answers[:_SAMPLES])
+    ]
+    return {"method": row.name, **at.cell._asdict(), **scores, "samples": samples}
+
+
+def _pairs(at: Context, row: Row, client: int, some: Prompts) -> list[tuple[str, str]]:
+    """What a client's model writes, and what is right, example by example."""
+    adapter = jax.tree.map(lambda x: x[client], row.models)
+    program = at.programs.once("write", lambda: writing(at.problem.writer))
+    prompts, counts = jnp.asarray(some.prompts), jnp.asarray(some.counts)
+    length = some.answers.shape[-1]
+    tokens = np.asarray(program(at.problem.base, adapter, prompts, counts, length))
+    _, text, stop = at.problem.writer
+    ended = partial(itertools.takewhile, lambda token: token not in (stop, -1))
+    say = lambda tokens: text(ended(map(int, tokens))).strip()
+    real = np.count_nonzero(some.weight)
+    both = zip(tokens[:real], some.answers[:real], strict=True)
+    return [(say(answer), say(right)) for answer, right in both]
+
+
+def writing(writer: Writer) -> Callable[..., jax.Array]:
+    """What one client's model answers to prompts `[K, L]`, some of them at a time."""
+
+    def write(base, adapter, prompts, counts, length: int):
+        some = lambda i: writer.write(base, adapter, prompts[i], counts[i], length)
+        return in_parts(some, jnp.arange(len(counts)), most=_WRITTEN_AT_ONCE)
+
+    return jax.jit(write, static_argnums=4)
+
+
+def _mean(metric: Callable[[str, str], float], pairs, prompts) -> float:
+    """The mean over clients of their weighted means."""
+
+    def one(client: int) -> float:
+        weight = prompts[client].weight[: len(pairs[client])]
+        scores = [metric(*pair) for pair in pairs[client]]
+        return float(weight @ np.array(scores) / weight.sum())
+
+    return float(np.mean([one(client) for client in prompts]))

@@ -1,0 +1,62 @@
+"""What can be done with an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from potara_jax.experiment.context import Context
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.problem import Problem
+from potara_jax.reports.document import Report
+from potara_jax.runs.store import Cell, Store
+
+Record = dict[str, Any]
+
+
+class Job(Protocol):
+    """What is done in every cell of an experiment, and with all of them.
+
+    A job is a frozen dataclass: its fields are its own settings.
+    """
+
+    name: ClassVar[str]
+    """What it is called on the command line."""
+    presets: ClassVar[Mapping[str, Any]]
+    """Settings of every experiment that it starts from."""
+
+    def check(self, experiment: Experiment) -> None:
+        """Raise `ValueError` for settings that cannot be."""
+
+    def check_problem(self, experiment: Experiment, problem: Problem) -> None:
+        """Raise `ValueError` for what does not go with the experiment's problem."""
+
+    def rounds(self, experiment: Experiment) -> int:
+        """Rounds of a cell."""
+
+    def run_cell(self, at: Context) -> Record:
+        """Run a cell, or what is left of it: its record."""
+
+    def summary(self, cell: Cell, record: Record) -> str:
+        """A cell in one line."""
+
+    def results(self, records: list[Record]) -> Record:
+        """All cells' records, as `results.json` has them."""
+
+    def files(self, results: Record) -> Mapping[str, str]:
+        """Texts that go into the run folder, by file name."""
+
+    def report(self, results: Record, store: Store, figures: Path) -> Report:
+        """The report, whose figures are drawn into a folder."""
+
+
+def preset(experiment: Experiment, job: Job) -> Experiment:
+    """The experiment as a job starts from it: with the job's presets, and its own."""
+    return experiment.set({**job.presets, **experiment.presets.get(job.name, {})})
+
+
+def best_line(cell: Cell, records: list[Record]) -> str:
+    """The best method of a cell, in a line."""
+    best = max((r for r in records if not r["oracle"]), key=lambda r: r["mean"])
+    return f"{cell.name}: best is {best['method']} with {100 * best['mean']:.1f} %"

@@ -1,0 +1,94 @@
+"""What a run has given: tables, models, and a report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from potara_jax.adapters.lora import Adapter
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.jobs.job import Job, Record
+from potara_jax.reports import document
+from potara_jax.reports.document import Report
+from potara_jax.runs import files
+from potara_jax.runs.store import Cell, Store
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The results of a job on an experiment.
+
+    Attributes:
+      job: what was done.
+      experiment: on what.
+      results: plain records, as `results.json` has them.
+      store: what the run has kept.
+    """
+
+    job: Job
+    experiment: Experiment
+    results: Record
+    store: Store
+
+    def table(self) -> document.Table:
+        """The table: a rich table in a terminal, HTML in a notebook."""
+        with TemporaryDirectory() as folder:
+            tables = self._document(Path(folder)).summary
+        return tables[0]
+
+    def report(self, folder: Path | str) -> Path:
+        """Write the report with its figures and tables; the page's path."""
+        folder = Path(folder)
+        page = document.write(self._document(folder / "figures"), folder)
+        for name, text in self.job.files(self.results).items():
+            files.write_text(folder / name, text)
+        return page
+
+    def show(self, folder: Path) -> Report:
+        """The report as a value, with its figures in a folder."""
+        return self._document(folder)
+
+    def _document(self, figures: Path) -> Report:
+        return self.job.report(self.results, self.store, figures)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every heterogeneity with every seed."""
+        cells = self.experiment.cells
+        return [Cell(h, seed) for h in cells.heterogeneity for seed in cells.seeds]
+
+    @property
+    def adapters(self) -> Mapping[str, Adapter]:
+        """Every client's adapter `[C, ...]`, by method, of the only cell.
+
+        Raises `ValueError` where there are several cells: see `adapters_of`.
+        """
+        if len(self.cells) > 1:
+            names = ", ".join(cell.name for cell in self.cells)
+            raise ValueError(f"there are several cells: adapters_of one of {names}")
+        return self.adapters_of(self.cells[0])
+
+    def adapters_of(self, cell: Cell) -> Mapping[str, Adapter]:
+        """Every client's adapter `[C, ...]`, by method, of one cell."""
+        return Adapters(self.store, cell)
+
+
+class Adapters(Mapping[str, Any]):
+    """What a store keeps of a cell, by method."""
+
+    def __init__(self, store: Store, cell: Cell) -> None:
+        self._store, self._cell = store, cell
+
+    def __getitem__(self, method: str) -> Adapter:
+        if method not in list(self):
+            raise KeyError(f"{method!r}; there are {', '.join(self)}")
+        return self._store.adapters(self._cell, method)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._store.methods(self._cell))
+
+    def __len__(self) -> int:
+        return len(self._store.methods(self._cell))

@@ -1,0 +1,81 @@
+"""The table of methods: both parents, every merge, and the oracles."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from potara_jax.experiment import federating
+from potara_jax.experiment.cell import run_cell
+from potara_jax.experiment.context import Context
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.methods import KEPT
+from potara_jax.experiment.problem import Problem
+from potara_jax.experiment.rows import Row
+from potara_jax.jobs.job import Record, best_line
+from potara_jax.reports import methods
+from potara_jax.reports.document import Report
+from potara_jax.runs.store import Cell, Memory, Store
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Federate, train locally, and merge in every way: a table of methods."""
+
+    name: ClassVar[str] = "run"
+    presets: ClassVar[Mapping[str, Any]] = {}
+
+    def check(self, experiment: Experiment) -> None:
+        """Nothing of its own."""
+
+    def check_problem(self, experiment: Experiment, problem: Problem) -> None:
+        """Raise `ValueError` where the federated model cannot be merged."""
+        federating.check_mergeable(experiment, problem)
+
+    def rounds(self, experiment: Experiment) -> int:
+        """The federated rounds, and the local ones twice."""
+        settings = experiment.federated
+        federated = max(settings.rounds, settings.longer_rounds)
+        return federated + 2 * experiment.local.rounds
+
+    def run_cell(self, at: Context) -> Record:
+        """Run a cell, and keep the models of some of its methods."""
+        rows, record = run_cell(at)
+        _keep_models(at, rows)
+        return record
+
+    def summary(self, cell: Cell, record: Record) -> str:
+        """The best method."""
+        return best_line(cell, record["methods"])
+
+    def results(self, records: list[Record]) -> Record:
+        """All rows, diagnostics and answers."""
+        return table_results(records)
+
+    def files(self, results: Record) -> Mapping[str, str]:
+        """Every client's results."""
+        return {"clients.csv": methods.clients_csv(results)}
+
+    def report(self, results: Record, store: Store, figures: Path) -> Report:
+        """The table, its figures, and how sure the weights are."""
+        return methods.report(results, figures)
+
+
+def table_results(records: list[Record]) -> Record:
+    """The rows, diagnostics and answers of all cells."""
+    return {
+        "methods": [row for record in records for row in record["methods"]],
+        "diagnostics": [record["diagnostics"] for record in records],
+        "written": [row for record in records for row in record.get("written", ())],
+    }
+
+
+def _keep_models(at: Context, rows: list[Row]) -> None:
+    """On disk, the models that can be exported; in memory, which costs nothing, all."""
+    everything = isinstance(at.store, Memory)
+    for row in rows:
+        exists = isinstance(row.models, dict) and not row.oracle
+        if exists and (everything or row.name in KEPT):
+            at.store.keep_adapters(at.cell, row.name, row.models)
