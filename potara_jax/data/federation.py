@@ -1,7 +1,7 @@
-"""A federation as arrays: a pool of examples on the device, and who holds which.
+"""A federation as arrays: a pool of examples, and which client holds which.
 
 Dimension letters: `P` pool, `C` clients, `N` examples of the largest client, `M` test
-examples.
+examples, `K` classes.
 
 Clients hold indices into one resident pool, padded to the largest client. The number of
 real examples goes with them, and every consumer draws by that number, so padding
@@ -11,27 +11,34 @@ changes no result, to the bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from potara_jax.data import partition
+from potara_jax.data.arrays import Examples, pooled
+
 Array = jax.Array
+Splits = tuple[Examples, Examples, Examples]  # for training, held out, for testing
 
 
 class Batch(NamedTuple):
-    """Examples: `inputs` `[B, ...]` and `labels` `[B]` (int32)."""
+    """Examples: `inputs` `[B, ...]` and `labels`, `[B]` (int32) where they are classes.
 
-    inputs: Array
-    labels: Array
+    Either may be a pytree of arrays, each with the leading axis.
+    """
+
+    inputs: Any
+    labels: Any
 
 
 class Ragged(NamedTuple):
     """Each client's examples: `index` `[C, N]` into the pool, `count` `[C]`, int32.
 
-    Only the first `count` indices of a client are real. `share` `[C]`, float32: how
-    much of a round's local steps a client does; default: all. Inside a client's
+    Only the first `count` indices of a client are real. `share` `[C]`, float32: the
+    part of a round's local steps that a client takes; default: all. Inside a client's
     function the client axis is gone: `[N]` and scalars.
     """
 
@@ -43,7 +50,7 @@ class Ragged(NamedTuple):
 class Weighted(NamedTuple):
     """Each client's test: `index` `[C, M]` into the pool, `weight` `[C, M]` float32.
 
-    The weights of a client sum to one and follow its class proportions.
+    A client's weights sum to one and follow its distribution; padding weighs nothing.
     """
 
     index: Array
@@ -51,11 +58,11 @@ class Weighted(NamedTuple):
 
 
 class Federation(NamedTuple):
-    """What a federation is made of; see the module for the letters.
+    """A pool of examples and each client's part of it; see the module for the letters.
 
-    `train`, `heldout`: disjoint examples of each client; `test`: common examples,
-    weighted to the client's own distribution. `proportions` `[C, K]`: classes of the
-    client's training examples. `task` `[C]`: the transformation that a client applies.
+    `train`, `heldout`: disjoint examples of each client; `test`: examples weighted to
+    the client's distribution. `proportions` `[C, K]`: classes of the client's training
+    examples. `task` `[C]`: the transformation that a client applies.
     """
 
     pool: Batch
@@ -64,6 +71,145 @@ class Federation(NamedTuple):
     test: Weighted
     proportions: Array
     task: Array
+
+    @classmethod
+    def of(
+        cls,
+        clients: Sequence[Examples],
+        *,
+        heldout: int | float,
+        test: int | float,
+        key: Array,
+    ) -> Federation:
+        """A federation of arrays, one pair `(inputs, labels)` a client.
+
+        Every client's examples are shuffled and split at random, by the key and the
+        client's number alone. Its examples for testing all weigh the same.
+
+        Args:
+          clients: each client's inputs and labels: NumPy or JAX arrays, or pytrees of
+            them, with a leading axis of examples, which may differ in length.
+          heldout: each client's held-out examples, which are not trained on: their
+            number if an integer, their share if a fraction below 1. At least one.
+          test: each client's examples for testing, likewise.
+          key: the split's key, consumed.
+
+        Returns:
+          The federation. Where labels are integers `[N]`, `proportions` are those of
+          the classes, else one column of ones. Every client is a task of its own.
+
+        Raises:
+          ValueError: where a client's arrays do not fit the first client's, or leave no
+            example to train on.
+        """
+        _check_amount("heldout", heldout)
+        _check_amount("test", test)
+        arrays, groups = pooled(clients, names=_names(len(clients)))
+        parts = [
+            _split(_generator(key, client), group, heldout, test, client)
+            for client, group in enumerate(groups)
+        ]
+        return cls._assembled(Batch(*arrays), parts)
+
+    @classmethod
+    def of_splits(cls, clients: Sequence[Splits]) -> Federation:
+        """A federation of arrays that are split already; see `of`.
+
+        Args:
+          clients: three pairs `(inputs, labels)` a client: its examples for training,
+            those held out, and those for testing.
+
+        Raises:
+          ValueError: as `of` does.
+        """
+        kinds = "training", "held-out", "test"
+        names = [f"{name}'s {kind}" for name in _names(len(clients)) for kind in kinds]
+        flat = [examples for splits in clients for examples in splits]
+        arrays, groups = pooled(flat, names=names)
+        parts = [groups[start : start + 3] for start in range(0, len(groups), 3)]
+        return cls._assembled(Batch(*arrays), parts)
+
+    @classmethod
+    def _assembled(
+        cls, pool: Batch, parts: Sequence[Sequence[np.ndarray]]
+    ) -> Federation:
+        train, heldout, test = zip(*parts, strict=True)
+        return cls(
+            pool=pool,
+            train=pack(train),
+            heldout=pack(heldout),
+            test=_evenly_weighted(pack(test)),
+            proportions=_proportions(pool.labels, train),
+            task=jnp.arange(len(parts)),
+        )
+
+
+# --- Splits --------------------------------------------------------------------------
+
+
+def _names(clients: int) -> list[str]:
+    return [f"client {client}" for client in range(clients)]
+
+
+def _check_amount(name: str, amount: int | float) -> None:
+    share = not isinstance(amount, int | np.integer)
+    if amount <= 0 or (share and amount >= 1):
+        raise ValueError(
+            f"{name} is {amount}: it must be a number of examples, 1 or more, or a "
+            "share between 0 and 1"
+        )
+
+
+def _generator(key: Array, client: int) -> np.random.Generator:
+    words = np.ravel(jax.random.key_data(key)).tolist()
+    return np.random.default_rng([*words, client])
+
+
+def _split(
+    rng: np.random.Generator,
+    group: np.ndarray,
+    heldout: int | float,
+    test: int | float,
+    client: int,
+) -> list[np.ndarray]:
+    """A client's indices for training, held out, and for testing."""
+    held, tested = (_number(amount, len(group)) for amount in (heldout, test))
+    train = len(group) - held - tested
+    if train < 1:
+        raise ValueError(
+            f"client {client} has {len(group)} examples: with {held} held out and "
+            f"{tested} for testing, none is left to train on; hold out fewer, or leave "
+            "the client out"
+        )
+    return np.split(rng.permutation(group), [train, train + held])
+
+
+def _number(amount: int | float, examples: int) -> int:
+    share = not isinstance(amount, int | np.integer)
+    return max(1, round(amount * examples)) if share else int(amount)
+
+
+def _evenly_weighted(examples: Ragged) -> Weighted:
+    real = jnp.arange(examples.index.shape[1]) < examples.count[:, None]
+    weight = real / examples.count[:, None]
+    return Weighted(examples.index, weight.astype(jnp.float32))
+
+
+def _proportions(labels: Any, groups: Sequence[np.ndarray]) -> Array:
+    """Classes of groups of examples `[C, K]`; one column without classes."""
+    if not _are_classes(labels):
+        return jnp.ones((len(groups), 1), jnp.float32)
+    values = np.asarray(labels)
+    shares = partition.proportions(values, list(groups), int(values.max()) + 1)
+    return jnp.asarray(shares, jnp.float32)
+
+
+def _are_classes(labels: Any) -> bool:
+    integers = isinstance(labels, Array) and jnp.issubdtype(labels.dtype, jnp.integer)
+    return integers and labels.ndim == 1 and bool(labels.min() >= 0)
+
+
+# --- Indices into a pool -------------------------------------------------------------
 
 
 def take(pool: Batch, index: Array) -> Batch:
@@ -74,8 +220,12 @@ def take(pool: Batch, index: Array) -> Batch:
 def pack(groups: Sequence[np.ndarray], *, size: int | None = None) -> Ragged:
     """Index arrays of different lengths as one padded array.
 
-    size: the padded length; default the longest. Raises `ValueError` where a client has
-    no example, by the client's number, or more than `size`.
+    Args:
+      groups: each client's indices into the pool.
+      size: the padded length; default: the longest.
+
+    Raises:
+      ValueError: naming a client without examples, or with more than `size`.
     """
     counts = np.array([len(group) for group in groups], np.int32)
     if counts.min() < 1:
