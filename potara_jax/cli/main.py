@@ -1,102 +1,48 @@
-"""`potara`: every job from one command line.
+"""`potara`: everything from one command line.
 
-    potara run EXPERIMENT [options]
-    potara compare EXPERIMENT [options]
-    potara study EXPERIMENT [options]
-    potara simulate EXPERIMENT [options]
-    potara merge --federated DIR --local DIR --out DIR [options]
+    potara run digits                      what is done, and with which experiment
+    potara compare tasks --cells.seeds 0   any setting of the experiment
+    potara study my_experiment.py          an experiment in a file
+    potara list algorithms
+    potara export runs/digits
+    potara merge --federated DIR --local DIR --out DIR
     potara inspect DIR
-    potara export RUN [--folded] [options]
 
 A user's mistake is one line on standard error and exit status 2.
 """
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Any, Union
 
 import tyro
-from rich.console import Console
 
-# Many decompositions of small matrices: BLAS threads only wait for each other, most of
+# Many decompositions of small matrices: BLAS threads only wait for each other, above
 # all where other processes are busy. It is read when NumPy and JAX are imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-_USER_ERROR = 2
-_INTERRUPTED = 130
+USER_ERROR = 2
+INTERRUPTED = 130
 _NO_READER = 141  # as of a program that SIGPIPE ends
 
-
-def _experiment(words: list[str]) -> int:
-    from potara_jax.jobs import run
-
-    return run.main(words)
-
-
-def _merge(words: list[str]) -> int:
-    from potara_jax.cli import adapters as commands
-
-    text = f"{inspect.cleandoc(commands.Merge.__doc__)}\n\n{commands.methods_help()}"
-    parse = lambda: tyro.cli(
-        commands.Merge, args=words[1:], prog="potara merge", description=text
-    )
-    return _guarded(parse, commands.merge)
-
-
-def _inspect(words: list[str]) -> int:
-    from potara_jax.cli import adapters as commands
-
-    parse = lambda: tyro.cli(commands.Inspect, args=words[1:], prog="potara inspect")
-    return _guarded(parse, commands.inspect)
-
-
-def _export(words: list[str]) -> int:
-    from potara_jax.cli import export
-
-    parse = lambda: tyro.cli(export.Export, args=words[1:], prog="potara export")
-    return _guarded(parse, export.export)
-
-
-def _guarded(parse: Callable, command: Callable) -> int:
-    options = parse()
-    try:
-        command(options, Console())
-    except ValueError as error:
-        return _refused(" ".join(str(error).split()))
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        name = error.filename or "a file"
-        reason = error.strerror or error
-        return _refused(f"cannot use {name} ({reason}); name another folder")
-    return 0
-
-
-def _refused(reason: str) -> int:
-    print(f"potara: {reason}", file=sys.stderr)
-    return _USER_ERROR
-
-
-class Command(NamedTuple):
-    """What carries out a command, given all words, and its line in the usage."""
-
-    run: Callable[[list[str]], int]
-    summary: str
-
-
-COMMANDS = {
-    "run": Command(_experiment, "run an experiment: a table of methods and a report"),
-    "compare": Command(_experiment, "compare federated algorithms, on an experiment"),
-    "study": Command(_experiment, "compare ways to weigh, on an experiment"),
-    "tune": Command(_experiment, "search learning rates for federated algorithms"),
-    "simulate": Command(_experiment, "a federation of many thousands of clients"),
-    "export": Command(_export, "write a run's models for PEFT, transformers and vLLM"),
-    "merge": Command(_merge, "merge LoRA adapters that Hugging Face PEFT wrote"),
-    "inspect": Command(_inspect, "show what such an adapter holds"),
+# Each command's module, with `command(words) -> (type to parse, text for --help)`, and
+# what it does. A module is imported when its command is asked for.
+_JOBS = "potara_jax.cli.jobs"
+_COMMANDS = {
+    "run": (_JOBS, "train, merge in every way, and show a table of methods"),
+    "compare": (_JOBS, "compare federated algorithms at equal bytes and steps"),
+    "study": (_JOBS, "compare merge weights with grid search and the oracles"),
+    "tune": (_JOBS, "search step sizes for federated algorithms"),
+    "simulate": (_JOBS, "federate many thousands of clients, a cohort at a time"),
+    "list": ("potara_jax.cli.listing", "show experiments, algorithms, merges, weights"),
+    "export": ("potara_jax.cli.export", "write a run's models for PEFT and vLLM"),
+    "merge": ("potara_jax.cli.merge", "merge LoRA adapters that PEFT wrote"),
+    "inspect": ("potara_jax.cli.inspect", "show what such an adapter holds"),
 }
 
 
@@ -109,32 +55,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:  # maybe while packages are imported
-        print("potara: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        print("potara: interrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # as of `potara run digits --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _NO_READER
 
 
 def _command(words: list[str]) -> int:
-    if words and words[0] in COMMANDS:
-        return COMMANDS[words[0]].run(words)
-    if words and not {"-h", "--help"} & set(words):
-        known = ", ".join(COMMANDS)
-        return _refused(f"unknown command '{words[0]}'; there are: {known}")
-    print(_usage())
-    return 0 if words else _USER_ERROR
+    """Parse a command and carry it out."""
+    try:
+        parsed = tyro.cli(
+            _tree(words),
+            args=words,
+            prog="potara",
+            description="Federated personalisation of LoRA-adapted models.",
+            config=(tyro.conf.OmitSubcommandPrefixes,),
+        )
+        parsed()
+    except ValueError as error:
+        return _refuse(" ".join(str(error).split()))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name, reason = error.filename or "a file", error.strerror or error
+        return _refuse(f"cannot use {name} ({reason}); name another folder")
+    return 0
 
 
-def _usage() -> str:
-    lines = [f"  {name:10}{command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: potara COMMAND [options]\n",
-            *lines,
-            "\npotara COMMAND --help shows every option with its default",
-        ]
-    )
+def _refuse(reason: str) -> int:
+    print(f"potara: {reason}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _tree(words: list[str]) -> Any:
+    """The type that the words are parsed as: a union of all commands.
+
+    Only the one that is asked for has its options: the others are not imported.
+    """
+    asked = words[0] if words else ""
+    branches = []
+    for name, (module, summary) in _COMMANDS.items():
+        kind, text = _Other, None
+        if name == asked:
+            kind, text = importlib.import_module(module).command(words)
+        named = tyro.conf.subcommand(name, description=text or summary)
+        branches.append(Annotated[kind, named])
+    return Union[tuple(branches)]  # noqa: UP007, which is made of a tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class _Other:
+    """A command that is not asked for."""
 
 
 if __name__ == "__main__":

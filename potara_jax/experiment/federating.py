@@ -20,7 +20,7 @@ from potara_jax.experiment.settings import require_one_of
 from potara_jax.federated import factors, privacy, rounds, wire
 from potara_jax.federated.conditions import Conditions, size
 from potara_jax.federated.interface import Algorithm, Shared
-from potara_jax.federated.registry import load_all
+from potara_jax.federated.registry import algorithms
 from potara_jax.federated.wire import Privacy, Wire
 
 
@@ -72,7 +72,7 @@ def make_algorithm(
     local_rate: the clients' learning rate, in place of the experiment's. Raises
     `ValueError` for a name that is not registered.
     """
-    known = load_all()
+    known = algorithms()
     require_one_of(name, "the algorithm", known)
     train = training(experiment, local_rate)
     return known[name].make(task, train, **hyperparameters)

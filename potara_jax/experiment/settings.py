@@ -12,7 +12,7 @@ import math
 from typing import Any, Literal
 
 from potara_jax.data.dealing import SHARDS, TASKS
-from potara_jax.federated.registry import load_all
+from potara_jax.federated.registry import algorithms
 
 SEEDS = 2**63
 NATURAL = "natural"
@@ -105,7 +105,7 @@ class Federated:
         """Raise `ValueError` for a value that cannot be."""
         require_positive(self, "federated", "rounds")
         require_not_negative(self, "federated", "longer_rounds")
-        require_one_of(self.algorithm, "federated.algorithm", load_all())
+        require_one_of(self.algorithm, "federated.algorithm", algorithms())
 
 
 @dataclasses.dataclass(frozen=True)

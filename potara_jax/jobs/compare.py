@@ -26,7 +26,7 @@ from potara_jax.experiment.phases import Budget, Outcome, Phase, until
 from potara_jax.experiment.problem import Problem
 from potara_jax.experiment.rows import Parents, table_rows
 from potara_jax.experiment.settings import require_one_of
-from potara_jax.federated.registry import load_all
+from potara_jax.federated.registry import algorithms
 from potara_jax.federated.rounds import stack
 from potara_jax.jobs import contenders
 from potara_jax.jobs.contenders import Contender, Trained
@@ -53,7 +53,7 @@ class Compare:
     def check(self, experiment: Experiment) -> None:
         """Raise `ValueError` where an algorithm is not registered."""
         for name in self.algorithms:
-            require_one_of(name, "algorithms", load_all())
+            require_one_of(name, "algorithms", algorithms())
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
         """Raise `ValueError` where the federated model cannot be merged."""
@@ -61,7 +61,7 @@ class Compare:
 
     def names(self, experiment: Experiment) -> list[str]:
         """The algorithms to compare, without those that every comparison has."""
-        chosen = self.algorithms or tuple(load_all())
+        chosen = self.algorithms or tuple(algorithms())
         always = "local", experiment.federated.algorithm
         return [name for name in chosen if name not in always]
 

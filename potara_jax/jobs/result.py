@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from potara_jax.adapters.lora import Adapter
 from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.methods import POTARA
+from potara_jax.experiment.problem import Problem
+from potara_jax.jobs.export import Dtype, Form, write_models
 from potara_jax.jobs.job import Job, Record
 from potara_jax.reports import document
 from potara_jax.reports.document import Report
@@ -26,18 +29,23 @@ class Result:
       experiment: on what.
       results: plain records, as `results.json` has them.
       store: what the run has kept.
+      make_problem: makes the problem again, for `export`.
     """
 
     job: Job
     experiment: Experiment
     results: Record
     store: Store
+    make_problem: Callable[[], Problem]
 
     def table(self) -> document.Table:
         """The table: a rich table in a terminal, HTML in a notebook."""
+        return self.tables()[0]
+
+    def tables(self) -> list[document.Table]:
+        """All tables that a terminal shows."""
         with TemporaryDirectory() as folder:
-            tables = self._document(Path(folder)).summary
-        return tables[0]
+            return list(self._document(Path(folder)).summary)
 
     def report(self, folder: Path | str) -> Path:
         """Write the report with its figures and tables; the page's path."""
@@ -47,9 +55,39 @@ class Result:
             files.write_text(folder / name, text)
         return page
 
-    def show(self, folder: Path) -> Report:
-        """The report as a value, with its figures in a folder."""
-        return self._document(folder)
+    def export(
+        self,
+        folder: Path | str,
+        *,
+        method: str = POTARA,
+        clients: Sequence[int] | None = None,
+        folded: bool = False,
+        dtype: Dtype = "float32",
+        overwrite: bool = False,
+    ) -> Path:
+        """Write clients' models as PEFT's folders, `CELL/client-000` and so on.
+
+        Args:
+          folder: the folder to write into.
+          method: whose models, a key of `adapters`.
+          clients: which clients, from 0; default: all.
+          folded: write whole models, with the adapters in their weights.
+          dtype: of what is written.
+          overwrite: replace models that are there.
+
+        Returns:
+          The folder.
+
+        Raises:
+          ValueError: a method that was not kept, or a folder that cannot be written.
+        """
+        form = Form(folded, dtype, overwrite)
+        adapters = {cell: self.store.adapters(cell, method) for cell in self.cells}
+        chosen = range(self.experiment.cells.clients) if clients is None else clients
+        write_models(
+            self.make_problem(), adapters, Path(folder), clients=chosen, form=form
+        )
+        return Path(folder)
 
     def _document(self, figures: Path) -> Report:
         return self.job.report(self.results, self.store, figures)

@@ -84,11 +84,12 @@ def run(
         results = store.results() if isinstance(store, RunFolder) else None
         if results is None:
             shown = Display if progress else _silent
-            records = _all_cells(experiment, job, store, resources, console, shown)
-            results = _finished(config, job.results(records))
+            results = _all_cells(experiment, job, store, resources, console, shown)
+            results = finished(config, results)
             if isinstance(store, RunFolder):
                 store.finish(results)
-        return Result(job, experiment, results, store)
+        make = lambda: experiment.make_problem(experiment, resources)
+        return Result(job, experiment, results, store, make)
 
 
 def check(experiment: Experiment, job: Job) -> None:
@@ -128,7 +129,7 @@ def _all_cells(
     resources: Resources,
     console: Console,
     shown: Callable[..., Any],
-) -> list[Record]:
+) -> Record:
     cells, rounds = cells_of(experiment), job.rounds(experiment)
     with shown(console, total=len(cells) * rounds) as display:
         store = _warning(store, display.log)
@@ -147,7 +148,8 @@ def _all_cells(
             record = job.run_cell(at)
             store.end_cell(cell, record)
             display.log(job.summary(cell, record))
-    return [store.cell(cell) for cell in cells]
+    records = [store.cell(cell) for cell in cells]
+    return job.results(records) | {"metric": problem.task.metric._asdict()}
 
 
 def _warning(store: Memory | RunFolder, log: Callable[[str], None]):
@@ -158,7 +160,7 @@ def _warning(store: Memory | RunFolder, log: Callable[[str], None]):
     return store
 
 
-def _finished(config: Record, results: Record) -> Record:
+def finished(config: Record, results: Record) -> Record:
     """All that `results.json` holds."""
     return {
         "experiment": config["experiment"],

@@ -27,7 +27,7 @@ from potara_jax.experiment.phases import Outcome, Phase
 from potara_jax.experiment.problem import Problem
 from potara_jax.experiment.rows import mean_accuracy
 from potara_jax.experiment.settings import require_one_of
-from potara_jax.federated.registry import load_all
+from potara_jax.federated.registry import algorithms
 from potara_jax.federated.rounds import stack
 from potara_jax.jobs.job import Record
 from potara_jax.reports import tuning
@@ -56,14 +56,14 @@ class Tune:
     def check(self, experiment: Experiment) -> None:
         """Raise `ValueError` where an algorithm is not registered."""
         for name in self.algorithms:
-            require_one_of(name, "algorithms", load_all())
+            require_one_of(name, "algorithms", algorithms())
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
         """Nothing: every algorithm can be tuned on every problem."""
 
     def names(self) -> list[str]:
         """The algorithms to search for."""
-        return [name for name in self.algorithms or load_all() if name != "local"]
+        return [name for name in self.algorithms or algorithms() if name != "local"]
 
     def rounds(self, experiment: Experiment) -> int:
         """Those of all trials."""

@@ -6,7 +6,7 @@ import filecmp
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,13 +19,17 @@ from potara_jax.models.weights import Table
 class Form(NamedTuple):
     """How a model and its adapters are written.
 
-    table: where its parameters are stored. config: its `config.json`. files: what else
-    belongs to it, texts by name. sites, scale: of the adapters. checkpoint: the folder
-    or name that the model was loaded from, or None. task: PEFT's `task_type`.
+    table: where its parameters are stored; None: a model that is not in Hugging Face's
+      library, whose modules PEFT names as they are named here, with dots.
+    config: its `config.json`.
+    files: what else belongs to it, texts by name.
+    sites, scale: of the adapters.
+    checkpoint: the folder or name that the model was loaded from, or None.
+    task: PEFT's `task_type`.
     """
 
-    table: Table
-    config: dict
+    table: Table | None
+    config: dict[str, Any]
     files: Mapping[str, str]
     sites: Mapping[str, Site]
     scale: float
@@ -74,13 +78,27 @@ def _layers(path: str, entry: Entry, form: Form) -> dict[str, Entry]:
         raise ValueError(f"'{path}' has more than two factors: fold the model")
     a = np.asarray(entry["a"], np.float32)
     b = np.float32(form.scale) * np.asarray(entry["b"], np.float32)
+    if form.table is None:
+        return {_dotted(path, form): {"a": a, "b": b}}
     stored = weights.stored_as(f"{path}/kernel", form.sites[path].kernel, form.table)
     layers = zip(a, b, strict=True) if stored.stacked else [(a, b)]
     names = [name.removesuffix(".weight") for name in stored.names]
     return {n: {"a": a, "b": b} for n, (a, b) in zip(names, layers, strict=True)}
 
 
+def _dotted(path: str, form: Form) -> str:
+    """PEFT's name of a module of the user's own model."""
+    if form.sites[path].stack:
+        raise ValueError(
+            f"'{path}' is scanned over layers, which have no names in PEFT: fold it"
+        )
+    return path.replace("/", ".")
+
+
 def _whole(path: str, entry: Entry, form: Form) -> dict[str, Entry]:
+    if form.table is None:
+        name = path.replace("/", ".")
+        return {name: {k: np.asarray(x, np.float32) for k, x in entry.items()}}
     made: Entry = {}
     for parameter, x in entry.items():
         x = np.asarray(x, np.float32)

@@ -1,18 +1,13 @@
-"""What `potara` does with adapters that PEFT wrote: merge them, and look at one.
-
-Each command is a frozen dataclass of its options and a function that carries it out.
-A user's mistake is a `ValueError` of one line.
-"""
+"""`potara merge`: LoRA adapters that PEFT wrote, merged into one of the same kind."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from functools import partial
-from itertools import takewhile
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,18 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from potara_jax import merging
 from potara_jax.adapters import algebra, peft, peft_config
 from potara_jax.adapters.lora import Adapter, Array, Entry, is_factors
-from potara_jax.merging import spaces
+from potara_jax.merging import registry, spaces
 
 _HALF = 0.5
-_VLLM_RANK = 16  # vLLM's default for --max-lora-rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +55,6 @@ class Merge:
     rank: int | None = None
     """The largest rank of the result: deltas are truncated to it (by SVD). Not given:
     the exact rank."""
-    density: float | None = None
-    """ties, dare: the share of the entries that is kept."""
-    draws: int | None = None
-    """dare: how many random draws are averaged."""
-    ridge: float | None = None
-    """wudi: how strongly the result is drawn to the sum."""
-    scale: float | None = None
-    """task_arithmetic, ties, dare, tsv, iso: what the result is multiplied with."""
     seed: int = 0
     """Of methods that draw at random."""
 
@@ -86,43 +69,58 @@ class Merge:
     """Replace an adapter that is in --out already."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Inspect:
-    """Show what a LoRA adapter that PEFT wrote holds, and who can load it."""
+def command(words: list[str]) -> tuple[Any, str]:
+    """The type of the command, with every merge's options, and the list of merges."""
+    bare = tyro.conf.arg(name="")
+    parts = {"merge": Merge, "options": _options()}
+    fields = [(name, Annotated[part, bare]) for name, part in parts.items()]
+    carry_out = {"__call__": lambda self: merge(self.merge, vars(self.options))}
+    kind = dataclasses.make_dataclass("Command", fields, namespace=carry_out)
+    return kind, f"{cleandoc(Merge.__doc__)}\n\n{methods_help()}"
 
-    folder: Annotated[Path, tyro.conf.Positional]
-    """The adapter's folder."""
 
-
-OPTIONS = ("density", "draws", "ridge", "scale")
+def _options() -> Any:
+    """A dataclass of the options that merges have, none of them given."""
+    merges: dict[str, list[str]] = defaultdict(list)
+    for name, entry in _usable().items():
+        for option in entry.options:
+            merges[option].append(name)
+    fields = [
+        (option, Annotated[float | None, tyro.conf.arg(help=f"Of {', '.join(names)}.")])
+        for option, names in merges.items()
+    ]
+    none = dataclasses.field(default=None)
+    made = [(*field, none) for field in fields]
+    return dataclasses.make_dataclass("Options", made, frozen=True)
 
 
 def methods_help() -> str:
     """What `Merge.method` and `Merge.space` can be, a line each."""
-    methods = [
+    merges = [
         f"  {name}: {entry.summary} ({', '.join(entry.spaces)})"
         for name, entry in _usable().items()
     ]
-    spaces = [f"  {name}: {space.summary}" for name, space in merging.SPACES.items()]
-    head = "methods, and the spaces they merge in (the first is the default):"
-    return "\n".join([head, *methods, "", "spaces:", *spaces])
+    kinds = [f"  {name}: {space.summary}" for name, space in merging.SPACES.items()]
+    head = "merges, and the spaces they merge in (the first is the default):"
+    return "\n".join([head, *merges, "", "spaces:", *kinds])
 
 
-def _usable() -> dict[str, merging.Entry]:
-    """The methods that need nothing but adapters."""
-    return {k: e for k, e in merging.METHODS.items() if e.needs == "nothing"}
+def _usable() -> dict[str, registry.MergeEntry]:
+    """The merges that need nothing but adapters."""
+    return {k: e for k, e in registry.merges().items() if e.needs == "nothing"}
 
 
-# --- Merging -------------------------------------------------------------------------
-
-
-def merge(options: Merge, console: Console) -> None:
+def merge(
+    options: Merge, given: Mapping[str, float | None], console: Console | None = None
+) -> None:
     """Read, merge, write, and say what was done.
+
+    given: the merge's own options, None where the default is meant.
 
     Raises `ValueError` for options or adapters that do not fit, before anything is
     written.
     """
-    method = _method(options)
+    method = _method(options.method, given)
     folders, weights = _folders(options), _weights(options)
     if options.rank is not None and options.rank < 1:
         raise ValueError(f"--rank is {options.rank}: it must be 1 or more")
@@ -144,23 +142,22 @@ def merge(options: Merge, console: Console) -> None:
         dtype=options.dtype or peft.widest([source.dtype for source in sources]),
         overwrite=options.overwrite,
     )
-    _tell(options, method, weights, sizes, console)
+    _report(options, method, weights, sizes, console or Console())
 
 
-def _method(options: Merge) -> merging.Merge:
-    if options.method not in _usable():
+def _method(name: str, given: Mapping[str, float | None]) -> merging.Merge:
+    if name not in _usable():
         known = ", ".join(_usable())
-        raise ValueError(f"--method is {options.method!r}; there are: {known}")
-    make = merging.METHODS[options.method]
-    given = {name: getattr(options, name) for name in OPTIONS}
-    given = {name: value for name, value in given.items() if value is not None}
-    for name in given:
-        if name not in make.options:
-            own = ", ".join(f"--{option}" for option in make.options) or "none"
-            raise ValueError(
-                f"--{name} is no option of '{options.method}'; its options: {own}"
-            )
-    return make.make(**given)
+        raise ValueError(f"--method is {name!r}; there are: {known}")
+    entry = _usable()[name]
+    options = {option: x for option, x in given.items() if x is not None}
+    for option in options:
+        if option not in entry.options:
+            known = ", ".join(f"--{each}" for each in entry.options) or "none"
+            own = f"its options: {known}"
+            raise ValueError(f"--{option} is no option of '{name}'; {own}")
+    whole = {k: type(entry.options[k])(x) for k, x in options.items()}
+    return entry.make(**whole)
 
 
 def _folders(options: Merge) -> tuple[Path, ...]:
@@ -247,8 +244,10 @@ def _sizes(entry: Entry) -> Array:
     return jnp.stack([jnp.float32(entry["a"].shape[-1]), algebra.norm(entry) ** 2])
 
 
-def _tell(options, method, weights, sizes, console) -> None:
-    note = _noting(console)
+def _report(options, method, weights, sizes, console: Console) -> None:
+    note = lambda text: console.print(
+        text, highlight=False, markup=False, soft_wrap=True
+    )
     space = options.space or method.spaces[0]
     given = ", ".join(f"{weight:g}" for weight in weights)
     note(f"merged with weights {given} by {method.name} in {space} space")
@@ -260,111 +259,3 @@ def _tell(options, method, weights, sizes, console) -> None:
     else:
         note(f"rank {rank}, nothing is cut off")
     note(f"adapter: {options.out}")
-
-
-def _noting(console: Console) -> Callable[[str], None]:
-    return lambda text: console.print(
-        text, highlight=False, markup=False, soft_wrap=True
-    )
-
-
-def _largest_rank(adapter: Adapter) -> int:
-    return max(e["a"].shape[-1] for e in adapter.values() if is_factors(e))
-
-
-# --- Inspecting ----------------------------------------------------------------------
-
-
-def inspect(options: Inspect, console: Console) -> None:
-    """Print what an adapter holds, a row for every kind of module."""
-    source = peft.read(options.folder)
-    note = _noting(console)
-    note(f"base model: {source.config.get('base_model_name_or_path')}")
-    note(f"task: {source.config.get('task_type')}")
-    note(f"dtype: {source.dtype}")
-    console.print(_table(source))
-    whole = {p: e for p, e in source.adapter.items() if not is_factors(e)}
-    for path, entry in whole.items():
-        shapes = ", ".join(f"{name} {x.shape}" for name, x in entry.items())
-        note(f"trained whole: {path} ({shapes})")
-    sizes = [x.size for entry in source.adapter.values() for x in entry.values()]
-    note(f"parameters: {sum(sizes):,}")
-    note(f"vLLM: {vllm_note(source)}")
-
-
-def _table(source: peft.PeftAdapter) -> Table:
-    kinds = _kinds(source.adapter)
-    shared = _shared_start(kinds)
-    table = Table(title=shared.rstrip("."), title_justify="left", box=box.SIMPLE)
-    table.caption = "norm: Frobenius, of the delta; effective: rank, exp(entropy)"
-    table.add_column("module", no_wrap=True)
-    for name in ("count", "in", "out", "rank", "scale", "norm", "effective"):
-        table.add_column(name, justify="right", min_width=len(name))
-    for kind, paths in kinds.items():
-        cells = (str(len(paths)), *_cells(source, paths))
-        table.add_row(Text(kind.removeprefix(shared)), *cells)
-    return table
-
-
-def _shared_start(kinds) -> str:
-    """The modules that all kinds are in: `model.layers.*.`."""
-    columns = zip(*(kind.split(".")[:-1] for kind in kinds), strict=False)
-    same = takewhile(lambda names: len(set(names)) == 1, columns)
-    return "".join(f"{names[0]}." for names in same)
-
-
-def _kinds(adapter: Adapter) -> dict[str, list[str]]:
-    """Paths of adapted modules that are the same but for their numbers, and sizes."""
-    kinds = defaultdict(list)
-    for path in adapter:
-        if is_factors(adapter[path]):
-            kinds[re.sub(r"(?<=\.)\d+(?=\.)", "*", path)].append(path)
-    return kinds
-
-
-def _cells(source, paths) -> list[str]:
-    entries = [source.adapter[path] for path in paths]
-    singular = [singular_values(entry) for entry in entries]
-    return [
-        _span([entry["a"].shape[0] for entry in entries]),
-        _span([entry["b"].shape[1] for entry in entries]),
-        _span([entry["a"].shape[1] for entry in entries]),
-        _span([source.scales[path] for path in paths]),
-        _span([float(np.linalg.norm(sigma)) for sigma in singular]),
-        _span([effective_rank(sigma) for sigma in singular]),
-    ]
-
-
-def _span(values: Sequence[Any]) -> str:
-    shown = lambda x: str(x) if isinstance(x, int) else f"{x:.3g}"
-    low, high = map(shown, (min(values), max(values)))
-    return low if low == high else f"{low} to {high}"
-
-
-def singular_values(entry) -> np.ndarray:
-    """The singular values of a delta `[R]`, from its factors."""
-    a, b = (np.asarray(entry[name], np.float64) for name in "ab")
-    core = np.linalg.qr(a, mode="r") @ np.linalg.qr(b.T, mode="r").T
-    return np.linalg.svd(core, compute_uv=False)
-
-
-def effective_rank(sigma: np.ndarray) -> float:
-    """`exp(-sum p log p)`, `p` the singular values' shares (Roy and Vetterli 2007)."""
-    share = sigma[sigma > 0] / max(sigma.sum(), 1e-30)
-    return float(np.exp(-(share * np.log(share)).sum())) if share.size else 0.0
-
-
-def vllm_note(source: peft.PeftAdapter) -> str:
-    """Whether vLLM loads an adapter as it is, and what to do where it does not."""
-    whole = [path for path, e in source.adapter.items() if not is_factors(e)]
-    if whole:
-        return f"does not load it: modules_to_save ({', '.join(whole)})"
-    patterns = [f for f in ("rank_pattern", "alpha_pattern") if source.config.get(f)]
-    if patterns:
-        return (
-            f"would load it wrongly: it ignores {' and '.join(patterns)}; write it "
-            "anew with: potara merge --adapters DIR --weights 1 --out NEW"
-        )
-    rank = _largest_rank(source.adapter)
-    option = f", with --max-lora-rank {rank} or more" if rank > _VLLM_RANK else ""
-    return f"loads it as it is{option}"

@@ -1,0 +1,118 @@
+"""The commands of the jobs: what is done, with which experiment, and its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from inspect import cleandoc
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import tyro
+from rich.console import Console
+
+from potara_jax import jobs
+from potara_jax.cli import catalogue
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.jobs import Job
+from potara_jax.runs.loading import load_file
+
+CACHE = Path("~/.cache/potara_jax")
+_BARE = tyro.conf.arg(name="")  # options of what it marks have no prefix
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Where and how a run is kept; none of it changes the results, but `load`."""
+
+    out: Path
+    """Run folder. A finished run is shown again, an unfinished one is continued."""
+    cache: Path = CACHE
+    """Where pre-trained bases and compiled programs are kept between runs."""
+    rerun: bool = False
+    """Throw away what the run folder holds, and start anew."""
+    profile: bool = False
+    """Trace a few rounds of every phase into the run folder, for TensorBoard or
+    Perfetto."""
+    load: tuple[Path, ...] = ()
+    """Python files that register your algorithms, merges or weights. Default: none."""
+
+
+def command(words: list[str]) -> tuple[Any, str]:
+    """The type of a job's command, `potara JOB EXPERIMENT [options]`."""
+    job = jobs.JOBS[words[0]]()
+    names = catalogue.names()
+    if len(words) > 1 and words[1].endswith(".py"):
+        names.append(words[1])
+    branches = [_branch(job, catalogue.find(name), name) for name in names]
+    union = Union[tuple(branches)]  # noqa: UP007, which is made of a tuple
+    carry_out = {"__call__": lambda self: self.request()}
+    kind = _dataclass("Command", [("request", Annotated[union, _BARE])], carry_out)
+    text = f"{cleandoc(type(job).__doc__)}\n\nAn experiment may also be a Python file."
+    return kind, text
+
+
+def _branch(job: Job, experiment: Experiment, name: str) -> Any:
+    """What is parsed for one experiment: its groups, the job's and the run's options.
+
+    Called, it carries the job out.
+    """
+    start = jobs.preset(experiment, job)
+    prefix = "" if job.name == "run" else f"{job.name}-"
+    options = RunOptions(out=Path(f"runs/{prefix}{experiment.name}"))
+    bare = {"job": job, "options": options, "source": start.source}
+    groups = {name: group for name, group in start.groups() if name != "source"}
+    fields = [
+        *((n, Annotated[type(v), _BARE], v) for n, v in bare.items() if v is not None),
+        *((n, type(v), v) for n, v in groups.items()),
+    ]
+
+    def carry_out(request: Any) -> None:
+        changed = {n: getattr(request, n) for n, _ in start.groups()}
+        _run(start.replace(**changed), request.job, request.options, name)
+
+    kind = _dataclass("Request", fields, {"__call__": carry_out})
+    return Annotated[kind, tyro.conf.subcommand(name, description=experiment.summary)]
+
+
+def _dataclass(name: str, fields: list[tuple], methods: dict[str, Any]) -> Any:
+    made = [
+        (field, kind, *(dataclasses.field(default=value) for value in default))
+        for field, kind, *default in fields
+    ]
+    return dataclasses.make_dataclass(name, made, namespace=methods, frozen=True)
+
+
+def _run(experiment: Experiment, job: Job, options: RunOptions, name: str) -> None:
+    """Run, show the tables, and say where the report is."""
+    console = Console()
+    for path in options.load:
+        load_file(path)
+    result = _result(experiment, job, options, name, console)
+    page = result.report(options.out)
+    for table in result.tables():
+        console.print(table)
+    console.print(f"report: {page}", highlight=False, markup=False)
+
+
+def _result(
+    experiment: Experiment, job: Job, options: RunOptions, name: str, console: Console
+) -> jobs.Result:
+    """Run; a `ValueError` that is not a user's mistake is a defect, with its trace."""
+    extra: dict[str, Any] = {"load": [str(path) for path in options.load]}
+    if name.endswith(".py"):
+        extra["file"] = name
+    try:
+        return jobs.run(
+            experiment,
+            job,
+            out=options.out,
+            cache=options.cache,
+            rerun=options.rerun,
+            profile=options.profile,
+            console=console,
+            extra=extra,
+        )
+    except jobs.Refused:
+        raise
+    except ValueError as error:
+        raise RuntimeError("a defect of potara_jax; please report it") from error

@@ -1,0 +1,92 @@
+"""`potara list`: experiments, jobs, algorithms, merges and weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from inspect import cleandoc
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from potara_jax import jobs
+from potara_jax.cli import catalogue
+from potara_jax.federated.registry import algorithms
+from potara_jax.merging import registry
+from potara_jax.runs.loading import load_file
+
+Kind = Literal["all", "experiments", "jobs", "algorithms", "merges", "weights"]
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """Show what there is, by the names that settings take."""
+
+    kind: Annotated[Kind, tyro.conf.Positional] = "all"
+    """What to show."""
+    load: tuple[Path, ...] = ()
+    """Python files that register your algorithms, merges or weights. Default: none."""
+
+    def __call__(self) -> None:
+        """Print a table of each kind."""
+        for path in self.load:
+            load_file(path)
+        for name, table in _TABLES.items():
+            if self.kind in ("all", name):
+                Console().print(table(name))
+
+
+def command(words: list[str]) -> tuple[Any, None]:
+    """The type of the command."""
+    return List, None
+
+
+def _experiments() -> Iterator[tuple[str, ...]]:
+    for name in catalogue.names():
+        yield name, catalogue.find(name).summary
+
+
+def _jobs() -> Iterator[tuple[str, ...]]:
+    for name, job in jobs.JOBS.items():
+        yield name, cleandoc(job.__doc__).split("\n")[0]
+
+
+def _algorithms() -> Iterator[tuple[str, ...]]:
+    for name, entry in algorithms().items():
+        yield name, entry.summary, entry.reference
+
+
+def _merges() -> Iterator[tuple[str, ...]]:
+    for name, entry in registry.merges().items():
+        yield name, entry.summary, ", ".join(entry.spaces), entry.reference
+
+
+def _weights() -> Iterator[tuple[str, ...]]:
+    for name, entry in registry.weights().items():
+        yield name, entry.summary, entry.needs, entry.samples, entry.reference
+
+
+def _table(
+    rows: Callable[[], Iterator[tuple[str, ...]]], *columns: str
+) -> Callable[[str], Table]:
+    def make(title: str) -> Table:
+        table = Table("name", *columns, title=title, box=box.SIMPLE_HEAD)
+        table.title_justify = "left"
+        for row in rows():
+            table.add_row(*row)
+        return table
+
+    return make
+
+
+_TABLES: dict[str, Callable[[str], Table]] = {
+    "experiments": _table(_experiments, "what it is"),
+    "jobs": _table(_jobs, "what it does"),
+    "algorithms": _table(_algorithms, "what it does", "source"),
+    "merges": _table(_merges, "what it does", "spaces", "source"),
+    "weights": _table(_weights, "what it is", "needs", "samples", "source"),
+}

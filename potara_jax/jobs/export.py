@@ -1,0 +1,102 @@
+"""Clients' models in Hugging Face's forms, for PEFT, transformers and vLLM to load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+
+from potara_jax.adapters import peft
+from potara_jax.adapters.lora import Adapter
+from potara_jax.experiment.problem import Problem
+from potara_jax.models import publishing
+from potara_jax.runs.store import Cell
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Form(NamedTuple):
+    """How models are written.
+
+    folded: whole models that transformers loads, with the adapters in their weights;
+      else adapters that PEFT and vLLM load, and the base beside them. dtype: of what is
+      written. overwrite: replace models that are there.
+    """
+
+    folded: bool = False
+    dtype: Dtype = "float32"
+    overwrite: bool = False
+
+
+def check_free(
+    out: Path, cells: Sequence[Cell], clients: Sequence[int], form: Form
+) -> dict[tuple[Cell, int], Path]:
+    """The folder of every client's model.
+
+    Raises `ValueError` where one exists and is not to be replaced, or holds something
+    else.
+    """
+    folders = {
+        (cell, client): out / cell.name / f"client-{client:03d}"
+        for cell in cells
+        for client in clients
+    }
+    check = publishing.check_folded if form.folded else peft.check_free
+    for folder in folders.values():
+        check(folder, overwrite=form.overwrite)
+    return folders
+
+
+def write_models(
+    problem: Problem,
+    adapters: Mapping[Cell, Adapter],
+    out: Path,
+    *,
+    clients: Sequence[int],
+    form: Form,
+) -> int:
+    """Write some clients' models of every cell, from adapters `[C, ...]`; how many.
+
+    Below `out`: `CELL/client-000` and so on, and `base`, where the model is no
+    checkpoint. Raises `ValueError` for models that have no form, or folders that cannot
+    be written.
+    """
+    if problem.form is None:
+        raise ValueError("these models have no form to be written in")
+    folders = check_free(out, list(adapters), clients, form)
+    base = _base(problem, out, form)
+    for (cell, client), folder in folders.items():
+        adapter = jax.tree.map(lambda x, at=client: x[at], adapters[cell])
+        _write(folder, adapter, problem, base, form)
+    return len(folders)
+
+
+def _base(problem: Problem, out: Path, form: Form) -> str:
+    """What adapters are for: the checkpoint, or the base beside them."""
+    if checkpoint := problem.form.checkpoint:
+        path = Path(checkpoint).expanduser()
+        return str(path.resolve()) if path.is_dir() else checkpoint
+    folder = out / "base"
+    if not form.folded and problem.form.table is not None:
+        publishing.write_base(folder, problem.base, problem.form, dtype=form.dtype)
+    return str(folder.resolve())
+
+
+def _write(
+    folder: Path, adapter: Adapter, problem: Problem, base: str, form: Form
+) -> None:
+    if form.folded:
+        publishing.write_folded(
+            folder, problem.base, adapter, problem.form, dtype=form.dtype
+        )
+    else:
+        publishing.write_adapter(
+            folder,
+            adapter,
+            problem.form,
+            base=base,
+            dtype=form.dtype,
+            overwrite=form.overwrite,
+        )

@@ -1,0 +1,133 @@
+"""Personalisation in one call: a model, clients' arrays, and nothing on disk."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+from potara_jax.adapters import lora as lora_
+from potara_jax.adapters.lora import Params
+from potara_jax.clients.objective import ModelTask
+from potara_jax.data.federation import Federation, take
+from potara_jax.experiment import federating
+from potara_jax.experiment.context import Context
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.problem import Problem, adapter_maker
+from potara_jax.experiment.programs import Programs
+from potara_jax.experiment.settings import (
+    NATURAL,
+    Cells,
+    Communication,
+    Compute,
+    Federated,
+    Local,
+    Lora,
+    Merging,
+    Participation,
+    Training,
+)
+from potara_jax.jobs.result import Result
+from potara_jax.jobs.run import check, configuration, finished
+from potara_jax.jobs.table import Table
+from potara_jax.models.publishing import Form
+from potara_jax.runs.progress import Display, Silent
+from potara_jax.runs.store import Cell, Memory
+
+_CELL = Cell(NATURAL, 0)
+
+
+def personalise(
+    task: ModelTask,
+    base: Params,
+    clients: Federation,
+    *,
+    lora: Lora | None = None,
+    federated: Federated | None = None,
+    local: Local | None = None,
+    training: Training | None = None,
+    merging: Merging | None = None,
+    participation: Participation | None = None,
+    communication: Communication | None = None,
+    compute: Compute | None = None,
+    key: jax.Array,
+    progress: bool = True,
+) -> Result:
+    """Train a federated and a local adapter for every client, and merge them.
+
+    Nothing touches the disk. The same key gives the same bytes.
+
+    Args:
+      task: what the clients learn: `classification(model)`, or `objective(...)` of a
+        loss of your own.
+      base: the model's parameters, or all its variables (`{"params": ...,
+        "batch_stats": ...}`); they stay frozen.
+      clients: who holds what, see `Federation.of`.
+      lora: the adapters.
+      federated: the federated model: its algorithm and rounds.
+      local: the rounds that each client trains alone.
+      training: what a client does in a round.
+      merging: how the models are merged. Default: `potara factor`, `potara core`,
+        `hermite_bayes` and `uniform`, with the empirical Fisher information.
+      participation: who takes part in a round.
+      communication: compression and privacy of uploads.
+      compute: how many clients are trained at once.
+      key: of all that is drawn; consumed.
+      progress: whether to show the rounds, the loss and the time left.
+
+    Returns:
+      The result: its `table()`, `adapters`, `report(folder)` and `export(folder)`.
+
+    Raises:
+      ValueError: a setting that cannot be, or a model that LoRA cannot adapt.
+
+    Source: Zou et al. 2026, arXiv 2602.18658.
+    """
+    experiment = Experiment(
+        name="personalise",
+        make_problem=lambda experiment, resources: problem,
+        cells=Cells((0,), (NATURAL,), len(clients.train.count)),
+        natural=True,
+        lora=lora or Lora(),
+        federated=federated or Federated(),
+        local=local or Local(),
+        training=training or Training(),
+        merging=merging or Merging(curvature="empirical", methods=("uniform",)),
+        participation=participation or Participation(),
+        communication=communication or Communication(),
+        compute=compute or Compute(),
+    )
+    job = Table()
+    check(experiment, job)
+    problem = _problem(task, base, clients, experiment)
+    problem = federating.on_all_devices(experiment, problem)
+    job.check_problem(experiment, problem)
+    programs, console = Programs(experiment, problem), Console()
+    shown = Display(console, total=job.rounds(experiment)) if progress else Silent()
+    with shown as display:
+        store = Memory(display.log)
+        at = Context(experiment, problem, programs, _CELL, key, store, display)
+        record = job.run_cell(at)
+    results = job.results([record]) | {"metric": problem.task.metric._asdict()}
+    results = finished(configuration(experiment, job), results)
+    return Result(job, experiment, results, store, lambda: problem)
+
+
+def _problem(
+    task: ModelTask, base: Params, clients: Federation, experiment: Experiment
+) -> Problem:
+    """The user's model and clients, as every experiment has them."""
+    settings = experiment.lora
+    example = take(clients.pool, jnp.zeros(1, jnp.int32))
+    sites = task.sites(example, settings.targets)
+    lora_.check_rank(sites, settings.rank)
+    bound = task.at(settings.scale, sites)
+    return Problem(
+        task=bound,
+        base=base,
+        adapter=adapter_maker(
+            sites, rank=settings.rank, base=base, whole=settings.whole
+        ),
+        federations={_CELL: clients},
+        form=Form(None, {}, {}, sites=sites, scale=settings.scale),
+    )
