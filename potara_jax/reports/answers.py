@@ -2,98 +2,66 @@
 
 from __future__ import annotations
 
-from html import escape
-
-import numpy as np
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
-from potara_jax.reports import page
-from potara_jax.reports.table import Results, label, percent, spread
+from potara_jax.reports.document import Group, Row, Section, Table, Text
+from potara_jax.reports.formats import label, percent
+from potara_jax.reports.summary import Groups, Record, Results, mean_of, spread
 
 _METRICS = {"exact_match": "Exact match %", "f1": "F1 %", "rouge_1": "ROUGE-1 %"}
-_SHOWN = ("federated", "local", "potara core")
-_MOST = 32
-_EXPLAINED = (
-    "By greedy decoding, of the test examples that have one answer and no options. "
-    "Exact match and F1 are SQuAD's, against one answer, the first where there are "
-    "several; ROUGE-1 is the F1 of all words. Means over clients."
+_COMPARED = ("federated", "local", "potara core")
+_MAX_SAMPLES = 32
+TITLE = "What the models write"
+_EXPLANATION = (
+    "Greedy decoding on the test examples that have one answer and no options. Exact "
+    "match and F1 are SQuAD's, against one answer, the first where there are several; "
+    "ROUGE-1 is the F1 of all words. Means over clients."
 )
 
 
-def lines(results: Results) -> list[list[str]]:
-    """Heterogeneity, method and every metric, over seeds; a line a method."""
-    groups: dict[tuple[str, str], list[dict]] = {}
+def table(results: Results) -> Table:
+    """Every metric over seeds, a row a method, grouped by heterogeneity."""
+    groups: Groups = {}
     for record in results["written"]:
-        key = record["heterogeneity"], record["method"]
-        groups.setdefault(key, []).append(record)
-    return [
-        [label(name), method, *(_mean([r[m] for r in records]) for m in _METRICS)]
-        for (name, method), records in groups.items()
+        methods = groups.setdefault(record["heterogeneity"], {})
+        methods.setdefault(record["method"], []).append(record)
+    rows = [
+        Group(
+            [_row(method, records) for method, records in methods.items()], label(name)
+        )
+        for name, methods in groups.items()
     ]
+    return Table(("Method", *_METRICS.values()), rows, title=TITLE)
 
 
-def _mean(values: list[float]) -> str:
-    more = f" ± {percent(spread(values))}" if len(values) > 1 else ""
-    return f"{percent(float(np.mean(values)))}{more}"
+def _row(method: str, records: list[Record]) -> Row:
+    return Row((method, *(_cell([r[name] for r in records]) for name in _METRICS)))
 
 
-def terminal_table(results: Results) -> Table:
-    """For a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, title="What the models write")
-    for name in ("Method", *_METRICS.values()):
-        right = "right" if name.endswith("%") else "left"
-        table.add_column(name, justify=right, no_wrap=True)
-    for name, rows in _groups(results).items():
-        table.add_row(Text(name, "italic"))
-        for cells in rows:
-            table.add_row(*map(Text, cells))
-    return table
+def _cell(values: list[float]) -> str:
+    deviation = f" ± {percent(spread(values))}" if len(values) > 1 else ""
+    return f"{percent(mean_of(values))}{deviation}"
 
 
-def _groups(results: Results) -> dict[str, list[list[str]]]:
-    """By heterogeneity: a line a method, of its name and metrics."""
-    groups: dict[str, list[list[str]]] = {}
-    for name, *cells in lines(results):
-        groups.setdefault(name, []).append(cells)
-    return groups
-
-
-def section(results: Results) -> list[str]:
-    """Of the report: the table, and some answers; nothing where none are written."""
+def sections(results: Results) -> list[Section]:
+    """The table and some answers; nothing where nothing was written."""
     if not results.get("written"):
         return []
-    return [
-        "<h2>What the models write</h2>",
-        *_tables(results),
-        page.paragraphs([_EXPLAINED], kind="note"),
-        _samples(results),
-    ]
+    return [Section(TITLE, (table(results), Text(_EXPLANATION), _samples(results)))]
 
 
-def _tables(results: Results) -> list[str]:
-    """A heading and a table a heterogeneity."""
-    heads = ("Method", *_METRICS.values())
-    return [
-        f"<h3>{escape(name)}</h3>{page.table(heads, map(page.line, rows))}"
-        for name, rows in _groups(results).items()
-    ]
-
-
-def _samples(results: Results) -> str:
+def _samples(results: Results) -> Table:
     """The first answers of every client in the first run, side by side."""
     first = results["written"][0]
-    same = lambda r: all(r[k] == first[k] for k in ("heterogeneity", "seed"))
-    told = {r["method"]: r["samples"] for r in results["written"] if same(r)}
-    told = {method: told[method] for method in _SHOWN if method in told}
+    run = first["heterogeneity"], first["seed"]
+    samples = {
+        record["method"]: record["samples"]
+        for record in results["written"]
+        if (record["heterogeneity"], record["seed"]) == run
+    }
+    methods = [method for method in _COMPARED if method in samples]
+    written = ([sample["written"] for sample in samples[method]] for method in methods)
     rows = [
-        page.line([str(one["client"]), one["prompt"], one["right"], *texts])
-        for one, *texts in zip(
-            first["samples"],
-            *([sample["written"] for sample in samples] for samples in told.values()),
-            strict=True,
-        )
+        Row((str(sample["client"]), sample["prompt"], sample["right"], *texts))
+        for sample, *texts in zip(first["samples"], *written, strict=True)
     ]
-    heads = ("Client", "Prompt", "Right", *map(escape, told))
-    return f'<div class="text">{page.table(heads, rows[:_MOST])}</div>'
+    columns = ("Client", "Prompt", "Right", *methods)
+    return Table(columns, [Group(rows[:_MAX_SAMPLES])], text=True)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import matplotlib.style
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from potara_jax.reports.table import label
+from potara_jax.reports import document
+from potara_jax.reports.formats import label
 
+INK, FAINT = "#222222", "#707070"
+DASHED = (0, (4, 3))
 _DPI = 130
 _LOOK = {
     "font.size": 9,
@@ -35,11 +40,28 @@ _LOOK = {
 }
 
 
+class Drawing(NamedTuple):
+    """What draws a figure of results, or nothing where they lack its data."""
+
+    make: Callable[[Any], Figure | None]
+    title: str
+    caption: str
+
+
+def illustrate(
+    drawings: Mapping[str, Drawing], results: Any, folder: Path
+) -> list[document.Figure]:
+    """Writes drawings, by the names of their files, as figures of a report."""
+    makers = {name: drawing.make for name, drawing in drawings.items()}
+    return [
+        document.Figure(path, drawings[path.stem].title, drawings[path.stem].caption)
+        for path in draw(makers, results, folder)
+    ]
+
+
 def draw(
-    makers: Mapping[str, Callable[[Any], Figure | None]],
-    results: Any,
-    folder: pathlib.Path,
-) -> list[pathlib.Path]:
+    makers: Mapping[str, Callable[[Any], Figure | None]], results: Any, folder: Path
+) -> list[Path]:
     """Writes the figures that `makers`, by name, make of the results; their paths.
 
     A file appears whole or not at all. The same results give the same bytes.
@@ -54,7 +76,7 @@ def draw(
     return paths
 
 
-def _write(figure: Figure, path: pathlib.Path) -> pathlib.Path:
+def _write(figure: Figure, path: Path) -> Path:
     beside = path.with_name(f".{path.name}.part")
     FigureCanvasAgg(figure)
     figure.savefig(beside, format="png", dpi=_DPI, metadata={"Software": None})
@@ -62,24 +84,50 @@ def _write(figure: Figure, path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def panels(names: list[str], *, height: float, title: str) -> tuple[Figure, list]:
-    """A figure with one panel a heterogeneity, three in a row at most, alike scaled."""
-    across = min(len(names), 3)
-    down = math.ceil(len(names) / across)
-    size = ((0, 7, 9.5, 12)[across], height * down + 0.9)
-    figure = Figure(figsize=size, layout="constrained")
+# --- Panels --------------------------------------------------------------------------
+
+
+def panels(
+    heterogeneities: Sequence[str], *, height: float, title: str
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel a heterogeneity, at most three in a row, on one scale."""
+    number = len(heterogeneities)
+    across = min(number, 3)
+    down = math.ceil(number / across)
+    figure = _figure((0, 7, 9.5, 12)[across], height * down + 0.9, title)
     figure.get_layout_engine().set(w_pad=0.11)
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    for axes in grid.flat[len(names) :]:
+    for axes in grid.flat[number:]:
         axes.set_visible(False)
-    for axes, name in zip(grid.flat, names, strict=False):
+    for axes, name in zip(grid.flat, heterogeneities, strict=False):
         axes.set_title(label(name))
         axes.tick_params(labelbottom=True)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-    return figure, list(grid.flat[: len(names)])
+    return figure, list(grid.flat[:number])
 
 
-def name_axes(panels: list[Axes], *, x: str, y: str) -> None:
+def columns(
+    titles: Sequence[str],
+    *,
+    size: tuple[float, float],
+    title: str = "",
+    sharey: bool = False,
+) -> tuple[Figure, list[Axes]]:
+    """A figure with panels side by side."""
+    figure = _figure(*size, title)
+    grid = figure.subplots(1, len(titles), sharey=sharey, squeeze=False)[0]
+    for axes, text in zip(grid, titles, strict=True):
+        axes.set_title(text)
+    return figure, list(grid)
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    return figure
+
+
+def name_axes(panels: Sequence[Axes], *, x: str, y: str) -> None:
     """Labels below the lowest panels and left of the first column."""
     across = min(len(panels), 3)
     for index, axes in enumerate(panels):
@@ -89,19 +137,35 @@ def name_axes(panels: list[Axes], *, x: str, y: str) -> None:
             axes.set_ylabel(y)
 
 
-def legend(figure: Figure, entries: dict[str, Any]) -> None:
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """A name for every row, the first on top."""
+    axes.set_yticks(range(len(names)), list(names))
+    axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def log_axis(
+    axes: Axes, name: Literal["x", "y"], *, subs: Sequence[float] = (1,)
+) -> None:
+    """A logarithmic axis with plain numbers at `subs` times powers of ten.
+
+    Matplotlib labels logarithmic axes with formulas, which are not parsed here.
+    """
+    set_scale = {"x": axes.set_xscale, "y": axes.set_yscale}[name]
+    set_scale("log", nonpositive="mask")
+    axis = {"x": axes.xaxis, "y": axes.yaxis}[name]
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def legend(figure: Figure, entries: Mapping[str, Artist]) -> None:
     """Entries `{text: artist}` below the panels, as many in a line as fit."""
     longest = max(map(len, entries), default=0)
     across = max(1, int(figure.get_figwidth() / (0.075 * longest + 0.75)))
     lines = math.ceil(len(entries) / across)
     figure.legend(
         list(entries.values()),
-        [plain(text) for text in entries],
+        list(entries),
         loc="outside lower center",
         ncols=max(1, math.ceil(len(entries) / max(1, lines))),
     )
-
-
-def plain(text: str) -> str:
-    """Text in which no character starts a formula."""
-    return text.replace("$", r"\$")

@@ -1,178 +1,128 @@
-"""A simulation of many clients: its table, its figures, and its page.
+"""The report of a simulation of many clients.
 
 `results["cells"]` has a record a heterogeneity and seed: its `curve` of scores by round
-and bytes, and how many clients, bytes of state and local steps there were. `speed` has
-a line a round: `seconds`, `steps` and the process's `memory` in bytes.
+and bytes, and how many clients, bytes of state and local steps it had. `speed` has a
+line a round: `seconds`, `steps` and the process's `memory` in bytes.
 """
 
 from __future__ import annotations
 
-import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
-from rich import box
-from rich.table import Table
 
-from potara_jax.reports import drawing, page
-from potara_jax.reports.table import label
+from potara_jax.reports import drawing
+from potara_jax.reports.document import (
+    Cell,
+    Group,
+    Report,
+    Row,
+    Section,
+    Table,
+    Text,
+    figure_sections,
+)
+from potara_jax.reports.figures import simulation as figures
+from potara_jax.reports.formats import MISSING, Metric, metric_of
+from potara_jax.reports.summary import Record, Results
 
-Results = dict[str, Any]
-Speed = list[dict[str, Any]]
-_BLUE, _RED = "#0072b2", "#d55e00"
-
-
-def draw(results: Results, speed: Speed, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes the figures `accuracy.png` and `speed.png` into a folder; their paths."""
-    makers = {"accuracy": lambda _: _accuracy(results)}
-    if speed:
-        makers["speed"] = lambda _: _speed(speed)
-    return drawing.draw(makers, results, folder)
-
-
-def _name(cell) -> str:
-    return f"{label(cell['heterogeneity'])}, seed {cell['seed']}"
-
-
-def _accuracy(results: Results) -> Figure:
-    cells = results["cells"]
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for cell in cells:
-        rounds = [point["round"] for point in cell["curve"]]
-        mean = [100 * point["mean"] for point in cell["curve"]]
-        worst = [100 * point["worst_decile"] for point in cell["curve"]]
-        (line,) = axes.plot(rounds, mean, marker="o", label=_name(cell))
-        axes.plot(rounds, worst, marker="o", ls=":", color=line.get_color())
-    axes.plot([], [], ls=":", color="grey", label="worst tenth of the clients")
-    axes.set_xlim(left=0)
-    axes.set_xlabel("round")
-    axes.set_ylabel("accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-    axes.legend()
-    figure.suptitle("Accuracy of the clients' models", x=0.01, ha="left", fontsize=12)
-    return figure
-
-
-def _speed(speed: Speed) -> Figure:
-    figure = Figure(figsize=(9.5, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for cell in {_where(line): line for line in speed}.values():
-        own = _of(cell, speed)
-        number = [line["round"] for line in own]
-        pace = [line["steps"] / max(line["seconds"], 1e-9) for line in own]
-        memory = [line["memory"] / 2**20 for line in own]
-        style = {"marker": "o" if len(own) < 20 else ""}
-        left.plot(number, pace, color=_BLUE, **style)
-        right.plot(number, memory, color=_RED, **style)
-    left.set_title("client-steps per second")
-    right.set_title("memory of the process, MiB")
-    for axes in (left, right):
-        axes.set_ylim(bottom=0)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("round")
-    return figure
-
-
-# --- Numbers -------------------------------------------------------------------------
-
-_COLUMNS = (
-    "Federation",
-    "Accuracy %",
-    "Worst decile %",
-    "GB sent",
-    "Clients seen",
-    "State MB",
-    "Client-steps",
-    "Steps / s",
-    "Memory MB",
-    "Growth %",
+_EXPLANATION = (
+    "The clients that are scored are evenly spread over all, and each is tested on its "
+    "own distribution; the worst decile is the mean over their worst tenth.",
+    "Steps a second are a median over rounds; the time includes saving the round and "
+    "excludes scoring. Memory is that of the process, with the pages of its files in "
+    "use; growth is from the second quarter of the rounds to the last.",
+    "State is what all clients keep between rounds. It lies in files in the run "
+    "folder, which take space once a client has been in a cohort.",
 )
 
 
-def _rows(results: Results, speed: Speed) -> list[list[str]]:
-    return [_row(cell, _of(cell, speed)) for cell in results["cells"]]
-
-
-def _of(cell, speed: Speed) -> Speed:
-    return [line for line in speed if _where(line) == _where(cell)]
-
-
-def _where(line: Mapping) -> tuple[str, int]:
-    return line["heterogeneity"], line["seed"]
-
-
-def _row(cell, speed: Speed) -> list[str]:
-    last = cell["curve"][-1]
-    return [
-        _name(cell),
-        f"{100 * last['mean']:.1f}",
-        f"{100 * last['worst_decile']:.1f}",
-        f"{last['bytes'] / 1e9:.3g}",
-        f"{cell['seen']:,} of {cell['clients']:,}",
-        f"{cell['state_bytes'] / 1e6:.3g}",
-        f"{cell['steps']:,}",
-        *_of_speed(speed),
-    ]
-
-
-def _of_speed(speed: Speed) -> list[str]:
-    """Steps a second, memory, and its growth from the second quarter to the last."""
-    if not speed:
-        return ["-", "-", "-"]
-    pace = np.median([line["steps"] / max(line["seconds"], 1e-9) for line in speed])
-    memory = np.array([line["memory"] for line in speed]) / 1e6
-    quarters = np.array_split(memory, 4)
-    growth = 0.0
-    if len(memory) > 3:
-        early, late = (np.median(quarters[i]) for i in (1, 3))
-        growth = 100 * (late / early - 1)
-    return [f"{pace:,.0f}", f"{memory.max():,.0f}", f"{growth:+.1f}"]
-
-
-def terminal_table(results: Results, speed: Speed) -> Table:
-    """The table for a terminal, a column a federation."""
-    first, *others = zip(_COLUMNS, *_rows(results, speed), strict=True)
-    table = Table(*first, box=box.SIMPLE_HEAD)
-    for values in others:
-        table.add_row(*values)
-    return table
-
-
-_NOTES = (
-    "Accuracy is the mean over the clients that are scored, evenly spread over all, "
-    "each on its own test distribution; the worst decile is that of its worst tenth.",
-    "Steps a second is the median over rounds, with keeping the round and without "
-    "scoring. Memory is that of the process, with its files' pages in use; growth is "
-    "from the second quarter of the rounds to the last one.",
-    "State is what all clients keep between rounds, in files in the run folder, which "
-    "take space once a client has been in a cohort.",
-)
-
-
-def render(results: Results, speed: Speed, figures: list[pathlib.Path]) -> str:
-    """The report, one self-contained HTML page."""
-    cell = results["cells"][0]
-    lead = (
-        f"{cell['algorithm']} with {cell['clients']:,} clients, {cell['cohort']:,} of "
-        f"them in a round: {100 * cell['curve'][-1]['mean']:.1f} % after "
-        f"{cell['curve'][-1]['round']} rounds."
+def report(results: Results, folder: Path, *, speed: Sequence[Record] = ()) -> Report:
+    """The report of a simulation, with its figures written into a folder."""
+    metric, federations = metric_of(results), table(results, speed)
+    drawings = {metric.name: figures.scores(metric), "speed": figures.speed(speed)}
+    shown = drawing.illustrate(drawings, results, folder)
+    explained = [Text(text) for text in _EXPLANATION]
+    return Report(
+        title=f"A simulation of {results['cells'][0]['clients']:,} clients",
+        lead=[finding(results)],
+        sections=[
+            Section("Federations", (federations, *explained)),
+            *figure_sections(shown),
+        ],
+        settings=results["settings"],
+        versions=results["versions"],
+        summary=[transposed(federations)],
     )
-    titles = {"accuracy": "Accuracy by round", "speed": "Speed and memory by round"}
-    captions = {
-        "accuracy": "Solid: mean over the scored clients; dotted: their worst tenth.",
-        "speed": "Rounds of all federations, one after the other.",
-    }
-    body = [
-        page.paragraphs([lead], kind="lead"),
-        page.table(_COLUMNS, [page.line(row) for row in _rows(results, speed)]),
-        page.paragraphs(_NOTES, kind="note"),
-        *(page.figure(p, titles[p.stem], captions[p.stem]) for p in figures),
+
+
+def finding(results: Results) -> str:
+    """What came out of the first federation, in a sentence."""
+    cell, metric = results["cells"][0], metric_of(results)
+    last = cell["curve"][-1]
+    kind = "" if metric.percent else f"a {metric.name} of "
+    return (
+        f"{cell['algorithm']} with {cell['clients']:,} clients, {cell['cohort']:,} of "
+        f"them in a round, reaches {kind}{metric.quantity(last['mean'])} after "
+        f"{last['round']} rounds."
+    )
+
+
+def table(results: Results, speed: Sequence[Record] = ()) -> Table:
+    """A row a federation."""
+    metric = metric_of(results)
+    columns = (
+        *("Federation", metric.column, "Worst decile" + " %" * metric.percent),
+        *("GB sent", "Clients seen", "State MB", "Client-steps"),
+        *("Steps / s", "Memory MB", "Growth %"),
+    )
+    rows = [_row(cell, speed, metric) for cell in results["cells"]]
+    return Table(columns, [Group(rows)])
+
+
+def transposed(table: Table) -> Table:
+    """A column for each row, for a narrow terminal."""
+    (rows, _), *_ = table.groups
+    first, *others = zip(table.columns, *(row.texts for row in rows), strict=True)
+    return Table(first, [Group([Row(cells) for cells in others])])
+
+
+def _row(cell: Record, speed: Sequence[Record], metric: Metric) -> Row:
+    last, place = cell["curve"][-1], (cell["heterogeneity"], cell["seed"])
+    lines = [line for line in speed if (line["heterogeneity"], line["seed"]) == place]
+    score = lambda name: Cell(metric.text(last[name]), metric.shown(last[name]))
+    return Row(
+        (
+            figures.name_of(cell),
+            score("mean"),
+            score("worst_decile"),
+            Cell(f"{last['bytes'] / 1e9:.3g}", last["bytes"]),
+            Cell(f"{cell['seen']:,} of {cell['clients']:,}", cell["seen"]),
+            Cell(f"{cell['state_bytes'] / 1e6:.3g}", cell["state_bytes"]),
+            Cell(f"{cell['steps']:,}", cell["steps"]),
+            *_speed_cells(lines),
+        )
+    )
+
+
+def _speed_cells(lines: Sequence[Record]) -> list[Cell]:
+    """Steps a second, memory, and its growth."""
+    if not lines:
+        return [Cell(MISSING)] * 3
+    each = [line["steps"] / max(line["seconds"], 1e-9) for line in lines]
+    pace, memory = float(np.median(each)), np.array([x["memory"] for x in lines]) / 1e6
+    growth, most = _growth(memory), float(memory.max())
+    return [
+        Cell(f"{pace:,.0f}", pace),
+        Cell(f"{most:,.0f}", most),
+        Cell(f"{growth:+.1f}", growth),
     ]
-    title = f"A simulation of {cell['clients']:,} clients"
-    settings, versions = results["settings"], results["versions"]
-    return page.document(title, "\n".join(body), settings, versions)
+
+
+def _growth(memory: np.ndarray) -> float:
+    """In percent, from the second quarter of the rounds to the last."""
+    if len(memory) < 4:
+        return 0.0
+    _, early, _, late = map(np.median, np.array_split(memory, 4))
+    return float(100 * (late / early - 1))

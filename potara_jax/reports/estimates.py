@@ -1,0 +1,169 @@
+"""A study's estimates of merge weights, aggregated over cells.
+
+`results["cells"]` has a record a heterogeneity and seed, with the scores of both
+models, of the oracles, and of every estimate. A *setting* is an estimate without its
+cell; its *regret* is its score less that of the best constant weight of the cell, which
+is an oracle. Differences are paired within a cell, averaged over heterogeneities, and
+given with a 95 % t-interval over seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from potara_jax.reports.formats import metric_of
+from potara_jax.reports.summary import Record, Results, mean_of
+
+FIELDS = (
+    *("estimator", "fisher", "space", "factorisation", "damping", "value", "merge"),
+    *("samples", "number"),
+)
+
+
+class Interval(NamedTuple):
+    """A mean over seeds, and half the width of its 95 % interval (0 for one seed)."""
+
+    mean: float
+    half: float
+
+
+class Setting(NamedTuple):
+    """One way to weigh, over all cells; differences are as they are shown, in points.
+
+    Attributes:
+      fields: the estimate's, by name.
+      regret: to the best constant weight.
+      to_grid: to grid search on the same samples; None without samples.
+      worst_gain: over the better of both models, where it is least.
+      weights: mean weight by heterogeneity.
+      scores: mean score by heterogeneity.
+      passes: forward-backward passes a sample.
+    """
+
+    fields: dict[str, Any]
+    regret: Interval
+    to_grid: Interval | None
+    worst_gain: float
+    weights: dict[str, float]
+    scores: dict[str, float]
+    passes: float
+
+    @property
+    def name(self) -> str:
+        """Everything but the samples, in words."""
+        return name_of(self.fields)
+
+
+def name_of(fields: dict[str, Any], *, damped: bool = True) -> str:
+    """An estimate's setting in words, without its samples, and if asked its damping."""
+    parts = [fields["estimator"]]
+    if fields.get("fisher"):
+        kind = "" if fields["factorisation"] == "diagonal" else " kronecker"
+        parts.append(f"{fields['fisher']}{kind} {fields['space']}")
+        parts += [f"{fields['damping']} {fields['value']:g}"] * damped
+    if fields.get("merge") == "factor":
+        parts.append("factors merged")
+    return ", ".join(parts)
+
+
+# --- Aggregation ---------------------------------------------------------------------
+
+Estimates = list[tuple[Record, Record]]  # (cell, estimate) pairs of one setting
+
+
+def settings_of(results: Results) -> list[Setting]:
+    """All settings, in the order of their records."""
+    groups: dict[tuple[Any, ...], Estimates] = {}
+    for cell in results["cells"]:
+        for estimate in cell["estimates"]:
+            key = tuple(estimate.get(name) for name in FIELDS)
+            groups.setdefault(key, []).append((cell, estimate))
+    grids = {
+        (_place(cell), e["samples"], e["number"]): e["mean"]
+        for cell in results["cells"]
+        for e in cell["estimates"]
+        if e["estimator"] == "grid"
+    }
+    scale = metric_of(results).scale
+    return [_setting(key, pairs, grids, scale) for key, pairs in groups.items()]
+
+
+def _place(cell: Record) -> tuple[str, int]:
+    return cell["heterogeneity"], cell["seed"]
+
+
+def _setting(
+    key: tuple[Any, ...], pairs: Estimates, grids: dict[Any, float], scale: float
+) -> Setting:
+    fields = {n: v for n, v in zip(FIELDS, key, strict=True) if v is not None}
+    regrets = [(c["seed"], scale * (e["mean"] - c["best_constant"])) for c, e in pairs]
+    gain = lambda c, e: scale * (e["mean"] - max(c["federated"], c["local"]))
+    return Setting(
+        fields,
+        _over_seeds(regrets),
+        _to_grid(fields, pairs, grids, scale),
+        min(_by_heterogeneity(pairs, gain).values()),
+        _by_heterogeneity(pairs, lambda c, e: e["weight"]),
+        _by_heterogeneity(pairs, lambda c, e: e["mean"]),
+        pairs[0][1]["passes"],
+    )
+
+
+def _to_grid(
+    fields: dict[str, Any], pairs: Estimates, grids: dict[Any, float], scale: float
+) -> Interval | None:
+    if "samples" not in fields:
+        return None
+    samples = fields["samples"], fields["number"]
+    grid = lambda cell: grids[(_place(cell), *samples)]
+    return _over_seeds([(c["seed"], scale * (e["mean"] - grid(c))) for c, e in pairs])
+
+
+def _over_seeds(differences: Sequence[tuple[int, float]]) -> Interval:
+    """The mean over heterogeneities of each seed, then over seeds."""
+    seeds: dict[int, list[float]] = {}
+    for seed, value in differences:
+        seeds.setdefault(seed, []).append(value)
+    means = [mean_of(values) for values in seeds.values()]
+    if len(means) < 2:
+        return Interval(means[0], 0.0)
+    error = float(np.std(means, ddof=1)) / np.sqrt(len(means))
+    return Interval(mean_of(means), float(stats.t.ppf(0.975, len(means) - 1) * error))
+
+
+def _by_heterogeneity(
+    pairs: Estimates, value: Callable[[Record, Record], float]
+) -> dict[str, float]:
+    groups: dict[str, list[float]] = {}
+    for cell, estimate in pairs:
+        groups.setdefault(cell["heterogeneity"], []).append(value(cell, estimate))
+    return {name: mean_of(values) for name, values in groups.items()}
+
+
+def best_damped(settings: Sequence[Setting]) -> list[Setting]:
+    """Of settings that differ in the damping alone, the one of least regret."""
+    best: dict[tuple[tuple[str, str], ...], Setting] = {}
+    for setting in settings:
+        fields = setting.fields.items()
+        undamped = [(k, str(v)) for k, v in fields if k not in ("damping", "value")]
+        key = tuple(sorted(undamped))
+        if key not in best or setting.regret.mean > best[key].regret.mean:
+            best[key] = setting
+    return list(best.values())
+
+
+def mean_over_cells(
+    results: Results, heterogeneity: str, value: Callable[[Record], float]
+) -> float:
+    """The mean over the cells of one heterogeneity."""
+    cells = [c for c in results["cells"] if c["heterogeneity"] == heterogeneity]
+    return mean_of([value(cell) for cell in cells])
+
+
+def heterogeneities(results: Results) -> list[str]:
+    """The names of all heterogeneities, in order."""
+    return list(dict.fromkeys(cell["heterogeneity"] for cell in results["cells"]))

@@ -1,0 +1,91 @@
+"""Who holds what.
+
+Dimension letters: `C` clients, `K` classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from potara_jax.reports.drawing import Drawing
+from potara_jax.reports.figures.styles import finite
+from potara_jax.reports.formats import label
+from potara_jax.reports.summary import Record, Results
+
+_MAX_NAMES = 20
+
+
+def draw(results: Results) -> Figure | None:
+    """Training examples by class and client, in the first seed."""
+    firsts: dict[str, Record] = {}
+    for entry in results["diagnostics"]:
+        firsts.setdefault(entry["heterogeneity"], entry)
+    if not firsts:
+        return None
+    counts = {name: _counts(entry) for name, entry in firsts.items()}
+    held = next(iter(firsts.values())).get("held", {})
+    height = 1.4 + min(0.16 * max(map(len, counts.values())), 3)
+    figure = Figure(figsize=(9.5, height * len(counts) + 0.4), layout="constrained")
+    title = f"Training examples by {held.get('kind', 'class')} and client, first seed"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    largest = max(each.max() for each in counts.values())
+    parts = figure.subfigures(len(counts), 1, squeeze=False)[:, 0]
+    for part, (name, each) in zip(parts, counts.items(), strict=True):
+        _panel(part, each, held, title=label(name), largest=largest)
+    return figure
+
+
+def _counts(entry: Record) -> np.ndarray:
+    """Training examples `[K, C]`."""
+    return (finite(entry["proportions"]) * finite(entry["counts"])[:, None]).T
+
+
+def _panel(
+    part: Any, counts: np.ndarray, held: Record, *, title: str, largest: float
+) -> None:
+    """A client's total as a bar, over its classes as shades."""
+    above, below = part.subplots(2, 1, sharex=True, height_ratios=(1, 3.5))
+    above.bar(range(counts.shape[1]), counts.sum(0), width=0.8, color="#7f93a8")
+    above.set_title(title)
+    above.set_ylabel("total")
+    above.grid(axis="x", visible=False)
+    above.tick_params(bottom=False)
+    mesh = _shades(below, counts, largest)
+    below.set_ylabel(held.get("kind", "class"))
+    if 0 < len(held.get("names", ())) <= _MAX_NAMES:
+        below.set_yticks(range(len(counts)), held["names"], fontsize=7)
+    bar = part.colorbar(mesh, ax=[above, below], pad=0.01, aspect=30)
+    bar.set_label("training examples")
+    bar.outline.set_visible(False)
+    part.align_ylabels([above, below])
+
+
+def _shades(axes: Axes, counts: np.ndarray, largest: float) -> Any:
+    """The square root of a count as a shade, so that a few examples can be seen."""
+    classes, number = counts.shape
+    edges = (np.arange(n + 1) - 0.5 for n in (number, classes))
+    gap = 0.6 if number <= 60 and classes <= 20 else 0
+    norm = PowerNorm(0.5, 0, largest)
+    mesh = axes.pcolormesh(
+        *(*edges, counts), cmap="Blues", norm=norm, edgecolors="white", linewidth=gap
+    )
+    axes.grid(visible=False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(20, integer=True, steps=[1, 2, 5, 10]))
+    axes.set_xlabel("client")
+    return mesh
+
+
+CLIENTS = Drawing(
+    draw,
+    "Who holds what",
+    "Each column is a client: its number of training examples above, what it holds "
+    "below, darker for more examples. A column with few dark cells is a client that "
+    "sees only a small part of the data's variety.",
+)

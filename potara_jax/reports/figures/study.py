@@ -1,0 +1,187 @@
+"""A study: regret by samples and by damping, gain by heterogeneity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from potara_jax.reports import drawing
+from potara_jax.reports.drawing import INK, Drawing
+from potara_jax.reports.estimates import (
+    Setting,
+    best_damped,
+    heterogeneities,
+    mean_over_cells,
+    name_of,
+    settings_of,
+)
+from potara_jax.reports.formats import Metric, metric_of
+from potara_jax.reports.summary import Results
+
+NUMBER = 30  # of samples, where a figure or a table shows one number alone
+_KINDS = {"train": "training samples", "heldout": "held-out samples"}
+_ESTIMATORS = ("hermite", "hermite_pooled", "hermite_bayes", "gauss_newton", "grid")
+_CURVATURES = {
+    f"potara, {fisher} core": ("potara", fisher, "core", "diagonal")
+    for fisher in ("exact", "empirical")
+}
+_NAMES = (*_ESTIMATORS, *_CURVATURES)
+_SIZE = (9.5, 4.4)
+
+
+def drawings(metric: Metric) -> dict[str, Drawing]:
+    """The figures by the names of their files."""
+    return {
+        "samples": Drawing(
+            draw_samples,
+            "Regret and the number of samples",
+            "What a weight loses to the best constant weight, which is an oracle; zero "
+            "is as good. Left: training samples; right: held-out samples. Of Potara's "
+            "dampings the best at each number is shown, which favours it. The bands "
+            "are 95 % intervals over seeds.",
+        ),
+        "damping": Drawing(
+            draw_damping,
+            "Regret and the damping",
+            f"Potara's weight with relative damping on {NUMBER} samples, a line a "
+            "curvature. Where a line is not flat, the choice of damping matters.",
+        ),
+        "heterogeneity": Drawing(
+            draw_heterogeneity,
+            "Gain over the better model",
+            f"{metric.name.capitalize()} against the better of the federated and the "
+            f"local model, by how much the clients differ ({NUMBER} samples). Below "
+            "zero, merging has done harm.",
+        ),
+    }
+
+
+def _panels(results: Results, what: str, title: str) -> tuple[Figure, list[Axes]]:
+    """A panel for training samples and one for held-out ones, from a line at zero."""
+    figure, panels = drawing.columns(
+        list(_KINDS.values()), size=_SIZE, title=title, sharey=True
+    )
+    for axes in panels:
+        axes.axhline(0, color=INK, linewidth=0.8)
+    panels[0].set_ylabel(what + " in points" * metric_of(results).percent)
+    return figure, panels
+
+
+# --- By samples ----------------------------------------------------------------------
+
+
+def draw_samples(results: Results) -> Figure:
+    """Regret against the number of samples, trained on and held out."""
+    settings = best_damped(settings_of(results))
+    title = "Regret and the number of samples"
+    figure, panels = _panels(results, "regret", title)
+    numbers = sorted({s.fields["number"] for s in settings if "number" in s.fields})
+    entries: dict[str, Artist] = {}
+    for axes, kind in zip(panels, _KINDS, strict=True):
+        for name, group in _lines(settings, kind).items():
+            entries[name] = _line_with_band(axes, group, _look(name))
+        drawing.log_axis(axes, "x")
+        axes.set_xticks(numbers, [str(n) for n in numbers])
+        axes.set_xlabel("samples of a client")
+    drawing.legend(figure, entries)
+    return figure
+
+
+def _lines(settings: list[Setting], kind: str) -> dict[str, list[Setting]]:
+    """The settings of every line, by the line's name, in order of samples."""
+    shown = [s for s in settings if s.fields.get("samples") == kind]
+    lines: dict[str, list[Setting]] = {}
+    for name in _NAMES:
+        key = _CURVATURES.get(name, (name,))
+        group = [s for s in shown if _key(s)[: len(key)] == key]
+        lines[name] = sorted(group, key=lambda s: s.fields["number"])
+    return {name: group for name, group in lines.items() if group}
+
+
+def _key(setting: Setting) -> tuple[Any, ...]:
+    names = ("estimator", "fisher", "space", "factorisation")
+    return tuple(setting.fields.get(name) for name in names)
+
+
+def _look(name: str) -> dict[str, Any]:
+    """A line's marker and colour, the same in all panels and figures."""
+    place = _NAMES.index(name)
+    return {"marker": "osD^vPX"[place], "color": f"C{place}", "markersize": 4}
+
+
+def _line_with_band(axes: Axes, group: list[Setting], look: dict[str, Any]) -> Artist:
+    x = [s.fields["number"] for s in group]
+    y = np.array([s.regret.mean for s in group])
+    half = np.array([s.regret.half for s in group])
+    (line,) = axes.plot(x, y, **look)
+    axes.fill_between(x, y - half, y + half, color=look["color"], alpha=0.12, lw=0)
+    return line
+
+
+# --- By damping ----------------------------------------------------------------------
+
+
+def draw_damping(results: Results) -> Figure:
+    """Regret of Potara's weight against relative damping."""
+    figure, panels = _panels(results, "regret", "Regret and the damping")
+    curves = {kind: _by_curvature(results, kind) for kind in _KINDS}
+    names = list(dict.fromkeys(name for each in curves.values() for name in each))
+    entries: dict[str, Artist] = {}
+    for axes, each in zip(panels, curves.values(), strict=True):
+        for name, group in each.items():
+            entries[name] = _damping_line(axes, group, names.index(name), name)
+        drawing.log_axis(axes, "x", subs=(1, 3))
+        axes.set_xlabel("relative damping")
+    drawing.legend(figure, entries)
+    return figure
+
+
+def _by_curvature(results: Results, kind: str) -> dict[str, list[Setting]]:
+    """Potara's settings that differ in the damping alone."""
+    curves: dict[str, list[Setting]] = {}
+    for s in settings_of(results):
+        sampled = s.fields.get("samples"), s.fields.get("number")
+        if s.fields.get("damping") == "relative" and sampled == (kind, NUMBER):
+            curves.setdefault(name_of(s.fields, damped=False), []).append(s)
+    return curves
+
+
+def _damping_line(axes: Axes, group: list[Setting], place: int, name: str) -> Artist:
+    x = [s.fields["value"] for s in group]
+    y = [s.regret.mean for s in group]
+    dashes = "--" if "factors merged" in name else "-"
+    (line,) = axes.plot(x, y, dashes, marker="o", markersize=3.5, color=f"C{place}")
+    return line
+
+
+# --- By heterogeneity ----------------------------------------------------------------
+
+
+def draw_heterogeneity(results: Results) -> Figure:
+    """Gain over the better model at every heterogeneity."""
+    scale, names = metric_of(results).scale, heterogeneities(results)
+    mean = lambda name, key: mean_over_cells(results, name, key)
+    better = [mean(name, lambda c: max(c["federated"], c["local"])) for name in names]
+    oracle = [mean(name, lambda c: c["best_constant"]) for name in names]
+    gain = lambda scores: scale * (np.array(scores) - np.array(better))
+    settings = [
+        s
+        for s in best_damped(settings_of(results))
+        if s.fields.get("number", NUMBER) == NUMBER
+    ]
+    figure, panels = _panels(results, "gain", "Gain over the better model")
+    entries: dict[str, Artist] = {}
+    for axes, kind in zip(panels, _KINDS, strict=True):
+        for name, (setting, *_) in _lines(settings, kind).items():
+            gains = gain([setting.scores[h] for h in names])
+            (entries[name],) = axes.plot(names, gains, **_look(name))
+        (entries["best constant (oracle)"],) = axes.plot(
+            names, gain(oracle), "k:", linewidth=1
+        )
+        axes.set_xlabel("Dirichlet concentration, or tasks")
+    drawing.legend(figure, entries)
+    return figure

@@ -1,0 +1,144 @@
+"""The report of a study of merge weights."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from potara_jax.reports import drawing
+from potara_jax.reports.document import (
+    Cell,
+    Group,
+    Report,
+    Row,
+    Section,
+    Table,
+    Text,
+    figure_sections,
+)
+from potara_jax.reports.estimates import (
+    FIELDS,
+    Interval,
+    Setting,
+    best_damped,
+    heterogeneities,
+    mean_over_cells,
+    settings_of,
+)
+from potara_jax.reports.figures.study import NUMBER, drawings
+from potara_jax.reports.formats import Metric, label, metric_of, signed, significant
+from potara_jax.reports.summary import Results
+
+COLUMNS = ("Weight", "Samples", "n", "Regret", "To grid", "Worst gain", "Passes")
+_MODELS = {
+    "federated": "Federated",
+    "local": "Local",
+    "best_constant": "Best constant",
+    "best_per_client": "Best per client",
+}
+
+
+def report(results: Results, folder: Path) -> Report:
+    """The report of a study, with its figures written into a folder."""
+    metric = metric_of(results)
+    shown = drawing.illustrate(drawings(metric), results, folder)
+    explained = Text(_explanation(metric))
+    return Report(
+        title=f"Which merge weight: {results['experiment']}",
+        lead=[],
+        sections=[
+            *figure_sections(shown),
+            Section("The models and the oracles", (models(results),)),
+            Section("All weights", (explained, table(results))),
+        ],
+        settings=results["settings"],
+        versions=results["versions"],
+        summary=[table(results, number=NUMBER, notes=[explained.text])],
+    )
+
+
+def _explanation(metric: Metric) -> str:
+    return (
+        "Regret: against the best constant weight, an oracle"
+        + f", in points of {metric.name}" * metric.percent
+        + ". To grid: against grid search on the same samples. Both are means over "
+        "heterogeneities with 95 % intervals over seeds. Worst gain: over the better "
+        "model, at the heterogeneity where it is least. Passes: forward-backward "
+        "passes a sample. Of Potara's dampings the best is shown for each curvature; "
+        "study.csv has all."
+    )
+
+
+def models(results: Results) -> Table:
+    """Scores of both models and of the oracles, a row a heterogeneity."""
+    metric, rows = metric_of(results), []
+    for name in heterogeneities(results):
+        means = [
+            mean_over_cells(results, name, lambda cell, key=key: cell[key])
+            for key in _MODELS
+        ]
+        cells = [Cell(metric.text(mean), metric.shown(mean)) for mean in means]
+        rows.append(Row((label(name), *cells)))
+    return Table(("Heterogeneity", *_MODELS.values()), [Group(rows)])
+
+
+def table(
+    results: Results, *, number: int | None = None, notes: Sequence[str] = ()
+) -> Table:
+    """A row a weight: by samples and their number, the best first.
+
+    number: of samples, beside the weights that need none; default: all of them.
+    """
+    fields = lambda s: (s.fields.get("samples", ""), s.fields.get("number", 0))
+    shown = [
+        setting
+        for setting in best_damped(settings_of(results))
+        if number is None or setting.fields.get("number", number) == number
+    ]
+    shown.sort(key=lambda setting: (*fields(setting), -setting.regret.mean))
+    metric = metric_of(results)
+    return Table(COLUMNS, [Group([_row(s, metric) for s in shown])], notes=notes)
+
+
+def _row(setting: Setting, metric: Metric) -> Row:
+    fields, gain = setting.fields, setting.worst_gain
+    number = fields.get("number", 0)
+    return Row(
+        (
+            setting.name,
+            fields.get("samples", "none"),
+            Cell(str(number), number),
+            _interval(setting.regret, metric),
+            "" if setting.to_grid is None else _interval(setting.to_grid, metric),
+            Cell(f"{gain:+.1f}" if metric.percent else signed(gain), gain),
+            Cell(f"{setting.passes:.3g}", setting.passes),
+        )
+    )
+
+
+def _interval(interval: Interval, metric: Metric) -> Cell:
+    mean, half = interval
+    if metric.percent:
+        return Cell(f"{mean:+.2f} ± {half:.2f}", mean)
+    return Cell(f"{signed(mean)} ± {significant(half)}", mean)
+
+
+def csv_text(results: Results) -> str:
+    """All settings, a line each, with score and weight at every heterogeneity."""
+    metric, names = metric_of(results), heterogeneities(results)
+    score = "loss" if metric.is_loss else "accuracy"
+    measured = ("regret", "regret_half", "to_grid", "to_grid_half", "worst_gain")
+    by_name = [f"{what}_{name}" for what in (score, "weight") for name in names]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*FIELDS, *measured, "passes", *by_name])
+    for s in settings_of(results):
+        scores = [-s.scores[n] if metric.is_loss else s.scores[n] for n in names]
+        fields = [s.fields.get(name, "") for name in FIELDS]
+        weights = [s.weights[name] for name in names]
+        grid = s.to_grid or ("", "")
+        differences = [*s.regret, *grid, s.worst_gain]
+        writer.writerow([*fields, *differences, s.passes, *scores, *weights])
+    return text.getvalue()

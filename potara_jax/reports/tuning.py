@@ -1,0 +1,47 @@
+"""The report of a search for step sizes.
+
+`results["trials"]` has the mean score of every trial on held-out examples, and
+`results["best"]` the best trial of every algorithm.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from potara_jax.reports.document import Cell, Group, Report, Row, Section, Table, Text
+from potara_jax.reports.formats import Metric, metric_of
+from potara_jax.reports.summary import Record, Results
+
+_EXPLANATION = (
+    "A trial is scored on held-out examples, mean over clients, after as many rounds "
+    "as Potara federates. The best trial of each algorithm is bold."
+)
+
+
+def report(results: Results, folder: Path) -> Report:
+    """The report of a search; it has no figures, so that `folder` stays empty."""
+    del folder
+    trials = table(results)
+    return Report(
+        title=f"Step sizes: {results['experiment']}",
+        lead=[],
+        sections=[Section("Trials", (Text(_EXPLANATION), trials))],
+        settings=results["settings"],
+        versions=results["versions"],
+        summary=[trials],
+    )
+
+
+def table(results: Results) -> Table:
+    """A row a trial, the best of each algorithm marked."""
+    metric = metric_of(results)
+    rows = [_row(trial, results["best"], metric) for trial in results["trials"]]
+    columns = ("Algorithm", "Trial", f"Held-out {metric.column.lower()}")
+    return Table(columns, [Group(rows)])
+
+
+def _row(trial: Record, best: dict[str, Record], metric: Metric) -> Row:
+    values = ", ".join(f"{name} {value:g}" for name, value in trial["trial"].items())
+    score = Cell(metric.text(trial["mean"]), metric.shown(trial["mean"]))
+    kind = "best" if best[trial["algorithm"]] == trial["trial"] else ""
+    return Row((trial["algorithm"], values, score), kind)
