@@ -1,5 +1,6 @@
-"""Builders of data sets that tensorflow-datasets cannot prepare without TensorFlow, or
-does not have. Downloaded from their authors, stored as array records.
+"""Builders of data sets that tensorflow-datasets lacks, or needs TensorFlow for.
+
+They download from the authors and store array records.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,9 +21,11 @@ from PIL import Image
 _CIFAR = "https://www.cs.toronto.edu/~kriz/{}"
 _SIDE = 32
 
+Records = Iterator[tuple[int, dict[str, Any]]]
+
 
 class _Cifar(tfds.core.GeneratorBasedBuilder):
-    """Krizhevsky 2009, from its binary version: labels, then red, green and blue."""
+    """Krizhevsky 2009, from the binary version: labels, then red, green and blue."""
 
     VERSION = tfds.core.Version("1.0.0")
     pkg_dir_path = Path(__file__).parent
@@ -30,7 +34,7 @@ class _Cifar(tfds.core.GeneratorBasedBuilder):
     labels: int
     files: dict[str, tuple[str, ...]]
 
-    def _info(self):
+    def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict(
             {
                 "image": tfds.features.Image(shape=(_SIDE, _SIDE, 3)),
@@ -39,11 +43,11 @@ class _Cifar(tfds.core.GeneratorBasedBuilder):
         )
         return tfds.core.DatasetInfo(builder=self, features=features)
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: Any) -> dict[str, Records]:
         path = dl_manager.download(_CIFAR.format(self.archive))
         return {split: self._generate_examples(path, split) for split in self.files}
 
-    def _generate_examples(self, path, split):
+    def _generate_examples(self, path: Path, split: str) -> Records:
         with tarfile.open(os.fspath(path)) as archive:
             members = {Path(member.name).name: member for member in archive}
             data = b"".join(
@@ -52,16 +56,16 @@ class _Cifar(tfds.core.GeneratorBasedBuilder):
         rows = np.frombuffer(data, np.uint8).reshape(-1, self.labels + 3 * _SIDE**2)
         for number, row in enumerate(rows):
             pixels = row[self.labels :].reshape(3, _SIDE, _SIDE).transpose(1, 2, 0)
-            label = int(row[self.labels - 1])  # CIFAR-100 has the coarse one before it
+            label = int(row[self.labels - 1])  # after CIFAR-100's coarse one
             yield number, {"image": _png(pixels), "label": label}
 
 
 def _png(pixels: np.ndarray) -> io.BytesIO:
-    """As bytes: from arrays, tensorflow-datasets encodes with TensorFlow."""
-    held = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(held, "png")
-    held.seek(0)
-    return held
+    """The encoded image; tensorflow-datasets would encode arrays with TensorFlow."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "png")
+    file.seek(0)
+    return file
 
 
 class PotaraCifar100(_Cifar):
@@ -88,7 +92,7 @@ class SocialIQa(tfds.core.GeneratorBasedBuilder):
     pkg_dir_path = Path(__file__).parent
     url = "https://storage.googleapis.com/ai2-mosaic/public/socialiqa/socialiqa-train-dev.zip"
 
-    def _info(self):
+    def _info(self) -> tfds.core.DatasetInfo:
         names = ("context", "question", "answerA", "answerB", "answerC")
         features = {name: tfds.features.Text() for name in names}
         features["label"] = tfds.features.ClassLabel(num_classes=3)
@@ -96,12 +100,14 @@ class SocialIQa(tfds.core.GeneratorBasedBuilder):
             builder=self, features=tfds.features.FeaturesDict(features)
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: Any) -> dict[str, Records]:
         path = dl_manager.download(self.url)
         splits = {"train": "train", "validation": "dev"}
-        return {name: self._generate_examples(path, of) for name, of in splits.items()}
+        return {
+            name: self._generate_examples(path, part) for name, part in splits.items()
+        }
 
-    def _generate_examples(self, path, split) -> Iterator:
+    def _generate_examples(self, path: Path, split: str) -> Records:
         with zipfile.ZipFile(os.fspath(path)) as archive:
             names = {Path(name).name: name for name in archive.namelist()}
             lines = archive.read(names[f"{split}.jsonl"]).decode().strip().split("\n")
@@ -110,7 +116,7 @@ class SocialIQa(tfds.core.GeneratorBasedBuilder):
             yield number, json.loads(line) | {"label": int(label) - 1}
 
 
-OWN = {
+BUILDERS = {
     "cifar100": PotaraCifar100,
     "cifar10": PotaraCifar10,
     "social_i_qa": SocialIQa,

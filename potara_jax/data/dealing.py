@@ -1,11 +1,14 @@
-"""Federations of any examples that belong to strata: classes, or tasks.
+"""Who holds which examples: splits into parts, and federations of any examples.
 
-Everything here is NumPy on the host, done once before training.
+Every example belongs to a stratum: a class, or a task. All of this is NumPy on the
+host, once before training. Dimension letters: `P` examples of the pool, `C` clients,
+`K` strata, `M` test examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +17,82 @@ from potara_jax.data import partition
 from potara_jax.data.federation import Batch, Federation, Weighted, pack
 
 TASKS = "tasks"
+SHARDS = "shards"
+SHARES: Mapping[str, float] = {"train": 0.6, "heldout": 0.2, "test": 0.2}
+_WITH_TESTS: Mapping[str, float] = {"train": 0.9, "heldout": 0.1}
+
+
+class Parts(NamedTuple):
+    """Disjoint indices of the examples to train on, to measure on and to test on."""
+
+    train: np.ndarray
+    heldout: np.ndarray
+    test: np.ndarray
+
+
+def split(
+    rng: np.random.Generator, strata: np.ndarray, *, testing: np.ndarray | None = None
+) -> Parts:
+    """Split examples into parts that all have the same proportions of strata.
+
+    Args:
+      rng: draws the split.
+      strata: `[P]`.
+      testing: `[P]`, true for the examples that are for tests alone. Default: a fifth
+        of every stratum.
+
+    Returns:
+      The parts, each sorted.
+    """
+    if testing is None:
+        return Parts(**partition.split(rng, strata, SHARES))
+    others = np.flatnonzero(~testing)
+    parts = partition.split(rng, strata[others], _WITH_TESTS)
+    train, heldout = others[parts["train"]], others[parts["heldout"]]
+    return Parts(train, heldout, np.flatnonzero(testing))
+
+
+# --- Clients that are drawn ----------------------------------------------------------
+
+
+def dealt(
+    pool: Batch,
+    strata: np.ndarray,
+    heterogeneity: str,
+    seed: int,
+    *,
+    clients: int,
+    heldout: int,
+    test: int | None = None,
+    testing: np.ndarray | None = None,
+    size: int | None = None,
+) -> Federation:
+    """A federation of clients to whom a pool's examples are dealt.
+
+    Args:
+      pool: `P` examples.
+      strata: `[P]`, the class or task of every example, from 0.
+      heterogeneity: see `deal`.
+      seed: draws the split, the clients and their tests.
+      clients: number of clients.
+      heldout: see `federate`.
+      test: see `federate`.
+      testing: see `split`.
+      size: see `federate`.
+
+    Returns:
+      The federation.
+
+    Raises:
+      ValueError: there are too few examples for so many clients.
+    """
+    rng = np.random.default_rng([seed, 1])
+    parts = split(rng, strata, testing=testing)
+    groups = deal(rng, strata[parts.train], heterogeneity, clients=clients)
+    groups = [parts.train[group] for group in groups]
+    return federate(
+        rng, pool, strata, parts, groups, heldout=heldout, test=test, size=size
+    )
 
 
 def deal(
@@ -24,141 +103,216 @@ def deal(
     clients: int,
     minimum: int = 8,
 ) -> list[np.ndarray]:
-    """The places of each client's examples, of `strata` `[N]`.
+    """Deal all examples to clients.
 
-    heterogeneity: a Dirichlet concentration over the strata as text (`0.1`), `shards2`
-    (any number: every client holds so many strata, in equal parts), or `tasks`: one
-    stratum a client, in turn. All examples are dealt. Raises `ValueError` where clients
-    cannot have `minimum` examples each.
+    Args:
+      rng: draws who gets what.
+      strata: `[N]`.
+      heterogeneity: a Dirichlet concentration over the strata as text, such as `0.1`;
+        `shards2`, or another number: every client holds that many strata, in equal
+        parts; or `tasks`: one stratum per client, in turn.
+      clients: number of clients.
+      minimum: examples that every client gets.
+
+    Returns:
+      Disjoint index arrays, one per client.
+
+    Raises:
+      ValueError: clients cannot have `minimum` examples each.
     """
-    if heterogeneity == TASKS or heterogeneity.startswith(SHARDS):
-        number = 1 if heterogeneity == TASKS else int(heterogeneity[len(SHARDS) :])
+    if heterogeneity == TASKS:
+        return _shards(rng, strata, clients, 1, minimum)
+    if heterogeneity.startswith(SHARDS):
+        number = int(heterogeneity.removeprefix(SHARDS))
         return _shards(rng, strata, clients, number, minimum)
-    concentration = float(heterogeneity)
-    how = {"clients": clients, "concentration": concentration, "minimum": minimum}
-    return partition.dirichlet(rng, strata, **how)
+    return partition.dirichlet(
+        rng,
+        strata,
+        clients=clients,
+        concentration=float(heterogeneity),
+        minimum=minimum,
+    )
 
 
-SHARDS = "shards"
-
-
-def _shards(rng, strata, clients: int, number: int, minimum: int) -> list[np.ndarray]:
+def _shards(
+    rng: np.random.Generator,
+    strata: np.ndarray,
+    clients: int,
+    number: int,
+    minimum: int,
+) -> list[np.ndarray]:
     """Client `c` holds the strata `number * c, ...` in turn, shared evenly."""
     known = np.unique(strata)
-    held = [
+    wanted = [
         known[(number * c + np.arange(number)) % len(known)] for c in range(clients)
     ]
-    parts: list[list[np.ndarray]] = [[] for _ in held]
+    parts: list[list[np.ndarray]] = [[] for _ in wanted]
     for stratum in known:
-        holders = [c for c, own in enumerate(held) if stratum in own]
+        holders = [
+            c
+            for c, strata_of_client in enumerate(wanted)
+            if stratum in strata_of_client
+        ]
         order = rng.permutation(np.flatnonzero(strata == stratum))
-        for c, part in zip(
-            holders, np.array_split(order, max(1, len(holders))), strict=False
-        ):
-            parts[c].append(part)
-    dealt = [rng.permutation(np.concatenate(own)) for own in parts]
-    fewest = min(map(len, dealt))
-    if fewest < minimum:
+        pieces = np.array_split(order, max(1, len(holders)))
+        for client, piece in zip(holders, pieces, strict=False):
+            parts[client].append(piece)
+    groups = [rng.permutation(np.concatenate(pieces)) for pieces in parts]
+    smallest = min(map(len, groups))
+    if smallest < minimum:
         raise ValueError(
-            f"a client would have {fewest} training examples, fewer than {minimum}; "
+            f"a client would have {smallest} training examples, fewer than {minimum}; "
             "take fewer clients"
         )
-    return dealt
+    return groups
 
 
 def federate(
     rng: np.random.Generator,
     pool: Batch,
     strata: np.ndarray,
-    parts: dict[str, np.ndarray],
+    parts: Parts,
     groups: Sequence[np.ndarray],
     *,
     heldout: int,
     test: int | None = None,
     size: int | None = None,
+    blocks: np.ndarray | None = None,
+    compact: bool = True,
 ) -> Federation:
-    """Clients that hold `groups` of the pool's examples, each with its own strata.
+    """A federation of clients that train on `groups` of a pool's examples.
 
-    strata: `[P]`, of the pool's examples. parts: the places of the common `heldout` and
-      `test` examples, of which a client has those of its strata, in its proportions.
-    heldout: how many of them a client measures on. test: how many of them it is tested
-      on, drawn in its proportions; default: all of its strata, weighted by them.
-    size: as in `federation.pack`.
+    Of the common held-out and test examples, a client has those of its strata, in its
+    proportions; two clients may have the same.
+
+    Args:
+      rng: draws every client's held-out and test examples.
+      pool: the examples.
+      strata: `[P]`, the class or task of every example, from 0.
+      parts: the common held-out and test examples.
+      groups: the examples that each client trains on.
+      heldout: held-out examples per client.
+      test: test examples per client, drawn in its proportions. Default: all of its
+        strata, weighted to its proportions.
+      size: length to which clients are padded. Default: the largest client.
+      blocks: `[C]`, added to a client's indices, where the pool repeats the examples in
+        blocks that differ. Default: zeros.
+      compact: whether to drop, client by client, test examples that weigh nothing.
+
+    Returns:
+      The federation; a client's `task` is the stratum that it has most of.
     """
+    blocks = np.zeros(len(groups), int) if blocks is None else blocks
     shares = partition.proportions(strata, groups, int(strata.max()) + 1)
-    draw = lambda own, number: [
-        own[partition.draw_like(rng, strata[own], share, number)] for share in shares
-    ]
-    drawn = draw(parts["heldout"], heldout)
-    tested = draw(parts["test"], test) if test else None
+
+    def draw(places: np.ndarray, number: int) -> list[np.ndarray]:
+        draws = [partition.draw_like(rng, strata[places], x, number) for x in shares]
+        return _shifted([places[drawn] for drawn in draws], blocks)
+
+    measured = draw(parts.heldout, heldout)
+    if test:
+        tests = _even(draw(parts.test, test), test)
+    else:
+        tests = _weighted(strata, parts.test, shares, blocks, compact=compact)
     return Federation(
         pool=pool,
-        train=pack(groups, size=size),
-        heldout=pack(drawn, size=heldout),
-        test=_even(tested, test) if test else _weighted(strata, parts["test"], shares),
+        train=pack(_shifted(groups, blocks), size=size),
+        heldout=pack(measured, size=heldout),
+        test=tests,
         proportions=jnp.asarray(shares, jnp.float32),
         task=jnp.asarray(shares.argmax(1), jnp.int32),
     )
 
 
-def owned(
-    rng: np.random.Generator,
+def _shifted(groups: Sequence[np.ndarray], blocks: np.ndarray) -> list[np.ndarray]:
+    return [group + block for group, block in zip(groups, blocks, strict=True)]
+
+
+# --- Clients that the data name ------------------------------------------------------
+
+
+def natural(
     pool: Batch,
-    strata: np.ndarray,
     owner: np.ndarray,
+    strata: np.ndarray,
+    seed: int,
     *,
-    shares: dict[str, float],
     heldout: int,
     test: int,
     size: int | None = None,
 ) -> Federation:
-    """Clients that hold examples of their own: those that `owner` `[P]` gives them.
+    """A federation of clients that own their examples.
 
-    Every client's are split in given shares of `train`, `heldout` and `test`, of every
-    stratum alike, or by chance where a part would then have none; of the last two, so
-    many are used, at most.
+    Every client's examples are split in the proportions of `SHARES`, of every stratum
+    alike, or regardless of strata where a part would be empty otherwise.
+
+    Args:
+      pool: `P` examples.
+      owner: `[P]`, the client that every example belongs to, from 0.
+      strata: `[P]`, the class or task of every example, from 0.
+      seed: draws the splits.
+      heldout: held-out examples per client, at most.
+      test: test examples per client, at most.
+      size: length to which clients are padded. Default: the largest client.
+
+    Returns:
+      The federation.
     """
+    rng = np.random.default_rng([seed, 1])
     clients = int(owner.max()) + 1
-    own = [np.flatnonzero(owner == client) for client in range(clients)]
-    parts = [_split_own(rng, strata[places], shares) for places in own]
-    of = lambda name: [
-        places[rng.permutation(part[name])]
-        for places, part in zip(own, parts, strict=True)
-    ]
-    train, drawn, tested = of("train"), of("heldout"), of("test")
-    held = partition.proportions(strata, train, int(strata.max()) + 1)
+    places = [np.flatnonzero(owner == client) for client in range(clients)]
+    parts = [_split_client(rng, strata[mine]) for mine in places]
+
+    def shuffled(name: str) -> list[np.ndarray]:
+        pairs = zip(places, parts, strict=True)
+        return [mine[rng.permutation(getattr(part, name))] for mine, part in pairs]
+
+    train, measured, tested = (shuffled(name) for name in Parts._fields)
+    shares = partition.proportions(strata, train, int(strata.max()) + 1)
     return Federation(
         pool=pool,
         train=pack(train, size=size),
-        heldout=pack([places[:heldout] for places in drawn], size=heldout),
-        test=_even([places[:test] for places in tested], test),
-        proportions=jnp.asarray(held, jnp.float32),
+        heldout=pack([mine[:heldout] for mine in measured], size=heldout),
+        test=_even([mine[:test] for mine in tested], test),
+        proportions=jnp.asarray(shares, jnp.float32),
         task=jnp.arange(clients),
     )
 
 
-def _split_own(rng, strata, shares) -> dict[str, np.ndarray]:
-    parts = partition.split(rng, strata, shares)
-    if all(map(len, parts.values())):
-        return parts
-    return partition.split(rng, np.zeros_like(strata), shares)
+def _split_client(rng: np.random.Generator, strata: np.ndarray) -> Parts:
+    parts = split(rng, strata)
+    return parts if all(map(len, parts)) else split(rng, np.zeros_like(strata))
 
 
-def _weighted(strata, test, shares) -> Weighted:
-    """Every client's test examples, those that count, padded to the most."""
+# --- Tests ---------------------------------------------------------------------------
+
+
+def _weighted(
+    strata: np.ndarray,
+    test: np.ndarray,
+    shares: np.ndarray,
+    blocks: np.ndarray,
+    *,
+    compact: bool,
+) -> Weighted:
+    """The common test examples, weighted to every client's proportions `[C, M]`."""
     weights = [partition.example_weights(strata[test], share) for share in shares]
+    if not compact:
+        index = jnp.asarray(blocks[:, None] + test, jnp.int32)
+        return Weighted(index, jnp.asarray(np.stack(weights), jnp.float32))
     counted = [np.flatnonzero(weight) for weight in weights]
-    most = max(map(len, counted))
-    index = np.full((len(shares), most), test[0], np.int32)
-    weight = np.zeros((len(shares), most), np.float32)
+    longest = max(map(len, counted))
+    index = np.full((len(shares), longest), test[0], np.int32)
+    weight = np.zeros((len(shares), longest), np.float32)
     for row, (places, values) in enumerate(zip(counted, weights, strict=True)):
         index[row, : len(places)] = test[places]
         weight[row, : len(places)] = values[places]
+    index += blocks[:, None].astype(np.int32)
     return Weighted(jnp.asarray(index), jnp.asarray(weight))
 
 
 def _even(groups: Sequence[np.ndarray], size: int) -> Weighted:
-    """Test examples of the same weight, padded to one length."""
+    """Test examples that all weigh the same, padded to one length."""
     index, count, _ = pack(groups, size=size)
     real = jnp.arange(size) < count[:, None]
     return Weighted(index, real / count[:, None].astype(jnp.float32))

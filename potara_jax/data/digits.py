@@ -1,28 +1,27 @@
 """The 1,797 handwritten digits of scikit-learn, as an upstream task and a federation.
 
 Images are 8 x 8, one colour, scaled to [0, 1] (Alpaydin and Kaynak, UCI 1998).
-Upstream, client-training, held-out and test images are disjoint; upstream images are
+Upstream, client-training, held-out and test images are disjoint. Upstream images are
 only ever seen turned by 90, 180 and 270 degrees, client images never.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from sklearn.datasets import load_digits
 
 from potara_jax.data import dealing, partition
-from potara_jax.data.federation import Batch, Federation, Weighted, pack
+from potara_jax.data.dealing import Parts
+from potara_jax.data.federation import Batch, Federation
 
 CLASSES = 10
-UPSTREAM_SHARE = 0.2
-CLIENT_SHARES = {"train": 0.6, "heldout": 0.2, "test": 0.2}
+_SHARES = {"upstream": 0.2, "clients": 0.8}
 
 # What a group of clients does to its images when heterogeneity is of tasks.
-TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+TRANSFORMS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "upright": lambda x: x,
     "mirrored": lambda x: x[:, :, ::-1],
     "negative": lambda x: 1 - x,
@@ -30,110 +29,116 @@ TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-class Splits(NamedTuple):
-    """Images `[N, 8, 8, 1]`, labels `[N]`, and the indices of the disjoint parts."""
+class Digits(NamedTuple):
+    """Images `[N, 8, 8, 1]` in float32, labels `[N]` in int32, and a disjoint split.
+
+    `upstream`, `clients`: indices of the base's images, and of the clients'.
+    """
 
     images: np.ndarray
     labels: np.ndarray
-    parts: dict[str, np.ndarray]
+    upstream: np.ndarray
+    clients: np.ndarray
 
 
-def load(seed: int) -> Splits:
-    """All images, split by a seed into `upstream` and `clients`."""
+def load(seed: int) -> Digits:
+    """All images; a seed splits them between the base and the clients."""
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     images = (bunch.images[..., None] / 16).astype(np.float32)
     labels = bunch.target.astype(np.int32)
-    shares = {"upstream": UPSTREAM_SHARE, "clients": 1 - UPSTREAM_SHARE}
-    parts = partition.split(np.random.default_rng([seed, 0]), labels, shares)
-    return Splits(images, labels, parts)
+    parts = partition.split(np.random.default_rng([seed, 0]), labels, _SHARES)
+    return Digits(images, labels, **parts)
 
 
-def deal(splits: Splits, seed: int) -> Splits:
-    """The clients' images, split by a seed into `train`, `heldout` and `test`."""
-    own = splits.parts["clients"]
-    rng = np.random.default_rng([seed, 1])
-    parts = partition.split(rng, splits.labels[own], CLIENT_SHARES)
-    dealt = {name: own[index] for name, index in parts.items()}
-    return splits._replace(parts=splits.parts | dealt)
-
-
-def upstream(splits: Splits) -> Batch:
+def upstream_images(digits: Digits) -> Batch:
     """The upstream images, each turned by 90, 180 and 270 degrees."""
-    index = splits.parts["upstream"]
-    turned = [np.rot90(splits.images[index], turns, (1, 2)) for turns in (1, 2, 3)]
-    labels = np.tile(splits.labels[index], 3)
+    images = digits.images[digits.upstream]
+    turned = [np.rot90(images, turns, (1, 2)) for turns in (1, 2, 3)]
+    labels = np.tile(digits.labels[digits.upstream], 3)
     return Batch(jnp.asarray(np.concatenate(turned)), jnp.asarray(labels))
 
 
+def split(digits: Digits, seed: int) -> Parts:
+    """The clients' images, split by a seed."""
+    rng = np.random.default_rng([seed, 1])
+    parts = dealing.split(rng, digits.labels[digits.clients])
+    return Parts(*(digits.clients[part] for part in parts))
+
+
 def federation(
-    splits: Splits,
+    digits: Digits,
     heterogeneity: str,
+    seed: int,
     *,
     clients: int,
     heldout: int,
-    seed: int,
-    size: int | None = None,
     examples: int | None = None,
+    size: int | None = None,
 ) -> Federation:
-    """Clients over the digits, whose `splits` have been dealt.
+    """A federation of clients over the digits.
 
-    heterogeneity: a Dirichlet concentration as text (`0.1`), or `tasks`: equal groups
-      of clients, each with its own transformation of the images and all classes alike.
-    heldout: samples of each client that training does not see, from the common held-out
-      images in the client's class proportions; two clients may hold the same image.
-    size: the length to which clients are padded; default the largest client.
-    examples: the clients' median number of training images, which they then draw, each
-      by itself, so that two may hold the same; default: all are dealt out, once each.
+    Args:
+      digits: the images.
+      heterogeneity: as in `dealing.deal`, except for `tasks`: groups of clients, each
+        with a transformation of the images, and all classes alike.
+      seed: draws the split, the clients and their samples.
+      clients: number of clients.
+      heldout: held-out images per client.
+      examples: median of the clients' numbers of training images, which may then belong
+        to several clients. Default: all images are dealt, each to one client.
+      size: length to which clients are padded. Default: the largest client.
+
+    Returns:
+      The federation; a client's `task` is its transformation.
+
+    Raises:
+      ValueError: there are too few images for so many clients.
     """
-    rng = np.random.default_rng([seed, 2])
-    groups = _deal(rng, splits, heterogeneity, clients, examples)
-    shares = partition.proportions(splits.labels, groups, CLASSES)
-    drawn = [_draw(rng, splits, share, heldout) for share in shares]
-    test = splits.parts["test"]
-    weights = [partition.example_weights(splits.labels[test], s) for s in shares]
-    tasks = np.arange(clients) % len(TRANSFORMS) * (heterogeneity == dealing.TASKS)
-    offset = tasks * len(splits.labels)
-    shift = lambda parts: [p + o for p, o in zip(parts, offset, strict=True)]
-    return Federation(
-        pool=_pool(splits),
-        train=pack(shift(groups), size=size),
-        heldout=pack(shift(drawn), size=heldout),
-        test=Weighted(
-            jnp.asarray(offset[:, None] + test, jnp.int32),
-            jnp.asarray(np.stack(weights), jnp.float32),
-        ),
-        proportions=jnp.asarray(shares, jnp.float32),
-        task=jnp.asarray(tasks, jnp.int32),
+    parts, rng = split(digits, seed), np.random.default_rng([seed, 2])
+    labels, by_task = digits.labels[parts.train], heterogeneity == dealing.TASKS
+    kind = "100" if by_task else heterogeneity
+    groups = _deal(rng, labels, kind, clients=clients, examples=examples)
+    tasks = np.arange(clients) % len(TRANSFORMS) * by_task
+    federation = dealing.federate(
+        rng,
+        _pool(digits),
+        digits.labels,
+        parts,
+        [parts.train[group] for group in groups],
+        heldout=heldout,
+        size=size,
+        blocks=tasks * len(digits.labels),
+        compact=False,
     )
+    return federation._replace(task=jnp.asarray(tasks, jnp.int32))
 
 
-def _deal(rng, splits, heterogeneity, clients, examples) -> list[np.ndarray]:
-    train = splits.parts["train"]
-    labels = splits.labels[train]
-    kind = "100" if heterogeneity == dealing.TASKS else heterogeneity
+def _deal(
+    rng: np.random.Generator,
+    labels: np.ndarray,
+    heterogeneity: str,
+    *,
+    clients: int,
+    examples: int | None,
+) -> list[np.ndarray]:
     if examples:
-        how = {"clients": clients, "concentration": float(kind), "examples": examples}
-        dealt = partition.draw(rng, labels, **how)
-    else:
-        dealt = _once(rng, labels, kind, clients)
-    return [train[group] for group in dealt]
-
-
-def _once(rng, labels, heterogeneity, clients) -> list[np.ndarray]:
-    """All images, each to one client."""
+        return partition.draw(
+            rng,
+            labels,
+            clients=clients,
+            concentration=float(heterogeneity),
+            examples=examples,
+        )
     try:
         return dealing.deal(rng, labels, heterogeneity, clients=clients)
     except ValueError as error:
-        raise ValueError(f"{error}, or let them share images (--examples)") from None
+        raise ValueError(f"{error}, or let them share images: set examples") from None
 
 
-def _draw(rng, splits, proportion, number) -> np.ndarray:
-    index = splits.parts["heldout"]
-    return index[partition.draw_like(rng, splits.labels[index], proportion, number)]
-
-
-def _pool(splits) -> Batch:
-    """All images under every transformation, one block a transformation."""
-    blocks = [transform(splits.images) for transform in TRANSFORMS.values()]
-    labels = np.tile(splits.labels, len(blocks))
+def _pool(digits: Digits) -> Batch:
+    """All images under every transformation, one block per transformation."""
+    blocks = [transform(digits.images) for transform in TRANSFORMS.values()]
+    labels = np.tile(digits.labels, len(blocks))
     return Batch(jnp.asarray(np.concatenate(blocks)), jnp.asarray(labels))

@@ -1,14 +1,14 @@
-"""Sixteen small text tasks that are made on the spot, some of which contradict.
+"""Sixteen small text tasks that are generated, some of which contradict each other.
 
-A prompt is `word input =`, an answer some characters. Two words, `sort` and `close`,
-have two tasks each, and a model cannot know from a prompt which of them is meant.
-Inputs are short or longer: how to read longer ones is what the tasks have in common.
+A prompt is `word input =`, an answer a few characters. Two words, `sort` and `close`,
+have two tasks each, and no prompt tells which of them is meant. Inputs are short or
+long: reading long ones is what the tasks have in common.
 """
 
 from __future__ import annotations
 
 import calendar
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -23,10 +23,10 @@ _UNITS = (("km", "m", 1000), ("m", "cm", 100), ("cm", "mm", 10), ("kg", "g", 100
 
 
 class Task(NamedTuple):
-    """`make(rng, long)`: an input; `answer(input)`; `word`: what prompts begin with."""
+    """`word` begins a prompt; `draw(rng, long)` gives its input; `answer(input)`."""
 
     word: str
-    make: Callable[[Rng, bool], str]
+    draw: Callable[[Rng, bool], str]
     answer: Callable[[str], str]
 
 
@@ -39,7 +39,7 @@ def _numbers(rng: Rng, long: bool) -> str:
     return "+".join(map(str, sorted(rng.integers(1, 60 if long else 40, 2))[::-1]))
 
 
-def _of_two(answer: Callable[[int, int], int]) -> Callable[[str], str]:
+def _on_both(answer: Callable[[int, int], int]) -> Callable[[str], str]:
     return lambda text: str(answer(*map(int, text.split("+"))))
 
 
@@ -50,9 +50,9 @@ def _table(rng: Rng, long: bool) -> str:
     return f"{' '.join(pairs)} {rng.choice(names)}"
 
 
-def _looked_up(text: str) -> str:
-    *pairs, asked = text.split()
-    return next(pair[1] for pair in pairs if pair[0] == asked)
+def _lookup(text: str) -> str:
+    *pairs, name = text.split()
+    return next(pair[1] for pair in pairs if pair[0] == name)
 
 
 def _date(rng: Rng, long: bool) -> str:
@@ -60,7 +60,7 @@ def _date(rng: Rng, long: bool) -> str:
     return f"{year}-{rng.integers(1, 13):02d}-{rng.integers(1, 29):02d}"
 
 
-def _written_date(text: str) -> str:
+def _spelled_date(text: str) -> str:
     _, month, day = map(int, text.split("-"))
     return f"{day} {_MONTHS[month - 1]}"
 
@@ -81,54 +81,58 @@ def _converted(text: str) -> str:
     return str(int(number) * factor)
 
 
-def _opened(rng: Rng, long: bool) -> str:
+def _brackets(rng: Rng, long: bool) -> str:
     size = rng.integers(4, 7) if long else rng.integers(2, 6)
     return "".join(rng.choice(list(_BRACKETS), size))
 
 
+def _closing(text: str) -> str:
+    return "".join(_BRACKETS[bracket] for bracket in text)
+
+
 def _place(text: str) -> str:
-    *pairs, asked = text.split()
-    return str([pair[0] for pair in pairs].index(asked) + 1)
+    *pairs, name = text.split()
+    return str([pair[0] for pair in pairs].index(name) + 1)
 
 
 # In the order in which clients take them up.
-TASKS = {
+TASKS: Mapping[str, Task] = {
     "sort": Task("sort", _letters, lambda x: "".join(sorted(x))),
     "turn": Task("turn", _letters, lambda x: x[::-1]),
     "edit": Task("edit", _letters, lambda x: x.translate(_EDIT)),
-    "close": Task("close", _opened, lambda x: "".join(map(_BRACKETS.get, x[::-1]))),
+    "close": Task("close", _brackets, lambda x: _closing(x[::-1])),
     "sort down": Task("sort", _letters, lambda x: "".join(sorted(x))[::-1]),
     "turn once": Task("shift", _letters, lambda x: x[1:] + x[0]),
     "edit end": Task("add", _letters, lambda x: x + x[0]),
-    "close in order": Task("close", _opened, lambda x: "".join(map(_BRACKETS.get, x))),
-    "sum": Task("sum", _numbers, _of_two(int.__add__)),
-    "digit": Task("digit", _numbers, _of_two(lambda a, b: (a + b) % 10)),
-    "date": Task("date", _date, _written_date),
+    "close in order": Task("close", _brackets, _closing),
+    "sum": Task("sum", _numbers, _on_both(int.__add__)),
+    "digit": Task("digit", _numbers, _on_both(lambda a, b: (a + b) % 10)),
+    "date": Task("date", _date, _spelled_date),
     "day": Task("day", _date, _short_date),
-    "find": Task("find", _table, _looked_up),
+    "find": Task("find", _table, _lookup),
     "place": Task("place", _table, _place),
     "unit": Task("unit", _unit, _converted),
     "size": Task("size", _unit, lambda x: f"{_converted(x)} {x.split()[2]}"),
 }
 
 
-def make(rng: Rng, task: str, number: int, *, long: bool = True) -> list[Example]:
-    """Examples of a task with long or short inputs, no two of them alike.
+def generate(rng: Rng, task: str, number: int, *, long: bool = True) -> list[Example]:
+    """Distinct examples of a task, with long or short inputs.
 
-    Raises `ValueError` where a task has not so many.
+    Raises `ValueError` where the task has fewer than `number`.
     """
-    found = at_most(rng, task, number, long=long)
-    if len(found) < number:
+    examples = generate_up_to(rng, task, number, long=long)
+    if len(examples) < number:
         raise ValueError(f"task '{task}' has fewer than {number} examples")
-    return found
+    return examples
 
 
-def at_most(rng: Rng, task: str, number: int, *, long: bool) -> list[Example]:
-    """As `make`, but fewer where a task has not so many."""
-    word, new, answer = TASKS[task]
-    found: dict[str, None] = {}
+def generate_up_to(rng: Rng, task: str, number: int, *, long: bool) -> list[Example]:
+    """As `generate`, or fewer where the task has fewer."""
+    word, draw, answer = TASKS[task]
+    inputs: dict[str, None] = {}
     for _ in range(50 * number):
-        if len(found) == number:
+        if len(inputs) == number:
             break
-        found.setdefault(new(rng, long))
-    return [Example(f"{word} {x} =", (answer(x),)) for x in found]
+        inputs.setdefault(draw(rng, long))
+    return [Example(f"{word} {x} =", (answer(x),)) for x in inputs]

@@ -1,7 +1,7 @@
 """Labelled images from the user's files.
 
     a.npz        `images` uint8 `[N, H, W, C]`, `labels` `[N]`, optional `names`
-    a folder     one sub-folder a class, of image files
+    a folder     one sub-folder of image files per class
 
 Dimension letters: `N` images, `H` `W` sides, `C` colours, `K` classes.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -21,57 +21,73 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 
 class Images(NamedTuple):
-    """`images` uint8 `[N, H, W, C]`, `labels` int32 `[N]` below `K`, their `names`."""
+    """`images` uint8 `[N, H, W, C]`, `labels` int32 `[N]` below `K`, `names` of `K`."""
 
     images: np.ndarray
     labels: np.ndarray
     names: tuple[str, ...]
 
+    def select(self, chosen: np.ndarray) -> Images:
+        """Some of the images, with all names."""
+        return Images(self.images[chosen], self.labels[chosen], self.names)
+
 
 def read(paths: Sequence[str | os.PathLike[str]], *, side: int | None = None) -> Images:
-    """The images of several files or folders together, of the classes that have any.
+    """Read the images of several files or folders together.
 
-    side: to which all are resized, in pixels; default: they have one size already.
-    Raises `ValueError` with the file and what is wrong with it.
+    Args:
+      paths: .npz files, or folders with one sub-folder per class.
+      side: pixels of a side, to which all images are resized. Default: as they are.
+
+    Returns:
+      The images, with the classes that have any.
+
+    Raises:
+      ValueError: names the file and what is wrong with it.
     """
-    return together([_read_one(Path(path), side) for path in paths], paths)
+    return join([_read_one(Path(path), side) for path in paths], paths)
 
 
-def together(parts: Sequence[Images], sources: Sequence[object]) -> Images:
-    """Images of several sources as one, with the classes of all of them by name.
+def join(parts: Sequence[Images], sources: Sequence[object]) -> Images:
+    """Join the images of several sources; classes of the same name become one.
 
-    Raises `ValueError` where they differ in size.
+    Raises `ValueError`, naming sources, where images differ in size.
     """
-    pixels = _alike([part.images for part in parts])
+    pixels = _in_colour([part.images for part in parts])
     shapes = {
-        own.shape[1:]: source for own, source in zip(pixels, sources, strict=True)
+        array.shape[1:]: source for array, source in zip(pixels, sources, strict=True)
     }
     if len(shapes) > 1:
-        told = ", ".join(f"{source} {_size(shape)}" for shape, source in shapes.items())
-        raise ValueError(f"images differ in size: {told}; resize them with --side")
+        sizes = (f"{source} {_size(shape)}" for shape, source in shapes.items())
+        raise ValueError(f"images differ in size: {', '.join(sizes)}; set side")
     used = {p.names[label] for p in parts for label in np.unique(p.labels)}
     names = sorted(used, key=_by_number)
     place = {name: number for number, name in enumerate(names)}
-    numbers = lambda part: np.array([place.get(n, -1) for n in part.names], np.int32)
-    labels = [numbers(part)[part.labels] for part in parts]
+    labels = [
+        np.array([place.get(name, -1) for name in part.names], np.int32)[part.labels]
+        for part in parts
+    ]
     return Images(np.concatenate(pixels), np.concatenate(labels), tuple(names))
 
 
-def once(found: Images) -> tuple[Images, int, int]:
-    """Every image once; how many were left out, and how many of those for that their
-    copies have several labels: of those none is kept.
+def without_duplicates(images: Images, log: Callable[[str], None]) -> Images:
+    """Keep one of every duplicate; drop images whose copies disagree on the label.
+
+    log: takes a line for the user, where there are any.
     """
-    flat = np.ascontiguousarray(found.images).reshape(len(found.labels), -1)
-    same: dict[bytes, list[int]] = {}
+    flat = np.ascontiguousarray(images.images).reshape(len(images.labels), -1)
+    copies: dict[bytes, list[int]] = {}
     for number, row in enumerate(flat):
-        same.setdefault(hashlib.blake2b(row, digest_size=16).digest(), []).append(
-            number
-        )
-    alike = lambda own: len({int(found.labels[i]) for i in own}) == 1
-    kept = np.sort([own[0] for own in same.values() if alike(own)]).astype(int)
-    unclear = sum(len(own) for own in same.values() if not alike(own))
-    images, labels = found.images[kept], found.labels[kept]
-    return Images(images, labels, found.names), len(flat) - len(kept), unclear
+        digest = hashlib.blake2b(row, digest_size=16).digest()
+        copies.setdefault(digest, []).append(number)
+    agree = [g for g in copies.values() if len(set(images.labels[g].tolist())) == 1]
+    kept = np.sort([group[0] for group in agree]).astype(int)
+    unclear = len(flat) - sum(map(len, agree))
+    if repeated := len(flat) - len(kept):
+        log(f"{repeated} images are duplicates: one of each is kept")
+    if unclear:
+        log(f"{unclear} of them have copies with another label: none of those is kept")
+    return images.select(kept)
 
 
 def _by_number(name: str) -> tuple[bool, int, str]:
@@ -79,71 +95,76 @@ def _by_number(name: str) -> tuple[bool, int, str]:
     return not number, int(name) if number else 0, name
 
 
-def _size(shape) -> str:
+def _size(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
 def _read_one(path: Path, side: int | None) -> Images:
     if path.is_dir():
-        return _of_folder(path, side)
+        return _read_folder(path, side)
     if path.suffix != ".npz" or not path.is_file():
         raise ValueError(f"{path} is neither an .npz file nor a folder of classes")
-    return _of_arrays(path, side)
+    return _read_arrays(path, side)
 
 
 # --- Arrays --------------------------------------------------------------------------
 
 
-def _of_arrays(path: Path, side) -> Images:
-    try:
-        with np.load(path) as file:
-            found = {name: file[name] for name in file.files}
-    except Exception as error:  # whatever a damaged file makes NumPy raise
-        raise ValueError(f"{path} is damaged or no .npz file ({error})") from None
-    if not {"images", "labels"} <= set(found):
-        held = ", ".join(found) or "nothing"
-        raise ValueError(f"{path} holds {held}: it needs images and labels")
-    images, labels = found["images"], found["labels"]
+def _read_arrays(path: Path, side: int | None) -> Images:
+    arrays = _load(path)
+    images, labels = arrays["images"], arrays["labels"]
     _check_arrays(path, images, labels)
-    if "names" in found:
-        names = _names(path, found["names"], labels)
+    if "names" in arrays:
+        names = _names(path, arrays["names"], labels)
     else:
         used, labels = np.unique(labels, return_inverse=True)
         names = tuple(map(str, used))
     images = images[..., None] if images.ndim == 3 else images
     if side and images.shape[1:3] != (side, side):
-        images = np.stack([_each_colour(image, side) for image in images])
+        images = np.stack([_resize_array(image, side) for image in images])
     return Images(images, labels.reshape(-1).astype(np.int32), names)
 
 
-def _names(path: Path, found, labels) -> tuple[str, ...]:
-    kinds = np.asarray(found).reshape(-1).tolist()
-    names = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in kinds)
+def _load(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # whatever a damaged file makes NumPy raise
+        raise ValueError(f"{path} is damaged or no .npz file ({error})") from None
+    if not {"images", "labels"} <= set(arrays):
+        content = ", ".join(arrays) or "nothing"
+        raise ValueError(f"{path} holds {content}: it needs images and labels")
+    return arrays
+
+
+def _names(path: Path, array: Any, labels: np.ndarray) -> tuple[str, ...]:
+    values = np.asarray(array).reshape(-1).tolist()
+    names = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in values)
     try:
         "".join(names).encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{path}: names are no texts ({error})") from None
+        raise ValueError(f"{path}: names are not valid text ({error})") from None
     if labels.max() >= len(names):
         raise ValueError(f"{path} has {len(names)} names, but a label {labels.max()}")
     twice = [name for place, name in enumerate(names) if name in names[:place]]
     if twice:
         raise ValueError(
-            f"{path} names two classes '{twice[0]}'; name each its own way"
+            f"{path} names two classes '{twice[0]}'; give every class another name"
         )
     return names
 
 
-def _each_colour(image: np.ndarray, side: int) -> np.ndarray:
+def _resize_array(image: np.ndarray, side: int) -> np.ndarray:
     colours = (
         Image.fromarray(np.ascontiguousarray(x)) for x in image.transpose(2, 0, 1)
     )
-    return np.concatenate([_resized(colour, side) for colour in colours], -1)
+    return np.concatenate([_pixels(colour, side) for colour in colours], -1)
 
 
-def _check_arrays(path: Path, images, labels) -> None:
+def _check_arrays(path: Path, images: Any, labels: Any) -> None:
     if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
         raise ValueError(
-            f"{path}: images and labels are no arrays; np.savez saves such"
+            f"{path}: images and labels are not arrays; write them with np.savez"
         )
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
         shape = f"{images.dtype} {list(images.shape)}"
@@ -165,51 +186,52 @@ def _check_arrays(path: Path, images, labels) -> None:
 # --- Folders -------------------------------------------------------------------------
 
 
-def _of_folder(path: Path, side) -> Images:
-    classes = [p for p in _seen(path) if p.is_dir()]
-    files = [(n, f) for n, own in enumerate(classes) for f in _seen(own)]
+def _read_folder(path: Path, side: int | None) -> Images:
+    classes = [p for p in _visible(path) if p.is_dir()]
+    files = [(n, f) for n, folder in enumerate(classes) for f in _visible(folder)]
     files = [(n, f) for n, f in files if f.suffix.lower() in _SUFFIXES]
     empty = set(range(len(classes))) - {number for number, _ in files}
     if empty or not classes:
-        where = classes[min(empty)] if empty else path
+        folder = classes[min(empty)] if empty else path
         raise ValueError(
-            f"{where} holds no image; a folder needs sub-folders of images"
+            f"{folder} holds no image; a folder needs sub-folders of images"
         )
-    images = _alike([_opened(file, side) for _, file in files])
+    images = _in_colour([_read_image(file, side) for _, file in files])
     for (_, file), image in zip(files, images, strict=True):
         if image.shape != images[0].shape:
-            told = f"{file} is {_size(image.shape)}, others {_size(images[0].shape)}"
-            raise ValueError(f"{told}; resize them with --side")
+            sizes = f"{file} is {_size(image.shape)}, others {_size(images[0].shape)}"
+            raise ValueError(f"{sizes}; set side, to resize them")
     labels = np.array([number for number, _ in files], np.int32)
-    return Images(np.stack(images), labels, tuple(own.name for own in classes))
+    return Images(np.stack(images), labels, tuple(folder.name for folder in classes))
 
 
-def _seen(folder: Path) -> list[Path]:
-    """What a folder holds, sorted, without what is hidden."""
+def _visible(folder: Path) -> list[Path]:
+    """What a folder holds, sorted, without hidden files."""
     return sorted(path for path in folder.iterdir() if path.name[0] != ".")
 
 
-def _alike(images: list[np.ndarray]) -> list[np.ndarray]:
-    """Grey images in three colours, where others are in colour."""
+def _in_colour(images: list[np.ndarray]) -> list[np.ndarray]:
+    """Repeat grey images in three colours, where others are in colour."""
     colours = max(image.shape[-1] for image in images)
     return [np.repeat(x, colours, -1) if x.shape[-1] == 1 else x for x in images]
 
 
-def _opened(path: Path, side) -> np.ndarray:
+def _read_image(path: Path, side: int | None) -> np.ndarray:
     try:
         if not path.is_file():
             raise ValueError("it is no file")
         with Image.open(path) as image:
             if image.mode[0] in "IF":
-                told = f"of mode {image.mode}; save it with 8 bits a colour"
-                raise ValueError(told)
+                raise ValueError(
+                    f"its mode is {image.mode}; save it with 8 bits per colour"
+                )
             kept = image if image.mode == "L" else image.convert("RGB")
-            return _resized(kept, side)
+            return _pixels(kept, side)
     except Exception as error:  # whatever a damaged file makes Pillow raise
         raise ValueError(f"{path} is no readable image ({error})") from None
 
 
-def _resized(image: Image.Image, side) -> np.ndarray:
+def _pixels(image: Image.Image, side: int | None) -> np.ndarray:
     image = image.resize((side, side), Image.Resampling.BILINEAR) if side else image
-    found = np.asarray(image, np.uint8)
-    return found[..., None] if found.ndim == 2 else found
+    array = np.asarray(image, np.uint8)
+    return array[..., None] if array.ndim == 2 else array

@@ -1,9 +1,12 @@
-"""Dealing examples to clients: who holds what, by class and by task.
+"""Dealing examples to clients by class or task: draws, proportions, splits.
 
-Everything here is NumPy on the host, done once before training.
+All of this is NumPy on the host, once before training. Dimension letters: `N` examples,
+`C` clients, `K` classes, `M` test examples.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,14 +21,25 @@ def dirichlet(
     concentration: float,
     minimum: int = 8,
 ) -> list[np.ndarray]:
-    """Disjoint index arrays, one a client, with class proportions from a Dirichlet.
+    """Deal all examples to clients, with class proportions from a Dirichlet.
 
     Every client draws class proportions `p ~ Dir(concentration)` and a size that is
-    log-normal; each class's examples are then shared out in proportion to `size * p`.
-    All examples are dealt. Small concentrations give a client one or two classes.
+    log-normal; each class is then shared out in proportion to `size * p` (Hsu et al.
+    2019, arXiv 1909.06335, with sizes that differ). Small concentrations leave a client
+    with one or two classes.
 
-    minimum: examples that every client must get; drawn anew until it holds.
-    Raises `ValueError` where that cannot be, or is not found in many tries.
+    Args:
+      rng: draws the partition.
+      labels: `[N]`, from 0.
+      clients: number of clients.
+      concentration: of the Dirichlet distribution.
+      minimum: examples that every client gets; a partition is redrawn until it holds.
+
+    Returns:
+      Disjoint index arrays, one per client.
+
+    Raises:
+      ValueError: `minimum` cannot hold, or held in none of many draws.
     """
     classes = int(labels.max()) + 1
     if clients * minimum > len(labels):
@@ -37,13 +51,27 @@ def dirichlet(
     for _ in range(_TRIES):
         size = rng.lognormal(0.0, 0.5, (clients, 1))
         share = size * rng.dirichlet(np.full(classes, concentration), clients)
-        dealt = _deal(rng, labels, share)
-        if min(map(len, dealt)) >= minimum:
-            return dealt
+        groups = _deal(rng, labels, share)
+        if min(map(len, groups)) >= minimum:
+            return groups
     raise ValueError(
         f"no partition at Dirichlet {concentration} gives each of {clients} clients "
         f"{minimum} examples; take fewer clients or a larger concentration"
     )
+
+
+def _deal(
+    rng: np.random.Generator, labels: np.ndarray, share: np.ndarray
+) -> list[np.ndarray]:
+    """Deal each class in proportion to the clients' shares `[C, K]`."""
+    groups: list[list[np.ndarray]] = [[] for _ in share]
+    for label in range(share.shape[1]):
+        order = rng.permutation(np.flatnonzero(labels == label))
+        edges = np.cumsum(share[:, label]) / max(share[:, label].sum(), 1e-300)
+        cuts = np.round(edges[:-1] * len(order)).astype(int)
+        for group, part in zip(groups, np.split(order, cuts), strict=True):
+            group.append(part)
+    return [rng.permutation(np.concatenate(parts)) for parts in groups]
 
 
 def draw(
@@ -55,44 +83,47 @@ def draw(
     examples: int,
     minimum: int = 8,
 ) -> list[np.ndarray]:
-    """Index arrays, one a client, drawn for each client by itself.
+    """Draw every client's examples independently, so that clients may share them.
 
-    As `dirichlet`, but two clients may hold the same example, so that there can be any
-    number of them. `examples` is the median of the clients' log-normal sizes. A client
-    holds no example twice: where a class has fewer than it wants, it gets fewer.
+    As `dirichlet` otherwise; there can be any number of clients. A client holds no
+    example twice: where a class has fewer than it wants, it gets fewer.
+
+    Args:
+      rng: draws the examples.
+      labels: `[N]`, from 0.
+      clients: number of clients.
+      concentration: of the Dirichlet distribution.
+      examples: median of the clients' log-normal sizes.
+      minimum: the smallest size.
+
+    Returns:
+      Index arrays, one per client.
     """
     classes = int(labels.max()) + 1
     shares = rng.dirichlet(np.full(classes, concentration), clients)
     sizes = np.maximum(rng.lognormal(np.log(examples), 0.5, clients), minimum)
-    of_class = [np.flatnonzero(labels == label) for label in range(classes)]
+    by_class = [np.flatnonzero(labels == label) for label in range(classes)]
     return [
-        _drawn(rng, of_class, _largest_remainder(share, round(size)))
+        _draw_client(rng, by_class, _largest_remainder(share, round(size)))
         for share, size in zip(shares, sizes, strict=True)
     ]
 
 
-def _drawn(rng, of_class, wanted) -> np.ndarray:
-    """Distinct examples of each class, as many as wanted or as there are."""
+def _draw_client(
+    rng: np.random.Generator, by_class: Sequence[np.ndarray], wanted: np.ndarray
+) -> np.ndarray:
+    """Distinct examples of each class: as many as wanted, or all of them."""
     parts = [
-        rng.choice(own, min(count, len(own)), replace=False)
-        for own, count in zip(of_class, wanted, strict=True)
+        rng.choice(places, min(count, len(places)), replace=False)
+        for places, count in zip(by_class, wanted, strict=True)
         if count
     ]
     return rng.permutation(np.concatenate(parts))
 
 
-def _deal(rng, labels, share) -> list[np.ndarray]:
-    dealt: list[list[np.ndarray]] = [[] for _ in share]
-    for label in range(share.shape[1]):
-        order = rng.permutation(np.flatnonzero(labels == label))
-        edges = np.cumsum(share[:, label]) / max(share[:, label].sum(), 1e-300)
-        cuts = np.round(edges[:-1] * len(order)).astype(int)
-        for mine, part in zip(dealt, np.split(order, cuts), strict=True):
-            mine.append(part)
-    return [rng.permutation(np.concatenate(parts)) for parts in dealt]
-
-
-def proportions(labels: np.ndarray, groups: list[np.ndarray], classes: int):
+def proportions(
+    labels: np.ndarray, groups: Sequence[np.ndarray], classes: int
+) -> np.ndarray:
     """Class proportions `[C, K]` of each client's examples."""
     counts = [np.bincount(labels[group], minlength=classes) for group in groups]
     return np.stack([count / count.sum() for count in counts])
@@ -101,10 +132,10 @@ def proportions(labels: np.ndarray, groups: list[np.ndarray], classes: int):
 def draw_like(
     rng: np.random.Generator, labels: np.ndarray, proportion: np.ndarray, number: int
 ) -> np.ndarray:
-    """Indices of `number` distinct examples in given class proportions.
+    """Indices of `number` distinct examples in given class proportions `[K]`.
 
-    The counts are rounded by largest remainder. Where a class has fewer examples than
-    its count, all of them are taken and the rest is left out.
+    Counts are rounded by largest remainder. A class with fewer examples than its count
+    gives all that it has, and the rest is left out.
     """
     wanted = _largest_remainder(proportion, number)
     parts = [
@@ -114,7 +145,7 @@ def draw_like(
     return rng.permutation(np.concatenate(parts))
 
 
-def _largest_remainder(proportion, number):
+def _largest_remainder(proportion: np.ndarray, number: int) -> np.ndarray:
     exact = np.asarray(proportion) * number
     counts = np.floor(exact).astype(int)
     short = number - counts.sum()
@@ -123,7 +154,7 @@ def _largest_remainder(proportion, number):
 
 
 def example_weights(labels: np.ndarray, proportion: np.ndarray) -> np.ndarray:
-    """Weights of common test examples `[M]` that give them a client's proportions.
+    """Weights `[M]` of common test examples that give them a client's proportions.
 
     Classes without a test example are left out, and the rest is scaled to sum to one.
     Raises `ValueError` where that leaves none.
@@ -131,13 +162,17 @@ def example_weights(labels: np.ndarray, proportion: np.ndarray) -> np.ndarray:
     counts = np.bincount(labels, minlength=len(proportion))
     weight = (proportion / np.maximum(counts, 1))[labels]
     if weight.sum() == 0:
-        held = np.flatnonzero(proportion).tolist()
-        raise ValueError(f"a client holds classes {held}, of which no test example is")
+        classes = np.flatnonzero(proportion).tolist()
+        raise ValueError(
+            f"a client holds classes {classes}, and no test example is of any of them"
+        )
     return weight / weight.sum()
 
 
-def split(rng: np.random.Generator, labels: np.ndarray, shares: dict[str, float]):
-    """Disjoint, class-balanced splits `{name: indices}` in given shares."""
+def split(
+    rng: np.random.Generator, labels: np.ndarray, shares: Mapping[str, float]
+) -> dict[str, np.ndarray]:
+    """Disjoint class-balanced parts `{name: indices}` in given shares."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in shares}
     for label in np.unique(labels):
         order = rng.permutation(np.flatnonzero(labels == label))

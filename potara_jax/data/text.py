@@ -2,8 +2,8 @@
 
 A file has one task: JSON lines (`.jsonl`, `.jsonl.gz`) or one JSON array (`.json`), of
 
-    {"text", "label"}                      options: all labels of the file, or files;
-                                           the text may be empty
+    {"text", "label"}                      options: all labels of the file, or of all
+                                           files; the text may be empty
     {"query", "choices", "gold"}           options: the choices
     {"instruction", "input", "output"}     one option: the output, or "answer"
 """
@@ -18,11 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+Record = dict[str, Any]
+Records = list[tuple[int, Record]]
+
 
 class Example(NamedTuple):
-    """A prompt, what may follow it, and the index of what does.
+    """A prompt, the options that may follow it, and the index of the right one.
 
-    With one option there is nothing to choose from: it has to be written.
+    With one option there is nothing to choose from: the model has to write it.
     """
 
     prompt: str
@@ -33,33 +36,39 @@ class Example(NamedTuple):
 def read(path: str | os.PathLike[str]) -> list[Example]:
     """The examples of a file, in its order.
 
-    Raises `ValueError` with the file, the line and what is wrong there, and where the
-    file has labels, but one alone.
+    Raises:
+      ValueError: names the file, the line and what is wrong there; or the only label of
+        a file with labels.
     """
-    labelled, found = _examples(Path(path))
-    if labelled and len(found[0].options) == 1:
-        label = found[0].options[0]
-        raise ValueError(
-            f"{path} has the label '{label}' alone: a task has two or more"
-        )
-    return found
+    labelled, examples = _read_one(Path(path))
+    if labelled and len(examples[0].options) == 1:
+        label = examples[0].options[0]
+        raise ValueError(f"{path} has only the label '{label}': a task has two or more")
+    return examples
 
 
 def read_together(paths: Sequence[str | os.PathLike[str]]) -> list[list[Example]]:
-    """The examples of several files; where they have labels, those of all of them.
+    """The examples of several files, whose labelled examples share all labels.
 
-    Raises `ValueError` as `read` does, but a file may have one label, if all have not.
+    Raises `ValueError` as `read` does, but one file may have only one label.
     """
-    read = [_examples(Path(path)) for path in paths]
-    known = {x for labelled, own in read if labelled for x in own[0].options}
-    options = tuple(sorted(known, key=_by_number))
+    files = [_read_one(Path(path)) for path in paths]
+    labels = {x for labelled, mine in files if labelled for x in mine[0].options}
+    options = tuple(sorted(labels, key=_by_number))
     if len(options) == 1:
-        raise ValueError(f"all files have the label '{options[0]}' alone")
-    among = lambda e: Example(e.prompt, options, options.index(e.options[e.gold]))
-    return [[among(e) for e in own] if labelled else own for labelled, own in read]
+        raise ValueError(f"all files have only the label '{options[0]}'")
+
+    def among_all(example: Example) -> Example:
+        gold = options.index(example.options[example.gold])
+        return Example(example.prompt, options, gold)
+
+    return [
+        list(map(among_all, examples)) if labelled else examples
+        for labelled, examples in files
+    ]
 
 
-def _examples(path: Path) -> tuple[bool, list[Example]]:
+def _read_one(path: Path) -> tuple[bool, list[Example]]:
     """Whether a file's examples have labels, and the examples."""
     records = list(_records(path))
     if not records:
@@ -73,17 +82,17 @@ def _examples(path: Path) -> tuple[bool, list[Example]]:
     raise ValueError(f"{path}, line {line} has {has}: it needs {forms}")
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every record, with its line's number, or its own in an array."""
+def _records(path: Path) -> Iterator[tuple[int, Record]]:
+    """Every record with the number of its line, or its place in an array."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file; name one of JSON lines")
     text = _text(path)
     if path.name.removesuffix(".gz").endswith(".json") and text.lstrip()[:1] == "[":
-        found = enumerate(_json(path, 1, text), 1)
+        values = enumerate(_json(path, 1, text), 1)
     else:
         lines = enumerate(text.split("\n"), 1)  # not at the other breaks of Unicode
-        found = ((n, _json(path, n, line)) for n, line in lines if line.strip())
-    for number, record in found:
+        values = ((n, _json(path, n, line)) for n, line in lines if line.strip())
+    for number, record in values:
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {number} is no JSON object")
         yield number, record
@@ -95,7 +104,7 @@ def _text(path: Path) -> str:
         data = gzip.decompress(data) if path.suffix == ".gz" else data
         return data.decode("utf-8-sig")
     except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged or no UTF-8 text ({error})") from None
+        raise ValueError(f"{path} is damaged or not UTF-8 ({error})") from None
 
 
 def _json(path: Path, number: int, text: str) -> Any:
@@ -107,33 +116,43 @@ def _json(path: Path, number: int, text: str) -> Any:
         raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
 
 
-def _labelled(path: Path, records) -> list[Example]:
-    field = lambda *where: str(_field(path, *where, (str, int))).strip()
-    labels = [field(number, record, "label") for number, record in records]
+# --- The forms of a record -----------------------------------------------------------
+
+
+def _labelled(path: Path, records: Records) -> list[Example]:
+    labels = [
+        str(_field(path, number, record, "label", (str, int))).strip()
+        for number, record in records
+    ]
     if "" in labels:
         line = records[labels.index("")][0]
         raise ValueError(f"{path}, line {line}: the label is blank")
     options = tuple(sorted(set(labels), key=_by_number))
-    empty = lambda record: record.get("text") == ""  # which some data sets hold
-    text = lambda n, r: "" if empty(r) else _field(path, n, r, "text", str)
     return [
-        Example(f"{text(*record)}\nlabel:", options, options.index(label))
+        Example(f"{_body(path, *record)}\nlabel:", options, options.index(label))
         for record, label in zip(records, labels, strict=True)
     ]
 
 
+def _body(path: Path, number: int, record: Record) -> str:
+    """The text of a labelled record, which some data sets leave empty."""
+    if record.get("text") == "":
+        return ""
+    return _field(path, number, record, "text", str)
+
+
 def _by_number(label: str) -> tuple[bool, int, str]:
-    """Whole numbers by their value, before all else."""
+    """Sorts whole numbers by their value, before all else."""
     digits = label.removeprefix("-")
     number = digits.isascii() and digits.isdigit() and len(digits) < 19
     return not number, int(label) if number else 0, label
 
 
-def _chosen(path: Path, records) -> list[Example]:
+def _choices(path: Path, records: Records) -> list[Example]:
     return [_choice(path, *record) for record in records]
 
 
-def _choice(path: Path, number: int, record) -> Example:
+def _choice(path: Path, number: int, record: Record) -> Example:
     options = _field(path, number, record, "choices", list)
     gold = _field(path, number, record, "gold", int)
     if len(options) < 2 or not all(isinstance(option, str) for option in options):
@@ -145,38 +164,46 @@ def _choice(path: Path, number: int, record) -> Example:
     return Example(_field(path, number, record, "query", str), tuple(options), gold)
 
 
-def _instructed(path: Path, records) -> list[Example]:
-    def one(number, record) -> Example:
-        name = "output" if record.get("output") or "answer" not in record else "answer"
-        asked = _field(path, number, record, "instruction", str)
-        more = _field(path, number, record, "input", str) if record.get("input") else ""
-        prompt = f"{asked}\n{more}" if more else asked
-        answer = _field(path, number, record, name, str)
-        if not answer.strip():
-            raise ValueError(f"{path}, line {number}: the {name} is blank")
-        return Example(f"{prompt}\n", (answer,))
-
-    return [one(*record) for record in records]
+def _instructions(path: Path, records: Records) -> list[Example]:
+    return [_instruction(path, *record) for record in records]
 
 
-def _field(path: Path, number: int, record, name: str, kind) -> Any:
+def _instruction(path: Path, number: int, record: Record) -> Example:
+    name = "output" if record.get("output") or "answer" not in record else "answer"
+    prompt = _field(path, number, record, "instruction", str)
+    if record.get("input"):
+        prompt = f"{prompt}\n{_field(path, number, record, 'input', str)}"
+    answer = _field(path, number, record, name, str)
+    if not answer.strip():
+        raise ValueError(f"{path}, line {number}: the {name} is blank")
+    return Example(f"{prompt}\n", (answer,))
+
+
+def _field(
+    path: Path,
+    number: int,
+    record: Record,
+    name: str,
+    kind: type | tuple[type, ...],
+) -> Any:
     """A field's value, of a kind, and not empty."""
     value = record.get(name)
     if not isinstance(value, kind) or isinstance(value, bool) or value == "":
-        told = f"{name} is {value!r}" if name in record else f"there is no {name}"
-        raise ValueError(f"{path}, line {number}: {told}; it must be {_ALLOWED[kind]}")
+        problem = f"{name} is {value!r}" if name in record else f"{name} is missing"
+        allowed = _ALLOWED[kind]
+        raise ValueError(f"{path}, line {number}: {problem}; it must be {allowed}")
     return value
 
 
-_ALLOWED = {
+_ALLOWED: dict[type | tuple[type, ...], str] = {
     str: "a text",
     int: "a whole number",
     list: "a list",
     (str, int): "a text or a whole number",
 }
-_FORMS: Sequence[tuple[set[str], Callable[..., list[Example]]]] = (
-    ({"query", "choices", "gold"}, _chosen),
-    ({"instruction", "output"}, _instructed),
-    ({"instruction", "answer"}, _instructed),
+_FORMS: Sequence[tuple[set[str], Callable[[Path, Records], list[Example]]]] = (
+    ({"query", "choices", "gold"}, _choices),
+    ({"instruction", "output"}, _instructions),
+    ({"instruction", "answer"}, _instructions),
     ({"text", "label"}, _labelled),
 )

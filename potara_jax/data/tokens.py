@@ -1,32 +1,35 @@
 """Examples of text as arrays of tokens, and the tokenizers.
 
-Dimension letters: `P` examples, `O` options, `L` tokens, `A` tokens of the longest
-answer, its end among them.
+Dimension letters: `P` examples, `O` options, `L` tokens of a sequence, `A` tokens of
+the longest answer, its end token included, `R` rows of packed texts.
 
-A sequence is `begin, prompt, answer, end`. Where it is longer than the context with the
-longest of its options, the prompt loses its front: the question stands at its end.
+A sequence is `begin, prompt, answer, end`. Where it exceeds the context with its
+longest option, the prompt loses its front: the question stands at its end.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from potara_jax.data.text import Example
 
-_ROUND_UP = 8
 SPECIAL = "<pad>", "<begin>", "<end>"
+_ROUND_UP = 8
+_OPEN = 16  # rows that `pack_texts` still looks at
+
+Tokenised = tuple[list[int], list[list[int]]]  # a prompt, and its options
 
 
 class Tokenizer(NamedTuple):
     """`encode(text) -> tokens` and `decode(tokens) -> text`, without special tokens.
 
-    size: of the vocabulary. pad, begin, end: special tokens; `begin` may be None.
-    file: its `tokenizer.json`.
+    `size`: of the vocabulary. `pad`, `begin`, `end`: special tokens; `begin` may be
+    None. `file`: the content of its `tokenizer.json`.
     """
 
     encode: Callable[[str], list[int]]
@@ -38,41 +41,44 @@ class Tokenizer(NamedTuple):
     file: str
 
 
+# --- Tokenizers ----------------------------------------------------------------------
+
+
 def of_bytes() -> Tokenizer:
-    """A token a byte of UTF-8, after the special ones."""
+    """A tokenizer with one token per byte of UTF-8, after the special ones."""
     import tokenizers
 
     letters = [letter for letter, _ in sorted(_letters().items(), key=lambda x: x[1])]
     vocabulary = {token: n for n, token in enumerate((*SPECIAL, *letters))}
-    made = _with_bytes(tokenizers.models.BPE(vocabulary, []))
-    made.add_special_tokens(list(SPECIAL))
-    return _wrapped(made, pad=0, begin=1, end=2)
+    tokenizer = _with_bytes(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return _wrapped(tokenizer, pad=0, begin=1, end=2)
 
 
 def trained(texts: Iterable[str], size: int) -> Tokenizer:
-    """Byte-pair encoding with `size` tokens, learned from texts."""
+    """Learn byte-pair encoding with `size` tokens from texts."""
     from tokenizers import models, pre_tokenizers, trainers
 
-    made = _with_bytes(models.BPE())
+    tokenizer = _with_bytes(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(texts, trainer)
-    return _wrapped(made, pad=0, begin=1, end=2)
+    tokenizer.train_from_iterator(texts, trainer)
+    return _wrapped(tokenizer, pad=0, begin=1, end=2)
 
 
-def _with_bytes(model):
-    """A tokenizer of texts as bytes, which it writes as letters."""
+def _with_bytes(model: Any) -> Any:
+    """A tokenizer that reads a text as bytes, each written as a letter."""
     import tokenizers
     from tokenizers import decoders, pre_tokenizers
 
-    made = tokenizers.Tokenizer(model)
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    return made
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
 def _letters() -> dict[str, int]:
@@ -82,70 +88,79 @@ def _letters() -> dict[str, int]:
     return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(other)}
 
 
-def from_folder(folder: str | os.PathLike[str], config: dict) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder, by its `tokenizer.json`.
+def from_folder(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder, from its `tokenizer.json`.
 
-    config: the model's `config.json`, which names the special tokens. Raises
-    `ValueError` where the vocabulary does not fit the model's.
+    Args:
+      folder: holds the file.
+      config: the model's `config.json`, which names the special tokens.
+
+    Returns:
+      The tokenizer, with the size of the model's vocabulary.
+
+    Raises:
+      ValueError: the file is missing, or does not fit the model.
     """
-    import tokenizers
-
     path = Path(folder) / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no tokenizer.json; download it again")
-    try:
-        made = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises this alone
-        raise ValueError(f"{path} is no tokenizer ({error})") from None
-    made.no_truncation()
-    made.no_padding()
-    last = max(made.get_vocab(with_added_tokens=True).values(), default=-1)
-    size = config["vocab_size"]
+    tokenizer, size = _from_file(path), config["vocab_size"]
+    last = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if last >= size:
         raise ValueError(
-            f"{path} has a token {last}, but the model only {size} tokens: it is "
-            "another's"
+            f"{path} has a token {last}, but the model only {size} tokens: it belongs "
+            "to another model"
         )
     end, begin = _first(config["eos_token_id"]), config.get("bos_token_id")
     pad = config.get("pad_token_id")
     for token in (end, *(x for x in (begin, pad) if x is not None)):
         if not isinstance(token, int) or not 0 <= token < size:
-            told = f"a special token {token!r}, but {size} tokens"
-            raise ValueError(f"{folder}/config.json has {told}: correct it")
-        if token != pad and made.id_to_token(token) is None:
-            told = f"the special token {token} of config.json: it is another model's"
-            raise ValueError(f"{path} lacks {told}")
-    return _wrapped(
-        made,
-        pad=end if pad is None else pad,
-        begin=begin,
-        end=end,
-    )._replace(size=size)
+            problem = f"a special token {token!r}, but {size} tokens"
+            raise ValueError(f"{folder}/config.json has {problem}: correct it")
+        if token != pad and tokenizer.id_to_token(token) is None:
+            problem = f"the special token {token} of config.json"
+            raise ValueError(f"{path} lacks {problem}: it belongs to another model")
+    pad = end if pad is None else pad
+    return _wrapped(tokenizer, pad=pad, begin=begin, end=end)._replace(size=size)
 
 
-def _first(token) -> int:
+def _from_file(path: Path) -> Any:
+    import tokenizers
+
+    if not path.is_file():
+        raise ValueError(f"{path.parent} holds no tokenizer.json; download it again")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises this alone
+        raise ValueError(f"{path} is no tokenizer ({error})") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _first(token: Any) -> Any:
     return token[0] if isinstance(token, list) else token
 
 
-def _wrapped(made, *, pad: int, begin: int | None, end: int) -> Tokenizer:
+def _wrapped(tokenizer: Any, *, pad: int, begin: int | None, end: int) -> Tokenizer:
     return Tokenizer(
-        lambda text: made.encode(text, add_special_tokens=False).ids,
-        lambda tokens: made.decode(list(tokens), skip_special_tokens=True),
-        made.get_vocab_size(with_added_tokens=True),
+        lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
+        lambda tokens: tokenizer.decode(list(tokens), skip_special_tokens=True),
+        tokenizer.get_vocab_size(with_added_tokens=True),
         pad=pad,
         begin=begin,
         end=end,
-        file=made.to_str(),
+        file=tokenizer.to_str(),
     )
 
 
-class Choices(NamedTuple):
-    """Prompts, and what may follow each of them.
+# --- Prompts and their options -------------------------------------------------------
 
-    `prompt` `[P, L]`, padded behind, with room for any one of its options; `count`
-    `[P]`: its tokens. `answers` `[P, O, A]`: the options' tokens, -1 behind them; an
-    option that an example does not have is -1 throughout. `gold` `[P]`: which option is
-    right. All int32.
+
+class Choices(NamedTuple):
+    """Prompts, and what may follow each of them. All int32.
+
+    `prompt` `[P, L]`, padded at the end, with room for any one of its options; `count`
+    `[P]`: its tokens. `answers` `[P, O, A]`: the options' tokens, then -1; an option
+    that an example does not have is -1 throughout. `gold` `[P]`: the right option.
     """
 
     prompt: np.ndarray
@@ -157,63 +172,80 @@ class Choices(NamedTuple):
 def encode(
     examples: Sequence[Example], tokenizer: Tokenizer, *, context: int
 ) -> tuple[Choices, int]:
-    """All examples as arrays, and how many of them had to be cut.
+    """Encode examples as arrays.
 
-    Raises `ValueError` where an answer alone does not fit the context, or a prompt is
-    empty and the tokenizer has no token to begin with.
+    Args:
+      examples: prompts and options.
+      tokenizer: encodes them.
+      context: the largest length `L`.
+
+    Returns:
+      The arrays, and the number of examples whose prompts lost their front.
+
+    Raises:
+      ValueError: an answer alone exceeds the context, or a prompt is empty and the
+        tokenizer has no token to begin with.
     """
-    pairs = _tokenised(examples, tokenizer)
+    pairs = _tokenise(examples, tokenizer)
     if not all(prompt for prompt, _ in pairs):
         raise ValueError("a prompt is empty, and the tokenizer has no token to begin")
-    longest, told = max(
-        (len(answer), option)
-        for (_, answers), example in zip(pairs, examples, strict=True)
-        for answer, option in zip(answers, example.options, strict=True)
-    )
-    if longest >= context:
-        raise ValueError(
-            f"the answer '{told[:40]}' has {longest} tokens: the context of {context} "
-            "must be longer"
-        )
+    longest = _check_answers(examples, pairs, context)
     needed = [_needed(*pair) for pair in pairs]
     length = min(context, -(-max(needed) // _ROUND_UP) * _ROUND_UP)
-    most = max(len(example.options) for example in examples)
-    choices = _empty(len(examples), length, (most, longest), tokenizer)
-    for row, (prompt, options) in enumerate(pairs):
+    options = max(len(example.options) for example in examples)
+    choices = _empty(len(examples), length, (options, longest), tokenizer)
+    for row, (prompt, answers) in enumerate(pairs):
         kept = _cut(prompt, max(0, needed[row] - length), tokenizer)
         choices.prompt[row, : len(kept)], choices.count[row] = kept, len(kept)
-        for option, answer in enumerate(options):
+        for option, answer in enumerate(answers):
             choices.answers[row, option, : len(answer)] = answer
     choices.gold[:] = [example.gold for example in examples]
     return choices, sum(need > length for need in needed)
 
 
 def lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> list[tuple[int, int]]:
-    """Tokens that every example needs with the longest of its options, and of that."""
-    pairs = _tokenised(examples, tokenizer)
+    """Tokens that every example needs with its longest option, and of that option."""
+    pairs = _tokenise(examples, tokenizer)
     return [(_needed(*pair), max(map(len, pair[1]))) for pair in pairs]
 
 
-def _tokenised(examples, tokenizer) -> list[tuple[list[int], list[list[int]]]]:
-    """Every example's prompt, and its options with their ends."""
+def _tokenise(examples: Sequence[Example], tokenizer: Tokenizer) -> list[Tokenised]:
+    """Every example's prompt, and its options with their end tokens."""
     known: dict[str, list[int]] = {}
     for option in {option for example in examples for option in example.options}:
         known[option] = [*tokenizer.encode(f" {option}"), tokenizer.end]
-    options = ([known[option] for option in example.options] for example in examples)
-    prompts = (_prompt(example.prompt, tokenizer) for example in examples)
-    return list(zip(prompts, options, strict=True))
+    begin = [] if tokenizer.begin is None else [tokenizer.begin]
+    return [
+        (begin + tokenizer.encode(x.prompt), [known[option] for option in x.options])
+        for x in examples
+    ]
+
+
+def _check_answers(
+    examples: Sequence[Example], pairs: Sequence[Tokenised], context: int
+) -> int:
+    """Tokens of the longest answer, which must fit the context."""
+    longest, option = max(
+        (len(answer), option)
+        for (_, answers), example in zip(pairs, examples, strict=True)
+        for answer, option in zip(answers, example.options, strict=True)
+    )
+    if longest >= context:
+        raise ValueError(
+            f"the answer '{option[:40]}' has {longest} tokens: the context of "
+            f"{context} must be longer"
+        )
+    return longest
 
 
 def _needed(prompt: list[int], options: list[list[int]]) -> int:
-    return len(prompt) + max(map(len, options)) - 1  # nothing is asked after the end
+    longest = max(map(len, options))
+    return len(prompt) + longest - 1  # the model never reads the end token
 
 
-def _prompt(text: str, tokenizer: Tokenizer) -> list[int]:
-    begin = [] if tokenizer.begin is None else [tokenizer.begin]
-    return begin + tokenizer.encode(text)
-
-
-def _empty(rows: int, length: int, answers: tuple[int, int], tokenizer) -> Choices:
+def _empty(
+    rows: int, length: int, answers: tuple[int, int], tokenizer: Tokenizer
+) -> Choices:
     return Choices(
         np.full((rows, length), tokenizer.pad, np.int32),
         np.zeros(rows, np.int32),
@@ -222,18 +254,21 @@ def _empty(rows: int, length: int, answers: tuple[int, int], tokenizer) -> Choic
     )
 
 
-def _cut(prompt: list[int], over: int, tokenizer: Tokenizer) -> list[int]:
-    """A prompt without so many tokens of its front, behind the first of all."""
+def _cut(prompt: list[int], excess: int, tokenizer: Tokenizer) -> list[int]:
+    """The prompt without `excess` tokens of its front; its begin token stays."""
     kept = 0 if tokenizer.begin is None else 1
-    return prompt[:kept] + prompt[kept + over :]
+    return prompt[:kept] + prompt[kept + excess :]
+
+
+# --- Rows of several texts -----------------------------------------------------------
 
 
 class Packed(NamedTuple):
-    """Rows `R` of texts, one after another, for pre-training.
+    """Rows of texts, one after another, for pre-training. All int32.
 
-    `tokens`, `segment` `[R, L]`: which text of the row a token is of, from 1; -1 where
-    there is none. `at` `[R, A]`: the positions before the tokens that are asked for;
-    `answers` `[R, A]`: those tokens, -1 where there is none. All int32.
+    `tokens`, `segment` `[R, L]`: which text of the row a token is of, from 1; -1 for
+    padding. `at` `[R, A]`: the positions before the tokens to predict; `answers`
+    `[R, A]`: those tokens, then -1.
     """
 
     tokens: np.ndarray
@@ -242,11 +277,11 @@ class Packed(NamedTuple):
     answers: np.ndarray
 
 
-def packed(choices: Choices) -> Packed:
-    """The prompts with their right answers, as many as fit one after another a row.
+def pack_texts(choices: Choices) -> Packed:
+    """Pack prompts with their right answers into rows.
 
-    A row has the length of the prompts with an answer, and asks for all its answers.
-    Texts fill the first row that has room for them, of those begun last.
+    A row is as long as the longest prompt with an answer, and the model predicts all
+    answers in it. A text goes to the first row with room for it, of those begun last.
     """
     right = choices.answers[np.arange(len(choices.gold)), choices.gold]
     texts = [
@@ -254,44 +289,41 @@ def packed(choices: Choices) -> Packed:
         for prompt, count, answer in zip(*choices[:2], right, strict=True)
     ]
     length = choices.prompt.shape[1]
-    places = _placed([len(p) + len(a) - 1 for p, a in texts], length)
+    places = _place([len(p) + len(a) - 1 for p, a in texts], length)
     row_of = [row for row, *_ in places]
-    most = int(np.bincount(row_of, [len(answer) for _, answer in texts]).max())
-    made = _rows(1 + max(row_of), length, most)
-    put = np.zeros(1 + max(row_of), int)
+    answered = int(np.bincount(row_of, [len(answer) for _, answer in texts]).max())
+    packed = _empty_rows(1 + max(row_of), length, answered)
+    filled = np.zeros(1 + max(row_of), int)
     for (prompt, answer), (row, start, number) in zip(texts, places, strict=True):
-        begun = start + len(prompt)
-        here = slice(start, begun + len(answer) - 1)
-        made.tokens[row, here] = np.concatenate([prompt, answer[:-1]])
-        made.segment[row, here] = number + 1
-        there = slice(put[row], put[row] + len(answer))
-        made.at[row, there] = np.arange(begun - 1, here.stop)
-        made.answers[row, there] = answer
-        put[row] = there.stop
-    return made
+        begin = start + len(prompt)
+        text = slice(start, begin + len(answer) - 1)
+        packed.tokens[row, text] = np.concatenate([prompt, answer[:-1]])
+        packed.segment[row, text] = number + 1
+        targets = slice(filled[row], filled[row] + len(answer))
+        packed.at[row, targets] = np.arange(begin - 1, text.stop)
+        packed.answers[row, targets] = answer
+        filled[row] = targets.stop
+    return packed
 
 
-def _rows(rows: int, length: int, most: int) -> Packed:
+def _empty_rows(rows: int, length: int, answered: int) -> Packed:
     return Packed(
         np.zeros((rows, length), np.int32),
         np.full((rows, length), -1, np.int32),
-        np.zeros((rows, most), np.int32),
-        np.full((rows, most), -1, np.int32),
+        np.zeros((rows, answered), np.int32),
+        np.full((rows, answered), -1, np.int32),
     )
 
 
-_OPEN = 16
-
-
-def _placed(used: Sequence[int], length: int) -> list[tuple[int, int, int]]:
-    """Every text's row, its first place there, and which of the row's texts it is."""
-    rows: list[tuple[int, int]] = []  # places taken, and texts
-    found = []
-    for size in used:
-        begun = range(max(0, len(rows) - _OPEN), len(rows))
-        row = next((r for r in begun if rows[r][0] + size <= length), len(rows))
+def _place(sizes: Sequence[int], length: int) -> list[tuple[int, int, int]]:
+    """Every text's row, its first position there, and its number among the row's."""
+    rows: list[tuple[int, int]] = []  # tokens and texts
+    places = []
+    for size in sizes:
+        open_rows = range(max(0, len(rows) - _OPEN), len(rows))
+        row = next((r for r in open_rows if rows[r][0] + size <= length), len(rows))
         rows[row:] = rows[row:] or [(0, 0)]
-        taken, texts = rows[row]
-        rows[row] = taken + size, texts + 1
-        found.append((row, taken, texts))
-    return found
+        used, texts = rows[row]
+        rows[row] = used + size, texts + 1
+        places.append((row, used, texts))
+    return places
