@@ -1,10 +1,10 @@
-"""Pre-trained bases, kept between runs by the hash of what determines them."""
+"""Pre-trained bases, kept between runs by a hash of what determines them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +13,57 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from potara_jax.runs import files
 from potara_jax.adapters.lora import Params
+from potara_jax.runs import files
 
 
 def cached_base(
-    folder: Path,
-    recipe: dict[str, Any],
-    data: Any,
+    folder: Path | None,
+    recipe: Mapping[str, Any],
+    examples: Any,
     train: Callable[[], Params],
-    note: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Params:
-    """The parameters that `train()` gives, from the cache where it has them.
+    """The parameters that `train()` returns, from the cache where it has them.
 
-    data: what it learns from, a tree of arrays.
-    recipe: every setting of the training, as JSON values; with the data's bytes and the
-    version of jax it makes the hash. A damaged file is trained anew.
+    Args:
+      folder: the cache. None keeps nothing on disk.
+      recipe: every setting of the training, as JSON values. With the bytes of the
+        examples and the version of jax it makes the hash.
+      examples: what the base learns from, a pytree of arrays.
+      train: trains the base. A damaged file is trained again.
+      log: takes a line for the user.
+
+    Returns:
+      The parameters.
     """
-    path = folder.expanduser() / "bases" / f"{_hash(recipe, data)}.npz"
+    if folder is None:
+        return _train(train, log)
+    path = folder.expanduser() / "bases" / f"{_hash(recipe, examples)}.npz"
     if path.exists():
         try:
             return _load(path)
         except Exception:  # whatever a damaged file makes a reader raise
-            note(f"the cached base {path} is damaged; training it anew")
-    note("pre-training the base")
-    params = jax.block_until_ready(train())
+            log(f"the cached base {path} is damaged; training it again")
+    params = _train(train, log)
     _save(path, params)
     return params
 
 
-def _hash(recipe, data) -> str:
+def _train(train: Callable[[], Params], log: Callable[[str], None]) -> Params:
+    log("pre-training the base")
+    return jax.block_until_ready(train())
+
+
+def _hash(recipe: Mapping[str, Any], examples: Any) -> str:
     text = json.dumps({**recipe, "jax": jax.__version__}, sort_keys=True)
     total = hashlib.sha256(text.encode())
-    for leaf in jax.tree.leaves(data):
+    for leaf in jax.tree.leaves(examples):
         total.update(np.asarray(leaf).tobytes())
     return total.hexdigest()[:20]
 
 
-def _save(path: Path, params) -> None:
+def _save(path: Path, params: Params) -> None:
     flat = flatten_dict(dict(params), sep="/")
     with files.replacing(path) as file:
         np.savez(file, **{name: np.asarray(value) for name, value in flat.items()})

@@ -22,7 +22,7 @@ def mean_loss(apply):
     return loss
 
 
-def fit_linear(seed, told=None):
+def fit_linear(seed, on_step=None):
     params = {"w": jnp.zeros((4, 3))}
     trained, losses = pretrain(
         mean_loss(lambda params, inputs: inputs @ params["w"]),
@@ -32,7 +32,7 @@ def fit_linear(seed, told=None):
         steps=40,
         batch_size=8,
         learning_rate=0.1,
-        told=told,
+        on_step=on_step,
     )
     np.testing.assert_array_equal(params["w"], np.zeros((4, 3)))
     return trained, losses
@@ -62,10 +62,10 @@ def test_pretraining_is_a_function_of_the_key(fitted):
     assert differs(fit_linear(1), fitted)
 
 
-def test_progress_is_told_and_changes_nothing_else(fitted):
-    told = []
-    params, losses = fit_linear(0, told=lambda *args: told.append(args))
-    assert [step for step, _ in told] == list(range(2, 41, 2))
+def test_progress_is_reported_and_changes_nothing_else(fitted):
+    steps = []
+    params, losses = fit_linear(0, on_step=lambda *args: steps.append(args))
+    assert [step for step, _ in steps] == list(range(2, 41, 2))
     np.testing.assert_allclose(losses, fitted[1], rtol=1e-5)
     np.testing.assert_allclose(params["w"], fitted[0]["w"], rtol=1e-5, atol=1e-6)
 
