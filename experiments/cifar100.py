@@ -18,57 +18,82 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from potara_jax.experiments.images import OwnImages, problem_of_images
 
 from potara_jax.data import catalogue
 from potara_jax.data.images import Images
-from potara_jax.experiment.problem import Problem
-from potara_jax.experiment.settings import Precision
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.problem import Problem, Resources
+from potara_jax.experiment.problems import bases, images, vision
+from potara_jax.experiment.settings import (
+    Compute,
+    Federated,
+    Local,
+    Lora,
+    Merging,
+    Training,
+    require_at_least,
+)
+
+_SPLITS = "train", "test"
 
 
 @dataclasses.dataclass(frozen=True)
-class Cifar100(OwnImages):
-    """Federated and local LoRA on ViT-B/16 for CIFAR-100, merged by Potara."""
+class Source:
+    """CIFAR-100, and the ViT that learns it."""
 
-    data: tuple[Path, ...] = (catalogue.DEFAULT,)
-    """Folder of tensorflow-datasets; what it lacks is downloaded into it."""
+    data_dir: Path = catalogue.DEFAULT
+    """Folder of tensorflow-datasets; a missing data set is downloaded into it."""
     checkpoint: str = "google/vit-base-patch16-224-in21k"
     """Folder, or name on Hugging Face's hub, of a pre-trained ViT."""
-    out: Path = Path("runs/cifar100")
-    """Run folder. A finished run is shown again, an unfinished one is continued."""
-    precision: Precision = "bfloat16"
-    """Of the frozen base; activations are in bfloat16 with the last two."""
-    rank: int = 16
-    """Rank of the LoRA factors."""
-    alpha: float = 32.0
-    """LoRA's alpha: a delta is scaled by alpha / rank."""
-    federated_rounds: int = 400
-    """Rounds of FedIT."""
-    longer_rounds: int = 600
-    """Rounds to which a federated model goes on, as a baseline that is not merged."""
-    local_rounds: int = 300
-    """Rounds that each client trains alone: the local phase, and fine-tuning."""
-    learning_rate: float = 1e-3
-    """AdamW's learning rate; its state is fresh in every round."""
     test_examples: int = 500
     """Test images of a client, at most, in its proportions."""
 
-    def check(self) -> None:
-        """As `OwnImages.check`, and that there is one folder."""
-        super().check()
-        if len(self.data) != 1:
-            named = " ".join(map(str, self.data)) or "nothing"
-            raise ValueError(f"--data names {named}: it must name one folder")
+    def check(self, experiment: Experiment) -> None:
+        """Raise `ValueError` for a value that cannot be."""
+        require_at_least(self, "source", 1, "test_examples")
 
 
-def problem(settings: Cifar100, note) -> Problem:
-    """The ViT and its federations, one a heterogeneity and seed."""
-    parts = [catalogue.images("cifar100", s, settings.data[0]) for s in _SPLITS]
+def make_problem(experiment: Experiment, resources: Resources) -> Problem:
+    """The ViT and its federations; the official test images are for tests alone."""
+    source = experiment.source
+    parts = [catalogue.images("cifar100", s, source.data_dir) for s in _SPLITS]
+    everything = Images(
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        parts[0].names,
+    )
     testing = np.repeat([False, True], [len(part.labels) for part in parts])
-    images = np.concatenate([part.images for part in parts])
-    labels = np.concatenate([part.labels for part in parts])
-    found = Images(images, labels, parts[0].names)
-    return problem_of_images(found, settings, note, testing=testing)
+    cells = images.dealt(
+        experiment, everything, test=source.test_examples, testing=testing
+    )
+    model = images.loaded(source.checkpoint, everything)
+    return vision.problem(experiment, model, cells)
 
 
-_SPLITS = "train", "test"
+EXPERIMENT = Experiment(
+    name="cifar100",
+    make_problem=make_problem,
+    summary="ViT-B/16 on CIFAR-100, as in the paper",
+    source=Source(),
+    lora=Lora(rank=16, alpha=32.0, whole=("head",)),
+    training=Training(learning_rate=1e-3),
+    federated=Federated(rounds=400, longer_rounds=600),
+    local=Local(rounds=300),
+    merging=Merging(
+        curvature="empirical",
+        methods=(
+            *("uniform", "potara delta, rank r", "potara core, per module"),
+            *("potara core, held-out", "fisher", "hermite", "grid", "ties", "dare"),
+        ),
+    ),
+    compute=Compute(precision="bfloat16"),
+    presets={
+        "study": {"cells.heterogeneity": ("0.05", "0.1", "0.3", "0.5", "1")},
+        "simulate": {
+            "cells.heterogeneity": ("0.1",),
+            "cells.clients": 500,
+            "participation.cohort": "20",
+        },
+    },
+    files=lambda e: bases.user_files([], e.source.checkpoint),
+)

@@ -1,191 +1,135 @@
-"""Your own clients: a folder with one sub-folder or file a client.
+"""Your own clients: a folder with one sub-folder or file per client.
 
     potara run clients --data FOLDER
 
-A client is an .npz file of images, a folder of images with one sub-folder a class, or a
-file of examples of text (.jsonl, .jsonl.gz, .json). A model is pre-trained on the
+A client is an .npz file of images, a folder of images with one sub-folder per class, or
+a file of text examples (.jsonl, .jsonl.gz, .json). A model is pre-trained on the
 examples of some clients, who then take no part, or `--checkpoint` names one.
+
+Settings that are `auto` or 0 take what suits the kind: a ViT whose queries, values and
+head are trained, or a Llama whose queries and values are adapted.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
 
-import jax.numpy as jnp
-import numpy as np
-import tyro
-from potara_jax.experiments.images import LARGEST, OwnImages, model_of
-from potara_jax.experiments.text import OwnText, problem_of_texts
-
-from potara_jax.data import dealing, images, text
-from potara_jax.data.federation import Batch
-from potara_jax.data.images import Images
-from potara_jax.experiment.problem import Held, Problem, federations
-from potara_jax.experiment.settings import check_least, check_most
-from potara_jax.experiment.vision import problem_of
-
-_SHARES = {"train": 0.6, "heldout": 0.2, "test": 0.2}
-_TEXT = (".jsonl", ".jsonl.gz", ".json")
-_FEWEST = 10
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.problem import Problem, Resources
+from potara_jax.experiment.problems import bases, clients, images, texts
+from potara_jax.experiment.settings import (
+    AUTO,
+    NATURAL,
+    Cells,
+    Lora,
+    Merging,
+    Pretraining,
+    require_at_least,
+    require_at_most,
+    require_that,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnClients(OwnText):
-    """Federated and local LoRA on your own clients, merged by Potara."""
+class Source:
+    """The user's clients, and the model that they adapt."""
 
     data: tuple[Path, ...] = ()
-    """The folder that holds a sub-folder or file a client."""
-    out: Path = Path("runs/clients")
-    """Run folder. A finished run is shown again, an unfinished one is continued."""
-    clients: int = 0
-    """How many clients federate. Default: all that the base is not pre-trained on."""
-    heterogeneity: tuple[str, ...] = ("own",)
-    """Clients are as they are: `own`."""
-    more_heterogeneity: ClassVar[tuple[str, ...]] = ("own",)
-    targets: tuple[str, ...] = ()
-    """Modules to adapt. Default: queries and values."""
-    seen: tyro.conf.Suppress[int | None] = None
+    """The folder that holds a sub-folder or file per client."""
+    checkpoint: str | None = None
+    """Folder, or name on Hugging Face's hub, of a ViT, a Llama or a Qwen. Default: one
+    is pre-trained."""
     upstream: float = 0.3
     """Share of the clients that the base is pre-trained on; they do not federate."""
     side: int | None = None
-    """Resize images to so many pixels. Default: as they are."""
-    base_batch: int = 64
-    """Images of a step of the pre-training."""
-    train_head: bool | None = None
-    """Train the head for images too; it then travels and merges with the adapter.
-    Default: True for images. The head for texts is not trained."""
-    curvature: Literal["exact", "empirical", "sampled"] | None = None
-    """Which Fisher: over all classes of images, of the data's labels, or of labels
-    drawn. Default: of the data's labels for images, of drawn ones for texts."""
+    """Resize images to this many pixels a side. Default: as they are."""
+    context: int | None = None
+    """The most tokens of an example; a longer one loses the front of its prompt.
+    Default: what 19 of 20 examples need, and every answer, 128 at most."""
+    test_examples: int = 200
+    """Test examples of a client, at most."""
+    vocabulary: int = 2048
+    """Tokens of the tokenizer that is trained."""
+    width: int = 128
+    """Width of the model that is pre-trained."""
+    depth: int = 4
+    """Its layers."""
+    normalise: bool = False
+    """Choose options by their log-likelihood per token, not whole."""
 
-    def check(self) -> None:
-        """As `OwnText.check`, and those of images."""
-        super().check()
-        check_least(self, 1, "side", "base_batch")
-        check_most(self, LARGEST, "side")
-        if self.heterogeneity != ("own",):
-            told = " ".join(self.heterogeneity)
-            raise ValueError(f"--heterogeneity is {told}: clients are as they are, own")
-        if not 0 <= self.upstream < 1:
-            raise ValueError(f"--upstream is {self.upstream}: it must be in [0, 1)")
-        if not self.upstream and not self.checkpoint:
-            raise ValueError("--upstream is 0: a base needs clients, or --checkpoint")
-
-
-def resolve(settings: OwnClients) -> OwnClients:
-    """The settings with the number of clients, and what goes with their kind."""
-    found = _entries(settings)
-    own = len(found) - _upstream(settings, len(found))
-    if settings.clients > own:
-        raise ValueError(f"--clients is {settings.clients}: there are {own}")
-    kind = OwnText if _is_text(found[0]) else OwnImages
-    default = {f.name: f.default for f in dataclasses.fields(kind)}
-    names = "targets", "train_head", "curvature"
-    unset = [name for name in names if getattr(settings, name) in (None, ())]
-    own = {"clients": settings.clients or own, **{n: default[n] for n in unset}}
-    return dataclasses.replace(settings, **own)
+    def check(self, experiment: Experiment) -> None:
+        """Raise `ValueError` for a value that cannot be."""
+        texts.check(self)
+        require_at_least(self, "source", 8, "test_examples")
+        require_at_least(self, "source", 1, "side")
+        require_at_most(self, "source", images.LARGEST_SIDE, "side")
+        images.check_upstream(self.upstream, self.checkpoint)
 
 
-def problem(settings: OwnClients, note) -> Problem:
-    """A model and the federation of the clients, one a seed."""
-    found = _entries(settings)
-    order = np.random.default_rng([settings.base_seed, 0]).permutation(len(found))
-    first = _upstream(settings, len(found))
-    upstream = [found[i] for i in order[:first]]
-    own = [found[i] for i in np.sort(order[first:])[: settings.clients]]
-    if upstream:
-        names = ", ".join(path.name for path in upstream)
-        note(f"the base is pre-trained on {names}; all others are clients")
-    kind = _texts if _is_text(found[0]) else _images
-    problem, names = kind(settings, upstream, own, note), tuple(p.name for p in own)
-    if kind is _texts:
-        return problem._replace(held=Held("client", names, names))
-    return problem._replace(held=problem.held._replace(clients=names))
+_OF_IMAGES = {
+    "lora.targets": ("query", "value"),
+    "lora.whole": ("head",),
+    "merging.curvature": "empirical",
+    "pretraining.batch_size": 64,
+    "pretraining.learning_rate": 1e-3,
+}
+_OF_TEXTS = {
+    "lora.targets": ("q_proj", "v_proj"),
+    "lora.whole": (),
+    "merging.curvature": "sampled",
+    "pretraining.batch_size": 32,
+    "pretraining.learning_rate": 2e-3,
+}
 
 
-def _entries(settings) -> list[Path]:
-    """All clients, in the order of their names."""
-    if len(settings.data) != 1 or not settings.data[0].is_dir():
-        named = " ".join(map(str, settings.data)) or "nothing"
-        wanted = "it must name one folder, with a file or folder a client"
-        raise ValueError(f"--data names {named}: {wanted}")
-    folder = settings.data[0]
-    known = lambda p: p.is_dir() or p.suffix == ".npz" or p.name.endswith(_TEXT)
-    found = sorted(p for p in folder.iterdir() if known(p) and p.name[0] != ".")
-    if len(found) < 2:
-        raise ValueError(
-            f"{folder} holds {len(found)} clients: there must be 2 or more"
-        )
-    kinds = {_is_text(path): path.name for path in found}
-    if len(kinds) > 1:
-        raise ValueError(
-            f"{folder} holds texts ({kinds[True]}) and images ({kinds[False]}): all "
-            "clients must be of one kind"
-        )
-    return found
+def resolve(experiment: Experiment) -> Experiment:
+    """The experiment with the number of clients, and with what suits their kind."""
+    paths = clients.find(experiment.source.data)
+    largest = len(paths) - _upstream(experiment, len(paths))
+    number = experiment.cells.clients
+    require_that(number <= largest, "cells.clients", number, f"{largest} or less")
+    defaults = _OF_TEXTS if clients.is_text(paths[0]) else _OF_IMAGES
+    values, unset = experiment.settings(), EXPERIMENT.settings()
+    changes = {n: x for n, x in defaults.items() if values[n] == unset[n]}
+    return experiment.set(changes | {"cells.clients": number or largest})
 
 
-def _is_text(path: Path) -> bool:
-    return path.name.endswith(_TEXT)
-
-
-def _upstream(settings, number: int) -> int:
-    if settings.checkpoint or not 0 <= settings.upstream < 1:  # which is refused
+def _upstream(experiment: Experiment, number: int) -> int:
+    source = experiment.source
+    if source.checkpoint or not 0 <= source.upstream < 1:  # which is refused
         return 0
-    return min(max(1, round(settings.upstream * number)), number - 1)
+    return clients.upstream_number(number, source.upstream)
 
 
-def _texts(settings, upstream: list[Path], own: list[Path], note) -> Problem:
-    read = text.read_together([*upstream, *own])
-    seen = [example for part in read[: len(upstream)] for example in part]
-    held = read[len(upstream) :]
-    for path, examples in zip(own, held, strict=True):
-        _check_number(path, len(examples))
-    return problem_of_texts(settings, seen, held, partial(_deal, settings), note)
-
-
-def _images(settings, upstream: list[Path], own: list[Path], note) -> Problem:
-    paths = [*upstream, *own]
-    parts = [images.read([path], side=settings.side) for path in paths]
-    found = images.together(parts, paths)
-    sizes = [len(part.labels) for part in parts]
-    for path, size in zip(paths, sizes, strict=True):
-        _check_number(path, size)
-    if len(found.names) < 2:
-        raise ValueError(f"all clients have the class '{found.names[0]}' alone")
-    owner = np.repeat(np.arange(len(paths)) - len(upstream), sizes)
-    seen, held = (_where(found, owner < 0), _where(found, owner >= 0))
-    pool = Batch(jnp.asarray(held.images), jnp.asarray(held.labels))
-    deal = partial(_owned, settings, pool, held.labels, owner[owner >= 0])
-    made = federations(settings, deal)
-    return problem_of(settings, model_of(settings, seen, held, note), made)
-
-
-def _where(found: Images, chosen: np.ndarray) -> Images:
-    return Images(found.images[chosen], found.labels[chosen], found.names)
-
-
-def _check_number(path: Path, number: int) -> None:
-    if number < _FEWEST:
-        raise ValueError(f"client {path} has {number} examples: fewer than {_FEWEST}")
-
-
-def _deal(settings, pool: Batch, owner: np.ndarray):
-    return partial(_owned, settings, pool, owner, owner)
-
-
-def _owned(settings, pool, strata, owner, cell, size):
-    rng = np.random.default_rng([cell[1], 1])
-    return dealing.owned(
-        rng,
-        pool,
-        strata,
-        owner,
-        shares=_SHARES,
-        heldout=settings.samples,
-        test=settings.test_examples,
-        size=size,
+def make_problem(experiment: Experiment, resources: Resources) -> Problem:
+    """A model, and the federation of the clients."""
+    source, seed = experiment.source, bases.settings_of(experiment).seed
+    everyone = clients.find(source.data)
+    paths = clients.divide(
+        everyone,
+        upstream=_upstream(experiment, len(everyone)),
+        clients=experiment.cells.clients,
+        seed=seed,
     )
+    if paths.upstream:
+        names = ", ".join(path.name for path in paths.upstream)
+        resources.log(f"the base is pre-trained on {names}; all others are clients")
+    make = clients.of_texts if clients.is_text(everyone[0]) else clients.of_images
+    return make(experiment, source, paths, resources)
+
+
+EXPERIMENT = Experiment(
+    name="clients",
+    make_problem=make_problem,
+    summary="your own clients, with images or texts",
+    source=Source(),
+    cells=Cells(heterogeneity=(NATURAL,), clients=0),
+    lora=Lora(targets=(AUTO,), whole=(AUTO,)),
+    merging=Merging(curvature=AUTO),
+    pretraining=Pretraining(steps=800, batch_size=0, learning_rate=0.0),
+    presets={"simulate": {"participation.cohort": "0.25"}},
+    natural=True,
+    resolve=resolve,
+    files=lambda e: bases.user_files(e.source.data, e.source.checkpoint),
+)

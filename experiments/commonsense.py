@@ -1,4 +1,4 @@
-"""The commonsense suite: Llama-3.2-3B, eight tasks, one a client.
+"""The commonsense suite: Llama-3.2-3B, eight tasks, one per client.
 
     potara run commonsense               (or: make commonsense)
 
@@ -14,22 +14,39 @@ Face's hub; training wants a device of 40 GB and takes some hours there.
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
-from pathlib import Path
-
-from potara_jax.experiments import suites
-from potara_jax.experiments.suites import Suite
 
 from potara_jax.data import catalogue
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.problems import suites
+from potara_jax.experiment.settings import (
+    Cells,
+    Compute,
+    Federated,
+    Local,
+    Lora,
+    Merging,
+    Training,
+)
 
-
-@dataclasses.dataclass(frozen=True)
-class Commonsense(Suite):
-    """Federated and local LoRA on Llama-3.2-3B for commonsense, merged by Potara."""
-
-    out: Path = Path("runs/commonsense")
-    """Run folder. A finished run is shown again, an unfinished one is continued."""
-
-
-problem = partial(suites.problem, catalogue.COMMONSENSE)
+EXPERIMENT = Experiment(
+    name="commonsense",
+    make_problem=partial(suites.problem, catalogue.COMMONSENSE),
+    summary="Llama-3.2-3B on eight commonsense tasks, as in the paper",
+    source=suites.Suite(),
+    cells=Cells(seeds=(0,), heterogeneity=("tasks",), clients=8),
+    lora=Lora(rank=16, alpha=32.0, targets=("q_proj", "v_proj")),
+    training=Training(learning_rate=3e-4),
+    federated=Federated(rounds=50, longer_rounds=600),
+    local=Local(rounds=300),
+    merging=Merging(
+        curvature="sampled",
+        methods=("uniform", "potara core, per module", "fisher", "grid"),
+    ),
+    compute=Compute(precision="bfloat16", remat=True),
+    presets={
+        "study": {"cells.heterogeneity": ("tasks", "shards2")},
+        "simulate": {"cells.clients": 80, "participation.cohort": "8"},
+    },
+    files=suites.files,
+)

@@ -1,4 +1,4 @@
-"""Eight tasks of FLAN: Llama-3.2-3B, one task a client.
+"""Eight tasks of FLAN: Llama-3.2-3B, one task per client.
 
     potara run flan                      (or: make flan)
 
@@ -15,22 +15,39 @@ those are this project's. Accuracy of SQuAD is that of the exact answer. The wei
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
-from pathlib import Path
-
-from potara_jax.experiments import suites
-from potara_jax.experiments.suites import Suite
 
 from potara_jax.data import catalogue
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.problems import suites
+from potara_jax.experiment.settings import (
+    Cells,
+    Compute,
+    Federated,
+    Local,
+    Lora,
+    Merging,
+    Training,
+)
 
-
-@dataclasses.dataclass(frozen=True)
-class Flan(Suite):
-    """Federated and local LoRA on Llama-3.2-3B for FLAN's tasks, merged by Potara."""
-
-    out: Path = Path("runs/flan")
-    """Run folder. A finished run is shown again, an unfinished one is continued."""
-
-
-problem = partial(suites.problem, catalogue.FLAN)
+EXPERIMENT = Experiment(
+    name="flan",
+    make_problem=partial(suites.problem, catalogue.FLAN),
+    summary="Llama-3.2-3B on eight tasks of FLAN, as in the paper",
+    source=suites.Suite(),
+    cells=Cells(seeds=(0,), heterogeneity=("tasks",), clients=8),
+    lora=Lora(rank=16, alpha=32.0, targets=("q_proj", "v_proj")),
+    training=Training(learning_rate=3e-4),
+    federated=Federated(rounds=50, longer_rounds=600),
+    local=Local(rounds=300),
+    merging=Merging(
+        curvature="sampled",
+        methods=("uniform", "potara core, per module", "fisher", "grid"),
+    ),
+    compute=Compute(precision="bfloat16", remat=True),
+    presets={
+        "study": {"cells.heterogeneity": ("tasks", "shards2")},
+        "simulate": {"cells.clients": 80, "participation.cohort": "8"},
+    },
+    files=suites.files,
+)

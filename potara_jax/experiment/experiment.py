@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from potara_jax.experiment.problem import Problem
+from potara_jax.experiment.problem import Problem, Resources
 from potara_jax.experiment.settings import (
     NATURAL,
     Cells,
@@ -25,7 +25,6 @@ from potara_jax.experiment.settings import (
     require_that,
 )
 
-Log = Callable[[str], None]
 SOURCE = "source"
 
 
@@ -39,8 +38,8 @@ class Experiment:
 
     Attributes:
       name: what it is called on the command line and in reports.
-      make_problem: `(experiment, log) -> Problem`: its model, base and federations;
-        `log` takes a line for the user. Raises `ValueError` for what cannot be.
+      make_problem: `(experiment, resources) -> Problem`: its model, base and
+        federations. Raises `ValueError` for what cannot be.
       summary: one line on what it is.
       source: its data and model: a frozen dataclass of its own, or None. It may have a
         method `check(experiment)` that raises `ValueError`.
@@ -55,7 +54,7 @@ class Experiment:
     """
 
     name: str
-    make_problem: Callable[[Experiment, Log], Problem]
+    make_problem: Callable[[Experiment, Resources], Problem]
     summary: str = ""
     source: Any = None
     cells: Cells = dataclasses.field(default_factory=Cells)

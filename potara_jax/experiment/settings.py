@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from potara_jax.data.dealing import SHARDS, TASKS
 from potara_jax.federated.registry import algorithms
 
 SEEDS = 2**63
 NATURAL = "natural"
+AUTO: Final = "auto"
 Precision = Literal["float32", "bfloat16", "int8"]
-Curvature = Literal["exact", "empirical", "sampled"]
+Curvature = Literal["exact", "empirical", "sampled", "auto"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +182,8 @@ class Merging:
     """Examples of a client that a weight is measured on, training or held-out."""
     curvature: Curvature = "exact"
     """Fisher information over all classes, which takes a backward pass for each; of
-    the data's labels (empirical); or of labels drawn from the model (sampled)."""
+    the data's labels (empirical); or of labels drawn from the model (sampled). auto:
+    what suits the kind of the data, where an experiment has several."""
     curvature_on: Literal["train", "heldout"] = "train"
     """Which examples the curvature is measured on."""
     damping: Literal["relative", "laplace", "quantile", "harmonic"] = "relative"
@@ -197,6 +199,9 @@ class Merging:
 
     def check(self) -> None:
         """Raise `ValueError` for a value that cannot be."""
+        kinds = "exact, empirical or sampled"
+        good = self.curvature != AUTO  # which an experiment of several kinds resolves
+        require_that(good, "merging.curvature", self.curvature, kinds)
         require_positive(self, "merging", "samples", "damping_value")
         require_at_least(self, "merging", 2, "grid_points")
 

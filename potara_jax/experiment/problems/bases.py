@@ -1,0 +1,88 @@
+"""The base of a problem: pre-trained here, or a checkpoint's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from potara_jax.adapters.lora import Params
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.problem import Resources
+from potara_jax.experiment.settings import Pretraining
+from potara_jax.models import weights
+from potara_jax.models.pretraining import pretrain
+from potara_jax.runs.bases import cached_base
+
+
+def pretrained(
+    config: Any,
+    init: Callable[[jax.Array], Params],
+    loss: Callable[[Params, Any], jax.Array],
+    examples: Any,
+    settings: Pretraining,
+    resources: Resources,
+    *,
+    report: bool = True,
+) -> Params:
+    """Pre-train a base, or read it from the cache.
+
+    Args:
+      config: the model's sizes, a dataclass; with the settings and the examples it
+        determines the base.
+      init: `key -> params`.
+      loss: `(params, batch) -> [B]`.
+      examples: a pytree of arrays with examples on the first axis.
+      settings: of the pre-training.
+      resources: the cache, and the log.
+      report: whether to log the loss now and then. Without, all steps are one program.
+
+    Returns:
+      The parameters.
+    """
+    recipe = {"model": dataclasses.asdict(config), **dataclasses.asdict(settings)}
+
+    def log_step(step: int, value: float) -> None:
+        resources.log(f"base: step {step} of {settings.steps}, loss {value:.3f}")
+
+    def train() -> Params:
+        start, key = jax.random.split(jax.random.key(settings.seed))
+        return pretrain(
+            lambda params, batch: loss(params, batch).mean(),
+            init(start),
+            jax.tree.map(jnp.asarray, examples),
+            key,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            on_step=log_step if report else None,
+        )[0]
+
+    return cached_base(resources.cache, recipe, examples, train, resources.log)
+
+
+def settings_of(experiment: Experiment) -> Pretraining:
+    """How an experiment pre-trains its base; the defaults where it does not say."""
+    return experiment.pretraining or Pretraining()
+
+
+def activation_dtype(precision: str) -> str:
+    """The dtype of activations over a base of some precision."""
+    return "float32" if precision == "float32" else "bfloat16"
+
+
+def user_files(data: Sequence[Path], checkpoint: str | None) -> list[Path]:
+    """Files whose content determines an experiment's results.
+
+    Args:
+      data: the user's files and folders of examples.
+      checkpoint: a folder, a name on Hugging Face's hub, or None.
+
+    Returns:
+      The data, then the files of a checkpoint in a folder.
+    """
+    return [*data, *(weights.files_of(checkpoint) if checkpoint else [])]

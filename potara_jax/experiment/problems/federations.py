@@ -1,0 +1,125 @@
+"""One federation for each cell, all of one shape."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from potara_jax.data import dealing
+from potara_jax.data.federation import Batch, Federation, Weighted
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.problem import Federations
+from potara_jax.experiment.settings import Cells
+
+
+class MakeFederation(Protocol):
+    """Makes a cell's federation, with clients padded to `size`, or to the largest."""
+
+    def __call__(
+        self, heterogeneity: str, seed: int, *, size: int | None
+    ) -> Federation: ...
+
+
+def for_cells(cells: Cells, make: MakeFederation) -> Federations:
+    """A federation for each heterogeneity and seed, all padded to the largest.
+
+    Args:
+      cells: the cells.
+      make: makes the federation of one.
+
+    Returns:
+      The federations by `(heterogeneity, seed)`.
+    """
+    keys = [(h, seed) for h in cells.heterogeneity for seed in cells.seeds]
+    size = max(make(*key, size=None).train.index.shape[1] for key in keys)
+    federations = {key: make(*key, size=size) for key in keys}
+    tests = max(_columns(federation.test) for federation in federations.values())
+    return {
+        key: federation._replace(test=_fit(federation.test, tests))
+        for key, federation in federations.items()
+    }
+
+
+def _columns(test: Weighted) -> int:
+    """The columns of a test up to the last one that counts for any client."""
+    return int(np.flatnonzero((test.weight > 0).any(0))[-1]) + 1
+
+
+def _fit(test: Weighted, size: int) -> Weighted:
+    """A test with columns cut, or padded with zeros, to a number."""
+
+    def fit(x: jax.Array) -> jax.Array:
+        kept = x[:, :size]
+        return jnp.pad(kept, ((0, 0), (0, size - kept.shape[1])))
+
+    return Weighted(*map(fit, test))
+
+
+def dealt(
+    experiment: Experiment,
+    pool: Batch,
+    strata: np.ndarray,
+    *,
+    test: int | None = None,
+    testing: np.ndarray | None = None,
+) -> Federations:
+    """Federations of clients to whom a pool's examples are dealt.
+
+    Args:
+      experiment: its cells, and the samples that weights are measured on.
+      pool: `P` examples.
+      strata: `[P]`, the class or task of every example.
+      test: test examples per client, at most. Default: all, weighted.
+      testing: `[P]`, true for examples that are for tests alone.
+
+    Returns:
+      The federations by cell.
+    """
+
+    def make(heterogeneity: str, seed: int, *, size: int | None) -> Federation:
+        return dealing.dealt(
+            pool,
+            strata,
+            heterogeneity,
+            seed,
+            clients=experiment.cells.clients,
+            heldout=experiment.merging.samples,
+            test=test,
+            testing=testing,
+            size=size,
+        )
+
+    return for_cells(experiment.cells, make)
+
+
+def natural(
+    experiment: Experiment,
+    pool: Batch,
+    owner: np.ndarray,
+    strata: np.ndarray,
+    *,
+    test: int,
+) -> Federations:
+    """Federations of clients that own their examples; a seed draws their splits.
+
+    Args:
+      experiment: its cells, and the samples that weights are measured on.
+      pool: `P` examples.
+      owner: `[P]`, the client of every example.
+      strata: `[P]`, the class or task of every example.
+      test: test examples per client, at most.
+
+    Returns:
+      The federations by cell.
+    """
+
+    def make(heterogeneity: str, seed: int, *, size: int | None) -> Federation:
+        heldout = experiment.merging.samples
+        return dealing.natural(
+            pool, owner, strata, seed, heldout=heldout, test=test, size=size
+        )
+
+    return for_cells(experiment.cells, make)

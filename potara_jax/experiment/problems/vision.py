@@ -1,0 +1,114 @@
+"""A problem of a Vision Transformer.
+
+Dimension letters: `B` batch, `H` `W` image sides, `C` colours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from potara_jax.adapters import lora, precision
+from potara_jax.adapters.lora import Apply, Params, Site
+from potara_jax.clients.task import Task, classification
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.problem import (
+    ClientContents,
+    Federations,
+    Problem,
+    adapter_maker,
+)
+from potara_jax.experiment.problems.bases import activation_dtype
+from potara_jax.models import vit
+from potara_jax.models.publishing import Form
+from potara_jax.models.vit import ViT, ViTConfig
+
+_HEAD = "head"
+
+
+def unchanged(images: jax.Array) -> jax.Array:
+    """The images as they are."""
+    return images
+
+
+class VisionModel(NamedTuple):
+    """A ViT whose parameters are read when they are needed.
+
+    Attributes:
+      config: its sizes.
+      read: returns its parameters.
+      shape: `(H, W, C)` of the images that it reads.
+      names: of its classes.
+      prepare: turns a pool's images `[B, ...]` into the model's.
+      files: what else a checkpoint of it holds, texts by name.
+      checkpoint: the folder or name that it comes from; None for a model trained here.
+    """
+
+    config: ViTConfig
+    read: Callable[[], Params]
+    shape: tuple[int, ...]
+    names: Sequence[str]
+    prepare: Callable[[jax.Array], jax.Array] = unchanged
+    files: Mapping[str, str] = {}
+    checkpoint: str | None = None
+
+
+def problem(
+    experiment: Experiment, model: VisionModel, federations: Federations
+) -> Problem:
+    """A problem of a ViT, whose parameters are read once all else is checked.
+
+    Raises `ValueError` where the model has no module for a target, or the rank is too
+    large.
+    """
+    settings, compute = experiment.lora, experiment.compute
+    dtype = activation_dtype(compute.precision)
+    config = dataclasses.replace(model.config, dtype=dtype, remat=compute.remat)
+    module, image = ViT(config), jax.ShapeDtypeStruct((1, *model.shape), jnp.float32)
+    sites = lora.find_sites(module, image, targets=settings.targets)
+    lora.check_rank(sites, settings.rank)
+    kernels = lora.find_sites(module, image, targets=".*")
+    base = model.read()
+    return Problem(
+        task=_task(module, model.prepare, sites, settings.scale),
+        base=precision.KINDS[compute.precision](base, kernels),
+        adapter=adapter_maker(
+            sites, rank=settings.rank, base=base, whole=settings.whole
+        ),
+        federations=federations,
+        form=_form(model, sites, settings.scale),
+        contents=ClientContents("class", tuple(model.names)),
+    )
+
+
+def _task(
+    module: ViT,
+    prepare: Callable[[jax.Array], jax.Array],
+    sites: Mapping[str, Site],
+    scale: float,
+) -> Task:
+    def prepared(apply: Apply) -> Apply:
+        return lambda base, adapter, images: apply(base, adapter, prepare(images))
+
+    return classification(
+        prepared(lora.bind(module, scale=scale)),
+        read=prepared(lora.bind_inputs(module, scale=scale)),
+        features=prepared(lora.bind_input_of(module, _HEAD, scale=scale)),
+        add=lora.bind_add(sites, scale=scale),
+    )
+
+
+def _form(model: VisionModel, sites: Mapping[str, Site], scale: float) -> Form:
+    side, _, colours = model.shape
+    return Form(
+        vit.TABLE,
+        vit.described(model.config, side, colours, model.names),
+        model.files,
+        sites=sites,
+        scale=scale,
+        checkpoint=model.checkpoint,
+    )
