@@ -20,7 +20,15 @@ from potara_jax.experiment.methods import (
     potara,
 )
 from potara_jax.experiment.programs import Programs
-from potara_jax.merging import Client, Estimator, Measured, Merge, Samples, registry
+from potara_jax.merging import (
+    Client,
+    Estimator,
+    Measured,
+    Merge,
+    Samples,
+    likelihoods,
+    registry,
+)
 from potara_jax.merging.damping import DAMPINGS, Damping
 from potara_jax.merging.likelihoods import LIKELIHOODS, Likelihood
 
@@ -65,7 +73,8 @@ def potara_of(at: Context) -> Weighing:
 
 def source_of(weighing: Weighing) -> Weighing:
     """The weighing that measures what this one needs: for most, itself."""
-    if weighing.per == "module" or weighing.weight == "fisher":
+    derived = registry.weights()[weighing.weight].from_curvature is not None
+    if derived or weighing.per == "module":
         return weighing._replace(weight="potara", per="client")
     return weighing
 
@@ -124,23 +133,27 @@ def bootstrap_program(programs: Programs) -> Callable[..., Any]:
 def estimator(programs: Programs, weighing: Weighing) -> Estimator:
     """The estimator of a weighing, with the experiment's settings."""
     experiment, task = programs.experiment, programs.task
-    entry = registry.weights()[weighing.weight]
-    options = {"points": experiment.merging.grid_points, "space": weighing.space}
-    known = {k: v for k, v in options.items() if k in entry.options and v is not None}
-    if entry.needs == "likelihood":
-        curved = likelihood(experiment, task), damping(experiment)
-        return entry.make(*curved, **known)
-    given = {"nothing": (), "loss": (task.loss,), "logits": (task.logits,)}
-    return entry.make(*given[entry.needs], **known)
+    options = {
+        "points": experiment.merging.grid_points,
+        "damping": damping(experiment),
+    }
+    if weighing.space is not None:
+        options["space"] = weighing.space
+    return registry.weights()[weighing.weight].build(
+        loss=task.loss,
+        logits=task.logits,
+        likelihood=likelihood(experiment.merging.curvature, task),
+        options=options,
+    )
 
 
-def likelihood(experiment: Experiment, task: Task) -> Likelihood:
+def likelihood(curvature: str, task: Task) -> Likelihood:
     """Which Fisher information is measured; of a task that has but a loss, the
     empirical one.
     """
     if task.logits is None:
-        return merging.empirical_of_loss(task.loss)
-    return LIKELIHOODS[experiment.merging.curvature](one_example(task.logits))
+        return likelihoods.of_loss(task.loss)
+    return LIKELIHOODS[curvature](likelihoods.one_example(task.logits))
 
 
 def damping(experiment: Experiment) -> Damping:
@@ -149,18 +162,10 @@ def damping(experiment: Experiment) -> Damping:
     return DAMPINGS[settings.damping](settings.damping_value)
 
 
-def one_example(logits: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The logits of one example, from those of a batch."""
-
-    def one(base, adapter, example):
-        return logits(base, adapter, jax.tree.map(lambda x: x[None], example))[0]
-
-    return one
-
-
 def _derive_program(at: Context, weighing: Weighing) -> Callable[..., Any]:
-    if weighing.weight == "fisher":
-        return jax.jit(jax.vmap(lambda c, n: merging.fisher_weight(c)))
+    derived = registry.weights()[weighing.weight].from_curvature
+    if derived is not None:
+        return jax.jit(jax.vmap(derived))
     dampened, per = damping(at.experiment), weighing.per
     weight = lambda c, n: merging.potara_weight(c, dampened, n, per=per)
     return jax.jit(jax.vmap(weight))

@@ -114,12 +114,13 @@ def _potara_methods(experiment: Experiment) -> tuple[Method, ...]:
 
 
 def _by_weight() -> list[Method]:
-    """Every other weight, merged where it belongs."""
-    return [
+    """Every other weight, merged where it belongs; this project's own first."""
+    methods = [
         Method(name, Weighing(name, entry.samples), Combination("linear", entry.space))
         for name, entry in registry.weights().items()
         if name not in _OF_POTARA
     ]
+    return sorted(methods, key=lambda method: method.name != DEFAULT)
 
 
 def _by_merge() -> list[Method]:
@@ -128,16 +129,13 @@ def _by_merge() -> list[Method]:
         Method(variant.name, UNIFORM, Combination(name, variant.space))
         for name, entry in registry.merges().items()
         if name != "linear"
-        for variant in entry.variants
+        for variant in entry.rows
     ]
 
 
 def _is_possible(method: Method, task: Task) -> bool:
     """Whether a task gives what a row needs."""
-    needs = {
-        registry.weights()[method.weighing.weight].needs,
-        registry.merges()[method.combination.merge].needs,
-    }
-    one_label = task.logits is not None and not task.sequences
-    given = {"logits": one_label, "grams": task.inputs is not None}
-    return all(given.get(need, True) for need in needs)
+    weight = registry.weights()[method.weighing.weight]
+    merge = registry.merges()[method.combination.merge]
+    suits = weight.suits(logits=task.logits is not None, one_label=not task.sequences)
+    return suits and (merge.needs == "nothing" or task.inputs is not None)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from rich.console import Console
 
-from potara_jax.adapters import lora as lora_
 from potara_jax.adapters.lora import Params
 from potara_jax.clients.objective import ModelTask
-from potara_jax.data.federation import Federation, take
+from potara_jax.data.federation import Federation
 from potara_jax.experiment import federating
 from potara_jax.experiment.context import Context
 from potara_jax.experiment.experiment import Experiment
-from potara_jax.experiment.problem import Problem, adapter_maker
+from potara_jax.experiment.problems import arrays
 from potara_jax.experiment.programs import Programs
 from potara_jax.experiment.settings import (
     NATURAL,
@@ -30,7 +28,6 @@ from potara_jax.experiment.settings import (
 from potara_jax.jobs.result import Result
 from potara_jax.jobs.run import check, configuration, finished
 from potara_jax.jobs.table import Table
-from potara_jax.models.publishing import Form
 from potara_jax.runs.progress import Display, Silent
 from potara_jax.runs.store import Cell, Memory
 
@@ -99,7 +96,7 @@ def personalise(
     )
     job = Table()
     check(experiment, job)
-    problem = _problem(task, base, clients, experiment)
+    problem = arrays.problem(experiment, task, base, {_CELL: clients})
     problem = federating.on_all_devices(experiment, problem)
     job.check_problem(experiment, problem)
     programs, console = Programs(experiment, problem), Console()
@@ -111,23 +108,3 @@ def personalise(
     results = job.results([record]) | {"metric": problem.task.metric._asdict()}
     results = finished(configuration(experiment, job), results)
     return Result(job, experiment, results, store, lambda: problem)
-
-
-def _problem(
-    task: ModelTask, base: Params, clients: Federation, experiment: Experiment
-) -> Problem:
-    """The user's model and clients, as every experiment has them."""
-    settings = experiment.lora
-    example = take(clients.pool, jnp.zeros(1, jnp.int32))
-    sites = task.sites(example, settings.targets)
-    lora_.check_rank(sites, settings.rank)
-    bound = task.at(settings.scale, sites)
-    return Problem(
-        task=bound,
-        base=base,
-        adapter=adapter_maker(
-            sites, rank=settings.rank, base=base, whole=settings.whole
-        ),
-        federations={_CELL: clients},
-        form=Form(None, {}, {}, sites=sites, scale=settings.scale),
-    )

@@ -32,7 +32,7 @@ from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.merges import (
     Pair,
     estimator,
-    one_example,
+    likelihood,
     program_arguments,
 )
 from potara_jax.experiment.methods import Weighing
@@ -41,8 +41,7 @@ from potara_jax.experiment.rows import score
 from potara_jax.jobs.job import Record
 from potara_jax.merging import Client, Estimator, registry
 from potara_jax.merging.damping import DAMPINGS
-from potara_jax.merging.likelihoods import LIKELIHOODS
-from potara_jax.merging.registry import Work
+from potara_jax.merging.registry import WeightEntry, Work
 from potara_jax.reports import study
 from potara_jax.reports.document import Report
 from potara_jax.runs.store import Cell, Store
@@ -172,7 +171,7 @@ def _by_curvature(at: Context) -> list[_Weighed]:
     """Potara's weights, of every curvature that the task has."""
     task, weighed = at.problem.task, []
     for curvature, numbers in _CURVATURES.items():
-        if task.sequences and curvature.fisher == "exact":
+        if not _is_possible(curvature, task):
             continue
         program = _closed_form(task, curvature, numbers, at.programs.layout)
         fields = {"estimator": "potara", **curvature._asdict()}
@@ -181,14 +180,18 @@ def _by_curvature(at: Context) -> list[_Weighed]:
     return weighed
 
 
+def _is_possible(curvature: _Curvature, task: Task) -> bool:
+    """Whether a task has a Fisher information; one with but a loss, the empirical."""
+    if task.logits is None:
+        return curvature.fisher == "empirical"
+    return not (task.sequences and curvature.fisher == "exact")
+
+
 def _by_loss(at: Context) -> list[_Weighed]:
     """Every registered weight that looks at losses and has its place on a segment."""
     weighed = []
     for name, entry in registry.weights().items():
-        possible = entry.needs == "loss" or (
-            entry.needs == "logits" and not at.problem.task.sequences
-        )
-        if possible and entry.space == "delta":
+        if _has_a_place(entry, at.problem.task):
             numbers = _FEW if entry.costly else NUMBERS
             measure = estimator(at.programs, Weighing(name))
             program = _nested(measure, numbers, at.programs.layout)
@@ -198,14 +201,20 @@ def _by_loss(at: Context) -> list[_Weighed]:
     return weighed
 
 
+def _has_a_place(entry: WeightEntry, task: Task) -> bool:
+    """Whether a weight looks at losses, and is one on the segment."""
+    suits = entry.suits(logits=task.logits is not None, one_label=not task.sequences)
+    return suits and entry.needs in ("loss", "logits") and entry.space == "delta"
+
+
 def _work(at: Context, fisher: str = "exact") -> Work:
     """What the cost of a weight depends on."""
     adapter = jax.eval_shape(at.problem.adapter, at.key)
-    classes = at.federation.proportions.shape[1]
     return Work(
-        classes=classes if fisher == "exact" else 1,
+        classes=at.federation.proportions.shape[1],
         modules=len(adapter),
         points=at.experiment.merging.grid_points,
+        fisher=fisher,
     )
 
 
@@ -213,11 +222,10 @@ def _closed_form(
     task: Task, curvature: _Curvature, numbers: tuple[int, ...], layout: Layout
 ) -> Callable[..., Any]:
     """Potara's weights `[C, n, D]` from one curvature, at every damping."""
-    likelihood = LIKELIHOODS[curvature.fisher](one_example(task.logits))
     dampings = lambda names: [DAMPINGS[name](value) for name, value in names]
     potara = merging.potara(
-        likelihood,
-        dampings(_DAMPINGS)[0],
+        likelihood(curvature.fisher, task),
+        damping=dampings(_DAMPINGS)[0],
         space=curvature.space,
         factorisation=curvature.factorisation,
     )
