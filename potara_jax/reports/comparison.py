@@ -83,15 +83,15 @@ def report(results: Results, folder: Path) -> Report:
         ],
         settings=results["settings"],
         versions=results["versions"],
-        summary=[_brief(results)],
+        summary=brief(results),
     )
 
 
-def _brief(results: Results) -> Table:
+def brief(results: Results) -> list[Table]:
     """The table for a terminal, where the budgets are explained below it."""
-    brief = table(results, columns=BRIEF)
+    shown = table(results, columns=BRIEF)
     explained = _budgets(metric_of(results))
-    return dataclasses.replace(brief, notes=[explained, *brief.notes])
+    return [dataclasses.replace(shown, notes=[explained, *shown.notes])]
 
 
 def drawings(metric: Metric) -> dict[str, drawing.Drawing]:

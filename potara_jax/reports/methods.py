@@ -63,8 +63,6 @@ def report(results: Results, folder: Path) -> Report:
     """The report of a run, with its figures written into a folder."""
     metric = metric_of(results)
     figures = drawing.illustrate(drawings(metric), results, folder)
-    brief = table(results, columns=BRIEF)
-    written = [answers.table(results)] if results.get("written") else []
     return Report(
         title=f"Potara: {results['experiment']}",
         lead=findings(results),
@@ -78,8 +76,14 @@ def report(results: Results, folder: Path) -> Report:
         ],
         settings=results["settings"],
         versions=results["versions"],
-        summary=[brief, *written],
+        summary=brief(results),
     )
+
+
+def brief(results: Results) -> list[Table]:
+    """The tables for a terminal: of the methods, and of what they write."""
+    written = [answers.table(results)] if results.get("written") else []
+    return [table(results, columns=BRIEF), *written]
 
 
 def drawings(metric: Metric) -> dict[str, drawing.Drawing]:

@@ -40,7 +40,7 @@ _EXPLANATION = (
 
 def report(results: Results, folder: Path, *, speed: Sequence[Record] = ()) -> Report:
     """The report of a simulation, with its figures written into a folder."""
-    metric, federations = metric_of(results), table(results, speed)
+    metric = metric_of(results)
     drawings = {metric.name: figures.scores(metric), "speed": figures.speed(speed)}
     shown = drawing.illustrate(drawings, results, folder)
     explained = [Text(text) for text in _EXPLANATION]
@@ -48,13 +48,18 @@ def report(results: Results, folder: Path, *, speed: Sequence[Record] = ()) -> R
         title=f"A simulation of {results['cells'][0]['clients']:,} clients",
         lead=[finding(results)],
         sections=[
-            Section("Federations", (federations, *explained)),
+            Section("Federations", (table(results, speed), *explained)),
             *figure_sections(shown),
         ],
         settings=results["settings"],
         versions=results["versions"],
-        summary=[transposed(federations)],
+        summary=brief(results, speed=speed),
     )
+
+
+def brief(results: Results, *, speed: Sequence[Record] = ()) -> list[Table]:
+    """The table for a terminal, a column a federation."""
+    return [transposed(table(results, speed))]
 
 
 def finding(results: Results) -> str:

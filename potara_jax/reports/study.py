@@ -44,19 +44,23 @@ def report(results: Results, folder: Path) -> Report:
     """The report of a study, with its figures written into a folder."""
     metric = metric_of(results)
     shown = drawing.illustrate(drawings(metric), results, folder)
-    explained = Text(_explanation(metric))
     return Report(
         title=f"Which merge weight: {results['experiment']}",
         lead=[],
         sections=[
             *figure_sections(shown),
             Section("The models and the oracles", (models(results),)),
-            Section("All weights", (explained, table(results))),
+            Section("All weights", (Text(_explanation(metric)), table(results))),
         ],
         settings=results["settings"],
         versions=results["versions"],
-        summary=[table(results, number=NUMBER, notes=[explained.text])],
+        summary=brief(results),
     )
+
+
+def brief(results: Results) -> list[Table]:
+    """The table for a terminal: weights of a few samples, and of none."""
+    return [table(results, number=NUMBER, notes=[_explanation(metric_of(results))])]
 
 
 def _explanation(metric: Metric) -> str:

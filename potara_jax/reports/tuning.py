@@ -21,15 +21,19 @@ _EXPLANATION = (
 def report(results: Results, folder: Path) -> Report:
     """The report of a search; it has no figures, so that `folder` stays empty."""
     del folder
-    trials = table(results)
     return Report(
         title=f"Step sizes: {results['experiment']}",
         lead=[],
-        sections=[Section("Trials", (Text(_EXPLANATION), trials))],
+        sections=[Section("Trials", (Text(_EXPLANATION), table(results)))],
         settings=results["settings"],
         versions=results["versions"],
-        summary=[trials],
+        summary=brief(results),
     )
+
+
+def brief(results: Results) -> list[Table]:
+    """The table for a terminal."""
+    return [table(results)]
 
 
 def table(results: Results) -> Table:

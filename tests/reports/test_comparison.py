@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
-from potara_jax.reports import comparison
-from tests.evaluation import synthetic
+from potara_jax.reports import comparison, document
+from potara_jax.reports.figures import comparison as figures
+from potara_jax.reports.formats import metric_of
+from tests.reports.synthetic import as_losses, synthetic
 
 
 def results(**options) -> dict:
@@ -20,7 +22,7 @@ def results(**options) -> dict:
             "kind": _KINDS.get(record["method"], "algorithm"),
             "curve": [] if late else [_point(n, sent, record) for n in (1, 2, 3)],
         }
-    made["settings"]["federated_rounds"] = 2
+    made["settings"]["federated.rounds"] = 2
     made["privacy"] = {"fedit": 1.234, "fedex": None}
     return made
 
@@ -34,12 +36,16 @@ _KINDS = {
 }
 
 
+MERGED = "hermite on FedPer's model"
+
+
 def exchanged(**options) -> dict:
     """Results with Potara on another parent."""
     made = results(**options)
     for record in list(made["methods"]):
         if record["method"] == "FedPer":
-            twin = {"method": "hermite (FedPer)", "kind": "exchanged", "curve": []}
+            twin = {"method": MERGED, "kind": "exchanged", "curve": []}
+            twin |= {"weighing": "hermite", "parent": "FedPer"}
             made["methods"].append(record | twin | {"mean": 0.99})
     return made
 
@@ -54,52 +60,52 @@ def _point(number, sent, record) -> dict:
 
 
 def test_the_most_accurate_is_first_at_every_heterogeneity():
-    lines = comparison.ranked(results())
+    lines = comparison.entries(results())
     for name in ("0.1", "tasks"):
-        means = [x.row.mean for x in lines if x.row.heterogeneity == name]
+        means = [x.summary.mean for x in lines if x.summary.heterogeneity == name]
         assert means == sorted(means, reverse=True) and len(means) == 16
-    assert [x.row.heterogeneity for x in lines] == ["0.1"] * 16 + ["tasks"] * 16
+    assert [x.summary.heterogeneity for x in lines] == ["0.1"] * 16 + ["tasks"] * 16
+
+
+def rows(given) -> dict:
+    """Every row's texts by column, by its first cell, and its kind."""
+    table = comparison.table(given)
+    lines = [row for group, _ in table.groups for row in group]
+    return {
+        row.texts[0]: dict(zip(table.columns, row.texts, strict=True))
+        | {"kind": row.kind}
+        for row in lines
+    }
 
 
 def test_what_is_over_or_missing_is_marked():
-    lines = {line.row.method: line for line in comparison.ranked(results())}
-    text = comparison.texts(lines["Ditto"])
-    assert text["Method"] == "Ditto *"
     given = results()
+    assert "Ditto *" in rows(given)
     given["methods"][0]["equal_bytes"] = None
     name = given["methods"][0]["method"]
-    line = next(x for x in comparison.ranked(given) if x.row.method == name)
-    assert comparison.texts(line)["At its bytes"] == "–"  # noqa: RUF001
+    assert rows(given)[name]["At its bytes"] == "–"  # noqa: RUF001
+    assert comparison.OVER in comparison.table(given).notes
 
 
 def test_newcomers_have_a_column_where_there_are_any():
-    assert "Newcomers %" not in _heads(results())
     given = results()
+    assert "Newcomers %" not in comparison.table(given).columns
     for record in given["methods"]:
         record["newcomers"] = 0.5
-    assert "Newcomers %" in _heads(given)
+    assert {row["Newcomers %"] for row in rows(given).values()} == {"50.0"}
 
 
-def _heads(given) -> tuple:
-    return comparison.columns(comparison.ranked(given), comparison.COLUMNS)
-
-
-def test_the_best_that_keeps_to_the_budget_is_bold():
+def test_the_best_that_keeps_to_the_budget_is_marked():
     given = results(heterogeneities=("0.1",), seeds=1)
-    table = comparison.terminal_table(given)
-    lines = comparison.ranked(given)
-    fair = next(x for x in lines if not x.row.oracle and not x.over)
-    bold = [
-        str(cell)
-        for cell in table.columns[0].cells
-        if "bold" in str(getattr(cell, "style", ""))
-    ]
-    assert bold == [comparison.texts(fair)["Method"]]
+    lines = comparison.entries(given)
+    fair = next(x for x in lines if not x.summary.oracle and not x.over)
+    marked = [name for name, row in rows(given).items() if row["kind"] == "best"]
+    assert marked == [fair.summary.method]
 
 
 def test_curves_are_means_over_seeds_in_megabytes():
     given = results(heterogeneities=("0.1",), seeds=2)
-    paths = comparison._paths(given, "0.1")
+    paths = figures.paths(given, "0.1")
     own = [r for r in given["methods"] if r["method"] == "FedPer"]
     sent, reached, _ = paths["FedPer"]
     mean = np.mean([[p["mean"] for p in r["curve"]] for r in own], 0)
@@ -111,34 +117,47 @@ def test_curves_are_means_over_seeds_in_megabytes():
     assert colours["FedAMP"] != colours["federated"] != colours["potara core"]
 
 
-def test_the_page_has_everything(tmp_path):
+def test_the_report_has_everything(tmp_path):
     given = exchanged()
-    given["settings"] |= {"privacy_clip": 0.5, "privacy_delta": 1e-5}
-    drawn = comparison.draw(given, tmp_path)
-    assert [path.stem for path in drawn] == ["accuracy", "bytes", "parents", "clients"]
-    page = comparison.render(given, drawn)
+    given["settings"] |= {
+        "communication.privacy_clip": 0.5,
+        "communication.privacy_delta": 1e-5,
+    }
+    page = document.html(comparison.report(given, tmp_path))
+    stems = {path.stem for path in tmp_path.iterdir()}
+    assert stems == {"accuracy", "bytes", "parents", "clients"}
     assert page.count("<img") == 4
     assert "fedit: epsilon 1.23 at delta 1e-05." in page
-    assert "the clients&#x27; sum): fedex." in page
+    assert "the clients&#39; sum: fedex." in page
 
 
-def test_without_privacy_nothing_is_said_of_it(tmp_path):
+def test_without_privacy_nothing_is_said_of_it():
     assert comparison.privacy(results()) == []
+
+
+def test_losses_are_shown_as_they_are(tmp_path):
+    given = as_losses(exchanged(heterogeneities=("0.1",)))
+    assert metric_of(given).column in comparison.table(given).columns
+    path = figures.paths(given, "0.1")["FedPer"]
+    curves = [r["curve"] for r in given["methods"] if r["method"] == "FedPer"]
+    expected = -np.mean([[point["mean"] for point in curve] for curve in curves], 0)
+    np.testing.assert_allclose(path.scores, expected)
+    comparison.report(given, tmp_path)
+    assert (tmp_path / "loss.png").exists()
 
 
 def test_the_accuracy_figure_is_in_the_order_of_the_table_without_other_merges():
     given = exchanged(heterogeneities=("0.1",))
-    (axes,) = comparison.accuracy(given).axes
+    (axes,) = figures.draw_scores(given).axes
     shown = [text.get_text() for text in axes.get_yticklabels()]
-    table = [comparison.texts(x)["Method"] for x in comparison.ranked(given)]
-    table = [name.removesuffix(" †") for name in table]
-    assert shown == [n for n in table if n not in ("average", "hermite (FedPer)")]
+    table = [name.removesuffix(" †") for name in rows(given)]
+    assert shown == [n for n in table if n not in ("average", MERGED)]
 
 
 def test_what_a_merge_makes_of_an_algorithm_stands_beside_it():
     given = exchanged(heterogeneities=("0.1",))
     own = [r["mean"] for r in given["methods"] if r["method"] == "FedPer"]
-    found = comparison._parents(given, "0.1")
+    found = figures.parents(given, "0.1")
     assert found["hermite"] == {"FedPer": pytest.approx(0.99)}
     assert found["alone"] == {"FedPer": pytest.approx(np.mean(own) * 2 / 3)}
-    assert comparison.by_parent(results()) is None
+    assert figures.draw_parents(results()) is None

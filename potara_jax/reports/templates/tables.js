@@ -1,8 +1,10 @@
 (() => {
   const SORTED_FROM = 3, FILTERED_FROM = 10;
 
-  const valueOf = (cell) =>
-    cell.dataset.value === undefined ? null : Number(cell.dataset.value);
+  const valueOf = (cell) => {
+    const value = Number.parseFloat(cell.dataset.value);
+    return Number.isNaN(value) ? null : value;
+  };
 
   // Numbers by value, texts by name, what has no number last.
   const order = (column, sign) => (one, other) => {

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from potara_jax.reports import study_report
-from potara_jax.reports.study_report import settings_of
+from potara_jax.reports import document, estimates, study
+from potara_jax.reports.estimates import settings_of
 
 
 def estimate(name, mean, samples="heldout", number=30, **fields):
@@ -88,9 +88,9 @@ def test_grid_on_other_samples_is_not_compared_with():
 def test_of_dampings_the_best_is_shown_and_the_file_has_all():
     grids = [estimate("grid", 0.7)]
     found = results(cell("1", 0, [*grids, potara(0.1, 0.6), potara(1.0, 0.7)]))
-    best = study_report.best_damped(settings_of(found))
+    best = estimates.best_damped(settings_of(found))
     assert [s.fields.get("value") for s in best] == [None, 1.0]
-    lines = list(csv.DictReader(io.StringIO(study_report.csv_text(found))))
+    lines = list(csv.DictReader(io.StringIO(study.csv_text(found))))
     assert [line["value"] for line in lines] == ["", "0.1", "1.0"]
     assert float(lines[1]["regret"]) == pytest.approx(-20)
     assert float(lines[2]["accuracy_1"]) == 0.7
@@ -98,9 +98,9 @@ def test_of_dampings_the_best_is_shown_and_the_file_has_all():
 
 def test_names_say_what_the_curvature_is_of():
     fields = potara(0.3, 0.5)
-    assert study_report.name_of(fields) == "potara, exact core, relative 0.3"
+    assert estimates.name_of(fields) == "potara, exact core, relative 0.3"
     fields |= {"factorisation": "kronecker", "merge": "factor"}
-    name = study_report.name_of(fields)
+    name = estimates.name_of(fields)
     assert name == "potara, exact kronecker core, relative 0.3, factors merged"
 
 
@@ -116,9 +116,31 @@ def test_the_page_holds_every_figure_and_line(tmp_path):
         )
     ]
     found = results(*(cell(h, s, kinds) for h in ("0.1", "tasks") for s in (0, 1)))
-    drawn = study_report.draw(found, tmp_path)
-    assert [path.stem for path in drawn] == ["samples", "damping", "heterogeneity"]
-    text = study_report.render(found, drawn)
-    assert text.count("<img") == 3
-    assert "potara, exact core, relative 1" in text
-    assert study_report.terminal_table(found).row_count == 4  # of 30 samples
+    page = document.html(study.report(found, tmp_path))
+    stems = {path.stem for path in tmp_path.iterdir()}
+    assert stems == {"samples", "damping", "heterogeneity"}
+    assert page.count("<img") == 3
+    assert "potara, exact core, relative 1" in page
+    ((rows, _),) = study.brief(found)[0].groups
+    assert len(rows) == 4  # of 30 samples
+
+
+def test_the_best_of_a_number_of_samples_is_first():
+    found = results(cell("1", 0, [estimate("grid", 0.7), estimate("hermite", 0.75)]))
+    ((rows, _),) = study.table(found).groups
+    assert [row.texts[:5] for row in rows] == [
+        ["hermite", "heldout", "30", "-5.00 ± 0.00", "+5.00 ± 0.00"],
+        ["grid", "heldout", "30", "-10.00 ± 0.00", "+0.00 ± 0.00"],
+    ]
+
+
+def test_losses_are_in_their_units():
+    grid = estimate("grid", -0.5)
+    record = cell("1", 0, [grid], federated=-0.75, local=-1.0, best=-0.25)
+    found = results(record) | {"metric": {"name": "loss", "percent": False}}
+    assert by_name(found)["grid"].regret.mean == -0.25
+    assert by_name(found)["grid"].worst_gain == 0.25
+    ((rows, _),) = study.models(found).groups
+    assert rows[0].texts == ["Dirichlet 1", "0.750", "1.00", "0.250", "0.250"]
+    (line,) = csv.DictReader(io.StringIO(study.csv_text(found)))
+    assert float(line["loss_1"]) == 0.5

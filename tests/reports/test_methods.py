@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from potara_jax.reports import document, methods
+from potara_jax.reports.formats import metric_of
+from potara_jax.reports.summary import PARENTS, summarise
+from tests.reports.records import by_hand
+from tests.reports.synthetic import METHODS, as_losses, synthetic
+
+# --- The findings --------------------------------------------------------------------
+
+
+def sentence(means):
+    """The finding of one heterogeneity; `means` are lists over seeds."""
+    results = synthetic(clients=1, heterogeneities=("0.1",), seeds=1, methods=1)
+    template = results["methods"][0]
+    results["methods"] = [
+        template | {"method": method, "seed": seed, "mean": mean}
+        for method, values in means.items()
+        for seed, mean in enumerate(values)
+    ]
+    (text,) = methods.findings(results)
+    return text
+
+
+def parents(federated, local):
+    return {PARENTS[0]: federated, PARENTS[1]: local}
+
+
+def test_the_lead_of_a_gain():
+    assert sentence(parents([0.841], [0.899]) | {"potara core": [0.912]}) == (
+        "With Dirichlet 0.1, potara core reaches 91.2 % against 84.1 % federated and "
+        "89.9 % local, a gain of +1.3 points over the better parent (one seed, so the "
+        "spread is unknown)."
+    )
+
+
+@pytest.mark.parametrize("mean", [0.88, 0.899, 0.8994])
+def test_the_lead_says_when_a_parent_is_not_beaten(mean):
+    text = sentence(parents([0.841], [0.899]) | {"potara core": [mean]})
+    assert "does not beat both of its parents" in text
+    assert "reaches" not in text
+
+
+def test_the_lead_says_when_a_gain_is_within_the_spread():
+    both = parents([0.5, 0.5], [0.6, 0.6])
+    assert "within the spread" in sentence(both | {"potara core": [0.60, 0.64]})
+    assert "within the spread" not in sentence(both | {"potara core": [0.68, 0.69]})
+
+
+def test_the_lead_names_a_better_method():
+    both = parents([0.5], [0.6]) | {"potara core": [0.7]}
+    assert sentence(both | {"Hermite": [0.75]}).endswith(
+        "; the best method that sees no test data is Hermite with 75.0 %."
+    )
+    assert "Hermite" not in sentence(both | {"Hermite": [0.65]})
+
+
+def test_the_lead_does_without_parents():
+    text = sentence({"potara core": [0.7]})
+    assert text == "With Dirichlet 0.1, potara core reaches 70.0 %."
+
+
+def test_the_lead_of_losses():
+    results = synthetic(clients=1, heterogeneities=("0.1",), seeds=1, methods=1)
+    template = results["methods"][0]
+    means = {"federated": -0.5, "local": -0.75, "potara core": -0.25}
+    results["methods"] = [
+        template | {"method": method, "mean": mean} for method, mean in means.items()
+    ]
+    results["metric"] = {"name": "loss", "percent": False}
+    assert methods.findings(results) == [
+        "With Dirichlet 0.1, potara core reaches a loss of 0.250 against 0.500 "
+        "federated and 0.750 local, a gain of +0.250 over the better parent (one seed, "
+        "so the spread is unknown)."
+    ]
+
+
+# --- The table -----------------------------------------------------------------------
+
+
+def cells(results, method):
+    """A method's texts by column."""
+    table = methods.table(results)
+    rows = [row for rows, _ in table.groups for row in rows]
+    texts = next(row.texts for row in rows if row.texts[0] == method)
+    return dict(zip(table.columns, texts, strict=True))
+
+
+def test_a_methods_row():
+    assert cells(by_hand(), "potara core") == {
+        "Method": "potara core",
+        "Accuracy %": "83.0 ± 9.9",
+        "Gain": "+5.5 ± 6.4",
+        "Worst 10 %": "63.0",
+        "Weight": "0.50",
+        "Bytes up": "1 kB",
+        "Bytes down": "2.5 kB",
+        "Local steps": "40",
+        "Parameters": "64",
+        "Training s": "2.5",
+    }
+
+
+def test_a_row_of_losses():
+    results = by_hand()
+    results["metric"] = {"name": "loss", "percent": False}
+    for record in results["methods"]:
+        record["mean"], record["worst_decile"] = record["mean"] - 1, -1.25
+    row = cells(results, "potara core")
+    assert (row["Loss"], row["Worst 10 %"]) == ("0.170 ± 0.099", "1.25")
+    assert row["Gain"] == "+0.0550 ± 0.064"
+
+
+def test_rows_are_grouped_and_marked():
+    table = methods.table(by_hand())
+    ((rows, title),) = table.groups
+    assert title == "Dirichlet 0.1"
+    kinds = {row.texts[0]: row.kind for row in rows}
+    assert kinds == {
+        "federated": "",
+        "local": "",
+        "potara core": "best",
+        "oracle †": "oracle",
+    }
+    assert methods.ORACLES in table.notes
+
+
+def test_without_oracles_none_are_explained():
+    results = by_hand()
+    results["methods"] = [r for r in results["methods"] if not r["oracle"]]
+    text = str(methods.table(results))
+    assert methods.ORACLES not in text and methods.DAGGER not in text
+
+
+def test_without_a_parent_the_gain_is_missing():
+    results = by_hand()
+    results["methods"] = [r for r in results["methods"] if r["method"] != "local"]
+    assert cells(results, "potara core")["Gain"] == "–"  # noqa: RUF001
+    assert methods.notes(summarise(results), metric_of(results)) == [methods.ORACLES]
+
+
+def test_one_seed_has_no_spread():
+    table = methods.table(synthetic(seeds=1))
+    assert "±" not in "".join(
+        t for rows, _ in table.groups for r in rows for t in r.texts
+    )
+    assert table.title == "Accuracy over clients: one seed"
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_table_fits_a_terminal_and_is_whole(width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    for table in methods.brief(synthetic(methods=len(METHODS))):
+        console.print(document.terminal(table))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for name in ("Dirichlet 0.1", "one task a client", *METHODS):
+        assert name in text
+
+
+# --- The report ----------------------------------------------------------------------
+
+
+def titles(results, folder):
+    return [section.title for section in methods.report(results, folder).sections]
+
+
+def test_the_report_has_every_part(tmp_path):
+    results = synthetic(clients=4, seeds=2)
+    assert titles(results, tmp_path) == [
+        "Methods",
+        "Accuracy",
+        "Between the local and the federated model",
+        "Sensitivity to the damping",
+        "Communication",
+        "Who holds what",
+        "Seconds of each phase",
+        "Clients left out",
+    ]
+    page = document.html(methods.report(results, tmp_path))
+    assert page.count("<img") == 5
+    assert "client 7 (round 3)" in page
+
+
+def test_the_figures_that_results_lack_are_left_out(tmp_path):
+    results = synthetic(clients=2, seeds=1) | {"diagnostics": []}
+    shown = titles(results, tmp_path)
+    assert shown == ["Methods", "Accuracy", "Seconds of each phase", "Clients left out"]
+
+
+def test_the_report_of_losses(tmp_path):
+    results = as_losses(synthetic(clients=2, seeds=1))
+    page = document.html(methods.report(results, tmp_path))
+    assert "Accuracy" not in page.replace("accuracy", "Accuracy").split("<details>")[0]
+
+
+def test_certainty_is_in_shares_of_clients():
+    results = synthetic(clients=2, heterogeneities=("0.1",), seeds=1)
+    entry = results["diagnostics"][0]
+    entry["segment"]["barrier"] = [0.0, 0.1]
+    entry["certainty"] = {
+        "moves_in_a_decade": [0.2, 0.3],
+        "low": [0.1, 0.2],
+        "high": [0.3, 0.6],
+    }
+    ((rows, _),) = methods.certainty(results).groups
+    assert [row.texts for row in rows] == [["Dirichlet 0.1", "100 %", "50 %", "0.30"]]
+
+
+def test_clients_left_out_are_listed_by_run():
+    results = synthetic(heterogeneities=("0.1",), seeds=1)
+    entry, left_out = results["diagnostics"][0], []
+    for number, client in [(1, 7), (4, 7), (2, 3)]:
+        left_out.append({"phase": "local", "round": number, "client": client})
+    entry["left_out"] = left_out
+    ((rows, _),) = methods.left_out(results).groups
+    assert [row.texts for row in rows] == [
+        [
+            *("Dirichlet 0.1", "0", "local"),
+            "client 7 (2 rounds, from 1 on), client 3 (round 2)",
+        ]
+    ]
+    entry["left_out"] = []
+    assert methods.left_out(results).text == "None: every update was finite."
+
+
+def test_seconds_are_means_over_seeds():
+    results = synthetic(heterogeneities=("0.1",), seeds=2)
+    for entry, spent in zip(results["diagnostics"], (10.0, 20.0), strict=True):
+        entry["seconds"] = {"base": 1.0, "merge": spent}
+    table = methods.seconds(results)
+    assert table.columns == ("Heterogeneity", "base", "merge", "total")
+    ((rows, _),) = table.groups
+    assert [row.texts for row in rows] == [["Dirichlet 0.1", "1.0", "15.0", "16.0"]]
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "said"), [(1.234, "epsilon 1.23 at delta 1e-05"), (None, "no account")]
+)
+def test_the_report_says_what_privacy_there_is(epsilon, said):
+    results = synthetic(clients=4, seeds=2)
+    assert methods.privacy(results) == []
+    results["settings"] |= {
+        "communication.privacy_clip": 1.0,
+        "communication.privacy_delta": 1e-5,
+    }
+    results["diagnostics"][0]["epsilon"] = epsilon
+    (sentence,) = methods.privacy(results)
+    assert said in sentence
