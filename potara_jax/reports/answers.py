@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from potara_jax.reports.document import Group, Row, Section, Table, Text
 from potara_jax.reports.formats import label, percent
 from potara_jax.reports.summary import Groups, Record, Results, mean_of, spread
@@ -45,7 +47,8 @@ def sections(results: Results) -> list[Section]:
     """The table and some answers; nothing where nothing was written."""
     if not results.get("written"):
         return []
-    return [Section(TITLE, (table(results), Text(_EXPLANATION), _samples(results)))]
+    untitled = dataclasses.replace(table(results), title="")
+    return [Section(TITLE, (untitled, Text(_EXPLANATION), _samples(results)))]
 
 
 def _samples(results: Results) -> Table:

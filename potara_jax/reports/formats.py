@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 MISSING = "–"  # noqa: RUF001
-_LABELS = {"tasks": "one task a client", "own": "the clients' own data"}
+_LABELS = {"tasks": "one task a client", "natural": "the clients' own data"}
 
 
 class Metric(NamedTuple):
