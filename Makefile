@@ -35,7 +35,7 @@ EXTRA = $(if $(small),$(SMALL_$@))
 MAKE_FILES = $(if $(small),$(FILES)/.made)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint digits tasks cifar100 commonsense flan compare study bench clean
+.PHONY: help install test lint wheel digits tasks cifar100 commonsense flan compare study bench clean
 
 help:  ## show this
 	@echo "targets (settings: PYTHON=$(PYTHON) JAX=$(JAX) VENV=$(VENV) ARGS= small=)"
@@ -59,9 +59,17 @@ $(FILES)/.made: | install
 test: install  ## run the tests
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
-lint: install  ## check style and imports
+lint: install  ## check style, imports and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+wheel: install  ## build a wheel, and check it in an environment of its own
+	rm -rf $(VENV)/wheel $(VENV)/wheel-env build *.egg-info
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(VENV)/wheel .
+	$(PYTHON) -m venv $(VENV)/wheel-env
+	$(VENV)/wheel-env/bin/python -m pip install --quiet $(VENV)/wheel/*.whl
+	cd $(VENV)/wheel && ../wheel-env/bin/python $(CURDIR)/tests/check_wheel.py
 
 digits: install  ## federate and personalise a ViT on handwritten digits (8 minutes on 2 cores)
 	$(BIN)/potara run digits $(EXTRA) $(ARGS)

@@ -32,9 +32,10 @@ from potara_jax.jobs import contenders
 from potara_jax.jobs.contenders import Contender, Trained
 from potara_jax.jobs.job import Record, best_line
 from potara_jax.jobs.table import table_results
-from potara_jax.reports import comparison, methods
+from potara_jax.reports import comparison, document
+from potara_jax.reports.clients import clients_csv
 from potara_jax.reports.document import Report
-from potara_jax.runs.store import Cell, Store
+from potara_jax.runs.store import Store
 
 _MARKS = 6
 
@@ -91,9 +92,9 @@ class Compare:
             },
         }
 
-    def summary(self, cell: Cell, record: Record) -> str:
+    def summary(self, at: Context, record: Record) -> str:
         """The best method."""
-        return best_line(cell, record["methods"])
+        return best_line(at, record["methods"])
 
     def results(self, records: list[Record]) -> Record:
         """All rows, diagnostics and accounts of privacy."""
@@ -101,7 +102,11 @@ class Compare:
 
     def files(self, results: Record) -> Mapping[str, str]:
         """Every client's results."""
-        return {"clients.csv": methods.clients_csv(results)}
+        return {"clients.csv": clients_csv(results)}
+
+    def tables(self, results: Record, store: Store) -> list[document.Table]:
+        """What a terminal shows."""
+        return comparison.brief(results)
 
     def report(self, results: Record, store: Store, figures: Path) -> Report:
         """The comparison's tables and figures."""

@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Protocol
 from potara_jax.experiment.context import Context
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Problem
+from potara_jax.reports import document
 from potara_jax.reports.document import Report
-from potara_jax.runs.store import Cell, Store
+from potara_jax.reports.formats import Metric
+from potara_jax.runs.store import Store
 
 Record = dict[str, Any]
 
@@ -38,7 +40,7 @@ class Job(Protocol):
     def run_cell(self, at: Context) -> Record:
         """Run a cell, or what is left of it: its record."""
 
-    def summary(self, cell: Cell, record: Record) -> str:
+    def summary(self, at: Context, record: Record) -> str:
         """A cell in one line."""
 
     def results(self, records: list[Record]) -> Record:
@@ -46,6 +48,9 @@ class Job(Protocol):
 
     def files(self, results: Record) -> Mapping[str, str]:
         """Texts that go into the run folder, by file name."""
+
+    def tables(self, results: Record, store: Store) -> list[document.Table]:
+        """What a terminal shows."""
 
     def report(self, results: Record, store: Store, figures: Path) -> Report:
         """The report, whose figures are drawn into a folder."""
@@ -56,7 +61,12 @@ def preset(experiment: Experiment, job: Job) -> Experiment:
     return experiment.set({**job.presets, **experiment.presets.get(job.name, {})})
 
 
-def best_line(cell: Cell, records: list[Record]) -> str:
+def best_line(at: Context, records: list[Record]) -> str:
     """The best method of a cell, in a line."""
     best = max((r for r in records if not r["oracle"]), key=lambda r: r["mean"])
-    return f"{cell.name}: best is {best['method']} with {100 * best['mean']:.1f} %"
+    return f"{at.cell.name}: best is {best['method']} with {quantity(at, best['mean'])}"
+
+
+def quantity(at: Context, score: float) -> str:
+    """A score with its unit."""
+    return Metric(*at.problem.task.metric).quantity(score)

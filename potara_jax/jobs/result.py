@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from potara_jax.adapters.lora import Adapter
@@ -44,8 +43,7 @@ class Result:
 
     def tables(self) -> list[document.Table]:
         """All tables that a terminal shows."""
-        with TemporaryDirectory() as folder:
-            return list(self._document(Path(folder)).summary)
+        return self.job.tables(self.results, self.store)
 
     def report(self, folder: Path | str) -> Path:
         """Write the report with its figures and tables; the page's path."""

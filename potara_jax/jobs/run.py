@@ -147,7 +147,7 @@ def _all_cells(
             at = Context(experiment, problem, programs, cell, key, store, display)
             record = job.run_cell(at)
             store.end_cell(cell, record)
-            display.log(job.summary(cell, record))
+            display.log(job.summary(at, record))
     records = [store.cell(cell) for cell in cells]
     return job.results(records) | {"metric": problem.task.metric._asdict()}
 

@@ -42,9 +42,10 @@ from potara_jax.jobs.job import Record
 from potara_jax.merging import Client, Estimator, registry
 from potara_jax.merging.damping import DAMPINGS
 from potara_jax.merging.registry import WeightEntry, Work
-from potara_jax.reports import study
+from potara_jax.reports import document, study
 from potara_jax.reports.document import Report
-from potara_jax.runs.store import Cell, Store
+from potara_jax.reports.formats import Metric
+from potara_jax.runs.store import Store
 
 NUMBERS = (5, 10, 30, 100)
 _FEW = NUMBERS[:3]
@@ -100,13 +101,12 @@ class Study:
             "estimates": _estimates(at, pair, curves),
         }
 
-    def summary(self, cell: Cell, record: Record) -> str:
+    def summary(self, at: Context, record: Record) -> str:
         """What a weight can gain."""
         parents = record["federated"], record["local"]
-        better = 100 * (record["best_constant"] - max(parents))
-        return (
-            f"{cell.name}: the best constant weight beats both models by {better:.1f}"
-        )
+        metric = Metric(*at.problem.task.metric)
+        gain = metric.difference(record["best_constant"] - max(parents))
+        return f"{at.cell.name}: the best constant weight beats both models by {gain}"
 
     def results(self, records: list[Record]) -> Record:
         """All cells."""
@@ -115,6 +115,10 @@ class Study:
     def files(self, results: Record) -> Mapping[str, str]:
         """Every estimate."""
         return {"study.csv": study.csv_text(results)}
+
+    def tables(self, results: Record, store: Store) -> list[document.Table]:
+        """What a terminal shows."""
+        return study.brief(results)
 
     def report(self, results: Record, store: Store, figures: Path) -> Report:
         """The weights in order of their regret, and figures."""

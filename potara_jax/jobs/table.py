@@ -15,9 +15,10 @@ from potara_jax.experiment.methods import KEPT
 from potara_jax.experiment.problem import Problem
 from potara_jax.experiment.rows import Row
 from potara_jax.jobs.job import Record, best_line
-from potara_jax.reports import methods
+from potara_jax.reports import document, methods
+from potara_jax.reports.clients import clients_csv
 from potara_jax.reports.document import Report
-from potara_jax.runs.store import Cell, Memory, Store
+from potara_jax.runs.store import Memory, Store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Table:
         _keep_models(at, rows)
         return record
 
-    def summary(self, cell: Cell, record: Record) -> str:
+    def summary(self, at: Context, record: Record) -> str:
         """The best method."""
-        return best_line(cell, record["methods"])
+        return best_line(at, record["methods"])
 
     def results(self, records: list[Record]) -> Record:
         """All rows, diagnostics and answers."""
@@ -56,7 +57,11 @@ class Table:
 
     def files(self, results: Record) -> Mapping[str, str]:
         """Every client's results."""
-        return {"clients.csv": methods.clients_csv(results)}
+        return {"clients.csv": clients_csv(results)}
+
+    def tables(self, results: Record, store: Store) -> list[document.Table]:
+        """What a terminal shows."""
+        return methods.brief(results)
 
     def report(self, results: Record, store: Store, figures: Path) -> Report:
         """The table, its figures, and how sure the weights are."""

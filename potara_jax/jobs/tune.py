@@ -29,10 +29,10 @@ from potara_jax.experiment.rows import mean_accuracy
 from potara_jax.experiment.settings import require_one_of
 from potara_jax.federated.registry import algorithms
 from potara_jax.federated.rounds import stack
-from potara_jax.jobs.job import Record
-from potara_jax.reports import tuning
+from potara_jax.jobs.job import Record, quantity
+from potara_jax.reports import document, tuning
 from potara_jax.reports.document import Report
-from potara_jax.runs.store import Cell, Store
+from potara_jax.runs.store import Store
 
 RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)
 _OTHER = {  # where a step size of another kind matters more than the clients'
@@ -82,11 +82,11 @@ class Tune:
                 scored.append({"algorithm": name, "trial": trial, "mean": mean})
         return {**at.cell._asdict(), "trials": scored}
 
-    def summary(self, cell: Cell, record: Record) -> str:
+    def summary(self, at: Context, record: Record) -> str:
         """The best trial."""
         best = max(record["trials"], key=lambda trial: trial["mean"])
-        mean = f"{100 * best['mean']:.1f} %"
-        return f"{cell.name}: best is {best['algorithm']} with {mean}"
+        score = quantity(at, best["mean"])
+        return f"{at.cell.name}: best is {best['algorithm']} with {score}"
 
     def results(self, records: list[Record]) -> Record:
         """The mean of every trial over cells, and the best of every algorithm."""
@@ -105,6 +105,10 @@ class Tune:
     def files(self, results: Record) -> Mapping[str, str]:
         """What an experiment can have as its `tuned`."""
         return {"tuned.json": json.dumps(results["best"], indent=1) + "\n"}
+
+    def tables(self, results: Record, store: Store) -> list[document.Table]:
+        """What a terminal shows."""
+        return tuning.brief(results)
 
     def report(self, results: Record, store: Store, figures: Path) -> Report:
         """The trials."""
