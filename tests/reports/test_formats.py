@@ -11,7 +11,7 @@ LOSS = Metric("loss", percent=False)
     ("heterogeneity", "text"),
     [
         *(("0.1", "Dirichlet 0.1"), ("1.0", "Dirichlet 1")),
-        *(("tasks", "one task a client"), ("own", "the clients' own data")),
+        *(("tasks", "one task a client"), ("natural", "the clients' own data")),
         *(("shards2", "2 shards a client"), ("by writer", "by writer")),
     ],
 )
