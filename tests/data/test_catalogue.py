@@ -82,7 +82,7 @@ def test_images_are_those_of_the_binary_files(
     )
 
 
-def test_what_cannot_be_had_is_said_in_one_line(tmp_path, monkeypatch):
+def test_a_missing_data_set_is_named_in_one_line(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     def fail(self, urls):
@@ -91,9 +91,10 @@ def test_what_cannot_be_had_is_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds.download.DownloadManager, "download", fail)
     with pytest.raises(ValueError, match="data set bool_q is not in") as error:
         catalogue.texts(SOURCES["bool_q"], "train", tmp_path)
-    told = str(error.value)
-    assert "(no network at all)" in told and f"copy {tmp_path / 'bool_q'} here" in told
-    assert "\n" not in told and "delete" not in told
+    message = str(error.value)
+    assert "(no network at all)" in message
+    assert f"copy {tmp_path / 'bool_q'} here" in message
+    assert "\n" not in message and "delete" not in message
 
 
 def test_a_damaged_data_set_is_named(tmp_path, monkeypatch):

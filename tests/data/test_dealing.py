@@ -37,16 +37,18 @@ def test_too_many_clients_are_refused():
         deal("tasks", 48)
 
 
-PARTS = {"heldout": np.arange(0, 240, 4), "test": np.arange(1, 240, 4)}
+PARTS = dealing.Parts(
+    train=np.flatnonzero(np.arange(240) % 4 > 1),
+    heldout=np.arange(0, 240, 4),
+    test=np.arange(1, 240, 4),
+)
 
 
-def federation(heterogeneity="tasks", clients=6, **how):
-    own = np.arange(240) % 4 > 1
-    places = np.flatnonzero(own)
+def federation(heterogeneity="tasks", clients=6, **options):
     rng = np.random.default_rng(0)
-    dealt = dealing.deal(rng, STRATA[places], heterogeneity, clients=clients)
-    groups = [places[group] for group in dealt]
-    return dealing.federate(rng, POOL, STRATA, PARTS, groups, heldout=10, **how)
+    groups = dealing.deal(rng, STRATA[PARTS.train], heterogeneity, clients=clients)
+    groups = [PARTS.train[group] for group in groups]
+    return dealing.federate(rng, POOL, STRATA, PARTS, groups, heldout=10, **options)
 
 
 def test_a_client_of_one_task_is_measured_and_tested_on_it_alone():
@@ -84,10 +86,57 @@ def test_parts_are_disjoint():
 
 def test_a_client_of_many_strata_still_has_every_part():
     strata, owner = np.arange(20) % 10, np.repeat([0, 1], 10)
-    shares = {"train": 0.6, "heldout": 0.2, "test": 0.2}
-    pool, how = Batch(jnp.arange(20.0)[:, None], jnp.asarray(strata)), {"heldout": 4}
-    rng = np.random.default_rng(0)
-    found = dealing.owned(rng, pool, strata, owner, shares=shares, test=4, **how)
+    pool = Batch(jnp.arange(20.0)[:, None], jnp.asarray(strata))
+    found = dealing.natural(pool, owner, strata, 0, heldout=4, test=4)
     assert found.train.count.tolist() == [6, 6]
     assert found.heldout.count.tolist() == [2, 2]
     assert (np.asarray(found.test.weight) > 0).sum(1).tolist() == [2, 2]
+
+
+def test_natural_clients_have_their_examples_alone():
+    owner = np.arange(240) % 3
+    found = dealing.natural(POOL, owner, STRATA, 1, heldout=10, test=12)
+    for client in range(3):
+        parts = [
+            np.asarray(found.train.index[client, : found.train.count[client]]),
+            np.asarray(found.heldout.index[client, : found.heldout.count[client]]),
+            np.asarray(found.test.index[client])[found.test.weight[client] > 0],
+        ]
+        index = np.concatenate(parts)
+        assert set(owner[index]) == {client}
+        assert len(set(index.tolist())) == len(index)
+    np.testing.assert_array_equal(found.task, range(3))
+
+
+def test_examples_for_tests_alone_are_the_tests():
+    testing = np.arange(240) % 5 == 0
+    parts = dealing.split(np.random.default_rng(0), STRATA, testing=testing)
+    np.testing.assert_array_equal(parts.test, np.flatnonzero(testing))
+    assert sorted(np.concatenate(parts)) == list(range(240))
+    found = dealing.dealt(
+        POOL, STRATA, "0.5", 3, clients=4, heldout=5, test=6, testing=testing
+    )
+    tested = np.asarray(found.test.index)[np.asarray(found.test.weight) > 0]
+    assert testing[tested].all()
+
+
+def test_clients_in_a_block_of_the_pool_have_the_same_examples_there():
+    plain, moved = federation(), federation(blocks=np.array([0, 240] * 3))
+    for name in ("train", "heldout"):
+        before, after = getattr(plain, name), getattr(moved, name)
+        for client, count in enumerate(before.count):
+            shift = np.asarray(after.index - before.index)[client, :count]
+            assert set(shift.tolist()) == {240 * (client % 2)}
+    shift = np.asarray(moved.test.index - plain.test.index)
+    assert (shift == 240 * (np.arange(6) % 2)[:, None]).all()
+
+
+def test_a_test_that_is_not_compact_has_all_examples_for_everyone():
+    compact, common = federation(), federation(compact=False)
+    assert common.test.index.shape == (6, len(PARTS.test))
+    for client in range(6):
+        counted = np.asarray(common.test.weight[client]) > 0
+        index = np.asarray(common.test.index[client])[counted]
+        kept = np.asarray(compact.test.weight[client]) > 0
+        expected = np.asarray(compact.test.index[client])[kept]
+        np.testing.assert_array_equal(index, expected)

@@ -71,7 +71,7 @@ def test_a_folder_has_a_class_a_sub_folder(tmp_path):
 def test_images_are_resized_where_that_is_asked_for(tmp_path):
     own = folder(tmp_path / "own")
     Image.fromarray(RNG.integers(0, 256, (9, 7, 3), np.uint8)).save(own / "cat/x.png")
-    with pytest.raises(ValueError, match=r"x\.png is 9 x 7 x 3.*--side"):
+    with pytest.raises(ValueError, match=r"x\.png is 9 x 7 x 3.*set side"):
         images.read([own])
     assert images.read([own], side=8).images.shape == (6, 8, 8, 3)
     path = saved(tmp_path / "a.npz", images=PIXELS, labels=LABELS)
@@ -97,7 +97,7 @@ BAD = [
     ({"images": PIXELS, "labels": LABELS, "names": list("aba")}, "two classes 'a'"),
     (
         {"images": PIXELS, "labels": LABELS, "names": ["a", "b", "\udcff"]},
-        "names are no texts",
+        "names are not valid text",
     ),
 ]
 
@@ -149,14 +149,19 @@ def test_hidden_files_are_passed_over_and_grey_images_join_coloured_ones(tmp_pat
     assert found.images.shape == (6, 4, 4, 3)
     np.testing.assert_array_equal(found.images[2], np.repeat(PIXELS[5, ..., :1], 3, -1))
     Image.fromarray(np.full((4, 4), 60000, np.uint16)).save(own / "dog" / "9.png")
-    with pytest.raises(ValueError, match=r"9\.png .*8 bits a colour"):
+    with pytest.raises(ValueError, match=r"9\.png .*8 bits per colour"):
         images.read([own])
 
 
 def test_an_image_is_there_once_and_not_at_all_where_its_labels_differ():
     own = PIXELS[[0, 1, 0, 2, 1, 3]]
-    found, again, unclear = images.once(
-        images.Images(own, np.array([0, 1, 0, 1, 0, 1]), ("a", "b"))
+    lines = []
+    found = images.without_duplicates(
+        images.Images(own, np.array([0, 1, 0, 1, 0, 1]), ("a", "b")), lines.append
     )
     np.testing.assert_array_equal(found.images, PIXELS[[0, 2, 3]])
-    assert (found.labels.tolist(), again, unclear) == ([0, 1, 1], 3, 2)
+    assert found.labels.tolist() == [0, 1, 1]
+    assert lines == [
+        "3 images are duplicates: one of each is kept",
+        "2 of them have copies with another label: none of those is kept",
+    ]

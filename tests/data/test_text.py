@@ -57,7 +57,7 @@ def test_labels_of_several_files_are_those_of_one_task(tmp_path):
         [0, 0],
         [1, 2],
     ]
-    with pytest.raises(ValueError, match="the label 'b' alone"):
+    with pytest.raises(ValueError, match="only the label 'b'"):
         text.read(tmp_path / "a")
 
 
@@ -72,7 +72,7 @@ BAD = [
     (b'{"text": "x", "label": 1}\n[1]', "line 2 is no JSON object"),
     (
         b'{"text": "x", "label": 1}\n{"text": "x"}',
-        "line 2: there is no label; it must be a text or",
+        "line 2: label is missing; it must be a text or",
     ),
     (b'{"text": 3, "label": 1}', "line 1: text is 3"),
     (b'{"text": "x", "label": 1}\n{"text": null, "label": 1}', "line 2: text is None"),
@@ -90,7 +90,7 @@ BAD = [
     (b'{"text": "x", "label": " "}', "line 1: the label is blank"),
     (b'\n\n{"a": "x"}', "line 3 has a"),
     (b'{"question": "x"}', "line 1 has question: it needs choices, gold, query; or"),
-    (b"\xff\xfe", "no UTF-8"),
+    (b"\xff\xfe", "not UTF-8"),
     (b"", "holds no examples"),
 ]
 
@@ -226,18 +226,18 @@ def test_generated_answers_are_right(task):
 
 
 def test_generated_examples_are_all_different_and_of_the_seed():
-    make = lambda seed: generated.make(np.random.default_rng(seed), "unit", 300)
+    make = lambda seed: generated.generate(np.random.default_rng(seed), "unit", 300)
     assert len({example.prompt for example in make(0)}) == 300
     assert make(0) == make(0) != make(1)
     with pytest.raises(ValueError, match="fewer than 9000"):
-        generated.make(np.random.default_rng(0), "unit", 9000)
+        generated.generate(np.random.default_rng(0), "unit", 9000)
 
 
 def test_long_inputs_are_longer():
     rng = np.random.default_rng(0)
     for task in generated.TASKS:
         sizes = [
-            max(len(x.prompt) for x in generated.make(rng, task, 150, long=long))
+            max(len(x.prompt) for x in generated.generate(rng, task, 150, long=long))
             for long in (False, True)
         ]
         assert sizes[0] <= sizes[1]
@@ -251,7 +251,7 @@ def test_packed_rows_hold_every_text_once(sizes):
         for number, (prompt, answer) in enumerate(sizes)
     ]
     choices, _ = tokens.encode(examples, tokens.of_bytes(), context=40)
-    found = tokens.packed(choices)
+    found = tokens.pack_texts(choices)
     texts = []
     for row in range(len(found.tokens)):
         for number in range(1, found.segment[row].max() + 1):
