@@ -1,0 +1,89 @@
+"""Bases are pre-trained once, and kept by what determines them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from potara_jax.data.federation import Batch
+from potara_jax.experiment.problem import Resources
+from potara_jax.experiment.problems import bases
+from potara_jax.experiment.settings import Pretraining
+
+EXAMPLES = Batch(jnp.arange(12.0).reshape(6, 2), jnp.arange(6))
+SETTINGS = Pretraining(steps=4, batch_size=2, learning_rate=0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    width: int = 2
+
+
+def init(key):
+    return {"layer": {"w": jax.random.normal(key, (2,))}}
+
+
+def loss(params, batch):
+    return (batch.inputs @ params["layer"]["w"] - batch.labels) ** 2
+
+
+def pretrain(
+    resources, *, config=None, settings=SETTINGS, examples=EXAMPLES, **options
+):
+    return bases.pretrained(
+        config or Config(), init, loss, examples, settings, resources, **options
+    )
+
+
+def same(first, second) -> bool:
+    return np.array_equal(first["layer"]["w"], second["layer"]["w"])
+
+
+def test_the_cache_has_what_was_trained(tmp_path):
+    lines = []
+    resources = Resources(tmp_path, lines.append)
+    first = pretrain(resources)
+    assert lines[0] == "pre-training the base" and len(lines) == 5
+    assert lines[-1].startswith("base: step 4 of 4, loss ")
+    assert same(first, pretrain(resources)) and len(lines) == 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": Config(width=3)},
+        {"settings": dataclasses.replace(SETTINGS, seed=1)},
+        {"settings": dataclasses.replace(SETTINGS, learning_rate=0.2)},
+        {"settings": dataclasses.replace(SETTINGS, batch_size=3)},
+        {"settings": dataclasses.replace(SETTINGS, steps=5)},
+        {"examples": EXAMPLES._replace(labels=EXAMPLES.labels + 1)},
+    ],
+)
+def test_another_recipe_is_another_base(change, tmp_path):
+    pretrain(Resources(tmp_path))
+    pretrain(Resources(tmp_path), **change)
+    assert len(list((tmp_path / "bases").iterdir())) == 2
+
+
+def test_without_a_cache_nothing_is_kept_and_the_base_is_the_same(tmp_path):
+    lines = []
+    kept = pretrain(Resources(tmp_path))
+    assert same(pretrain(Resources(None, lines.append)), kept)
+    assert lines[0] == "pre-training the base"
+
+
+def test_a_damaged_file_is_trained_again(tmp_path):
+    first = pretrain(Resources(tmp_path))
+    (path,) = (tmp_path / "bases").iterdir()
+    path.write_bytes(path.read_bytes()[:50])
+    lines = []
+    assert same(pretrain(Resources(tmp_path, lines.append)), first)
+    assert "is damaged; training it again" in lines[0]
+
+
+def test_without_a_report_the_steps_are_silent(tmp_path):
+    lines = []
+    pretrain(Resources(None, lines.append), report=False)
+    assert lines == ["pre-training the base"]
