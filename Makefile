@@ -1,6 +1,6 @@
 # potara_jax: `make digits` and `make test` need Python 3.11 or newer and nothing else.
 #   make install JAX=cuda13     another accelerator (cpu, cuda12, cuda13, tpu)
-#   make digits ARGS="--seeds 0 --clients 50"     any setting, see `make digits ARGS=--help`
+#   make digits ARGS="--cells.seeds 0 --cells.clients 50"     any setting, see `make digits ARGS=--help`
 #   make digits small=1         a few rounds, to see that everything works
 
 PYTHON ?= python3
@@ -8,28 +8,31 @@ JAX ?= cpu
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
-SMALL_digits := --out runs/digits-small --seeds 0 --heterogeneity 0.1 --clients 6 \
-	--federated-rounds 4 --local-rounds 3 --samples 10 --grid-points 5 --base-steps 60 \
-	--depth 1 --merges uniform grid ties
-SMALL_compare := --out runs/compare-small --seeds 0 --heterogeneity 0.1 --clients 4 \
-	--federated-rounds 4 --local-rounds 2 --samples 10 --grid-points 5 --base-steps 60 \
-	--depth 1 --merges uniform --algorithms fedsa flora
-SMALL_study := --out runs/study-small --seeds 10 --heterogeneity 0.1 --clients 4 \
-	--federated-rounds 4 --local-rounds 3 --samples 10 --grid-points 5 --base-steps 60 \
-	--depth 1
-SMALL_tasks := --out runs/tasks-small --seeds 0 --clients 4 --federated-rounds 3 \
-	--local-rounds 2 --samples 10 --grid-points 3 --base-steps 20 --merges uniform \
-	--targets q_proj v_proj
+SMALL_digits := --out runs/digits-small --cells.seeds 0 --cells.heterogeneity 0.1 \
+	--cells.clients 6 --federated.rounds 4 --local.rounds 3 --merging.samples 10 \
+	--merging.grid-points 5 --merging.methods uniform grid ties --pretraining.steps 60 --depth 1
+SMALL_compare := --out runs/compare-small --cells.seeds 0 --cells.heterogeneity 0.1 \
+	--cells.clients 4 --federated.rounds 4 --local.rounds 2 --merging.samples 10 \
+	--merging.grid-points 5 --merging.methods uniform --pretraining.steps 60 --depth 1 \
+	--algorithms fedsa flora
+SMALL_study := --out runs/study-small --cells.seeds 10 --cells.heterogeneity 0.1 \
+	--cells.clients 4 --federated.rounds 4 --local.rounds 3 --merging.samples 10 \
+	--merging.grid-points 5 --pretraining.steps 60 --depth 1
+SMALL_tasks := --out runs/tasks-small --cells.seeds 0 --cells.clients 4 --federated.rounds 3 \
+	--local.rounds 2 --merging.samples 10 --merging.grid-points 3 --merging.methods uniform \
+	--pretraining.steps 20 --lora.targets q_proj v_proj
 FILES := runs/small-files
-SMALL_suite := --data-dir $(FILES)/sets --checkpoint $(FILES)/llama --clients 8 \
-	--federated-rounds 2 --longer-rounds 3 --local-rounds 2 --samples 4 --grid-points 3 \
-	--context 96 --local-steps 2 --precision float32 --merges uniform
+SMALL_suite := --data-dir $(FILES)/sets --checkpoint $(FILES)/llama --context 96 \
+	--cells.clients 8 --training.steps 2 --federated.rounds 2 --federated.longer-rounds 3 \
+	--local.rounds 2 --merging.samples 4 --merging.grid-points 3 --merging.methods uniform \
+	--compute.precision float32
 SMALL_commonsense := --out runs/commonsense-small $(SMALL_suite)
 SMALL_flan := --out runs/flan-small $(SMALL_suite)
-SMALL_cifar100 := --out runs/cifar100-small --seeds 0 --heterogeneity 0.5 --clients 4 \
-	--data $(FILES)/sets --checkpoint $(FILES)/vit --federated-rounds 2 --longer-rounds 3 \
-	--local-rounds 2 --samples 10 --grid-points 3 --precision float32 --merges uniform \
-	--test-examples 40
+SMALL_cifar100 := --out runs/cifar100-small --data-dir $(FILES)/sets \
+	--checkpoint $(FILES)/vit --test-examples 40 --cells.seeds 0 --cells.heterogeneity 0.5 \
+	--cells.clients 4 --federated.rounds 2 --federated.longer-rounds 3 --local.rounds 2 \
+	--merging.samples 10 --merging.grid-points 3 --merging.methods uniform \
+	--compute.precision float32
 SMALL_bench := --out runs/bench-small --clients 2 --depth 1 --repeats 1 --most 4
 EXTRA = $(if $(small),$(SMALL_$@))
 MAKE_FILES = $(if $(small),$(FILES)/.made)
