@@ -20,7 +20,7 @@ from pathlib import Path
 
 from potara_jax.adapters import lora
 from potara_jax.adapters.lora import Params
-from potara_jax.clients.task import classification
+from potara_jax.clients.task import of_classes
 from potara_jax.data import digits
 from potara_jax.data.dealing import SHARDS
 from potara_jax.data.federation import Federation
@@ -87,7 +87,7 @@ def _pretrain(
     resources: Resources,
 ) -> Params:
     model, upstream = ViT(config), digits.upstream_images(images)
-    task = classification(lora.bind(model, scale=1.0))
+    task = of_classes(lora.bind(model, scale=1.0))
     return bases.pretrained(
         config,
         lambda key: model.init(key, upstream.inputs[:1])["params"],

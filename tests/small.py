@@ -1,8 +1,8 @@
-"""Tiny models and data sets in the true formats, for the small jobs.
+"""Tiny models and data sets in the formats of the real ones, for the small jobs.
 
     python -m tests.small FOLDER
 
-Below the folder: `sets`, prepared by tensorflow-datasets from files as their authors
+In the folder: `sets`, prepared by tensorflow-datasets from files as their authors
 publish them; `llama` and `vit`, Hugging Face folders with random weights.
 """
 
@@ -50,19 +50,19 @@ _VIT = {
 
 
 def sets(folder: Path, examples: int) -> None:
-    """All data sets of the catalogue, with so many examples a split."""
-    sources = catalogue.COMMONSENSE | catalogue.FLAN
+    """Write all data sets of the catalogue, with a number of examples per split."""
+    sources = {**catalogue.COMMONSENSE, **catalogue.FLAN}
     splits = {source.name: source.train for source in sources.values()}
-    given = {n: raw_sets.TEXTS[n](folder / "raw" / n, examples) for n in splits}
+    raw = {n: raw_sets.TEXTS[n](folder / "raw" / n, examples) for n in splits}
     path, _ = raw_sets.cifar(folder / "raw" / "cifar", 10 * examples, classes=10)
-    for name, files in (given | {"cifar100": path}).items():
+    for name, files in (raw | {"cifar100": path}).items():
         with pytest.MonkeyPatch.context() as patch:
             raw_sets.downloads(patch, files)
             catalogue.records(name, splits.get(name, "train"), folder / "sets")
 
 
 def models(folder: Path) -> None:
-    """A Llama of bytes, and a ViT without a head."""
+    """Write a Llama of bytes, and a ViT without a head."""
     config, text = llama.config_of(_LLAMA), llama.Text(*(jnp.zeros((1, 4), int),) * 2)
     params = llama.Llama(config).init(jax.random.key(0), text)["params"]
     weights.save(folder / "llama", params, llama.TABLE, _LLAMA)
@@ -71,18 +71,18 @@ def models(folder: Path) -> None:
     params = vit.ViT(config).init(jax.random.key(0), image)["params"]
     body = {name: x for name, x in params.items() if name != "head"}
     weights.save(folder / "vit", body, vit.TABLE, _VIT)
-    told = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (folder / "vit" / "preprocessor_config.json").write_text(json.dumps(told))
+    scaling = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "vit" / "preprocessor_config.json").write_text(json.dumps(scaling))
 
 
 def _bytes_tokenizer() -> tokenizers.Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: number for number, letter in enumerate(alphabet)}
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(["<begin>", "<end>", "<pad>"])
-    return made
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<begin>", "<end>", "<pad>"])
+    return tokenizer
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 
 from potara_jax.adapters import lora
 from potara_jax.adapters.lora import Params
-from potara_jax.clients.task import classification
+from potara_jax.clients.task import of_classes
 from potara_jax.data.federation import Batch
 from potara_jax.data.images import Images
 from potara_jax.experiment.experiment import Experiment
@@ -178,7 +178,7 @@ def _pretrain(
 ) -> Params:
     model, examples = ViT(config), batch(upstream)
     apply = lora.bind(model, scale=1.0)
-    task = classification(lambda base, adapter, x: apply(base, adapter, _scaled(x)))
+    task = of_classes(lambda base, adapter, x: apply(base, adapter, _scaled(x)))
     return bases.pretrained(
         config,
         lambda key: model.init(key, _scaled(examples.inputs[:1]))["params"],

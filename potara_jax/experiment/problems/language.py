@@ -17,7 +17,7 @@ import numpy as np
 
 from potara_jax.adapters import lora, precision
 from potara_jax.adapters.lora import Adapter, Params, Site
-from potara_jax.clients.task import answering, reading
+from potara_jax.clients.answering import of_answers, packed_loss
 from potara_jax.data import tokens
 from potara_jax.data.federation import Batch
 from potara_jax.data.text import Example
@@ -86,7 +86,7 @@ def problem(
     sites = lora.find_sites(module, text, targets=settings.targets)
     lora.check_rank(sites, settings.rank)
     kernels = lora.find_sites(module, text, targets=".*_proj")
-    task = answering(lora.bind(module, scale=settings.scale), normalise=normalise)
+    task = of_answers(lora.bind(module, scale=settings.scale), normalise=normalise)
     base = model.read()
     return Problem(
         task=task._replace(add=lora.bind_add(sites, scale=settings.scale)),
@@ -195,7 +195,7 @@ def pretrain(
       Its parameters.
     """
     model = Llama(config)
-    loss = reading(lora.bind(model, scale=1.0))
+    loss = packed_loss(lora.bind(model, scale=1.0))
     text = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example_text())
     return bases.pretrained(
         config,

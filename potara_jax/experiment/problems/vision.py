@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from potara_jax.adapters import lora, precision
 from potara_jax.adapters.lora import Apply, Params, Site
-from potara_jax.clients.task import Task, classification
+from potara_jax.clients.task import Task, of_classes
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import (
     ClientContents,
@@ -94,7 +94,7 @@ def _task(
     def prepared(apply: Apply) -> Apply:
         return lambda base, adapter, images: apply(base, adapter, prepare(images))
 
-    return classification(
+    return of_classes(
         prepared(lora.bind(module, scale=scale)),
         read=prepared(lora.bind_inputs(module, scale=scale)),
         features=prepared(lora.bind_input_of(module, _HEAD, scale=scale)),
