@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from potara_jax import experiment, jobs, merging
     from potara_jax.clients.adapters import train_adapters
-    from potara_jax.clients.objective import classification, objective
+    from potara_jax.clients.model_task import classification, objective
     from potara_jax.data.federation import Federation
     from potara_jax.experiment.experiment import Experiment
     from potara_jax.experiment.settings import (
@@ -49,8 +49,8 @@ __version__ = "0.2.0"
 _SETTINGS = "potara_jax.experiment.settings"
 _PLACES = {
     "Federation": "potara_jax.data.federation",
-    "classification": "potara_jax.clients.objective",
-    "objective": "potara_jax.clients.objective",
+    "classification": "potara_jax.clients.model_task",
+    "objective": "potara_jax.clients.model_task",
     "train_adapters": "potara_jax.clients.adapters",
     "Experiment": "potara_jax.experiment.experiment",
     **dict.fromkeys(("Cells", "Communication", "Compute", "Federated"), _SETTINGS),

@@ -18,7 +18,7 @@ from potara_jax.experiment.merges import measure_all
 from potara_jax.experiment.phases import Outcome, Phase, run_phase, until
 from potara_jax.experiment.rows import Parents, Row, record, table_rows
 from potara_jax.experiment.written import written
-from potara_jax.federated.rounds import stack, start
+from potara_jax.federated import stack, start
 
 _MARKS = 4
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import optax
 
+from potara_jax import federated
 from potara_jax.clients.axis import Layout
 from potara_jax.clients.mesh import everywhere, make_mesh
 from potara_jax.clients.task import Task
@@ -17,11 +18,12 @@ from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.phases import Evaluate, Phase
 from potara_jax.experiment.problem import Problem
 from potara_jax.experiment.settings import require_one_of
-from potara_jax.federated import factors, privacy, rounds, wire
+from potara_jax.federated import accounting, rounds, wire
 from potara_jax.federated.conditions import Conditions, size
 from potara_jax.federated.interface import Algorithm, Shared
+from potara_jax.federated.privacy import Privacy
 from potara_jax.federated.registry import algorithms
-from potara_jax.federated.wire import Privacy, Wire
+from potara_jax.federated.wire import Wire
 
 
 def training(experiment: Experiment, learning_rate: float | None = None) -> Train:
@@ -169,28 +171,19 @@ def model_rank(algorithm: Algorithm, problem: Problem) -> int | None:
     """The rank of an algorithm's model; None where that is not one adapter of the base
     as it was.
     """
-    if algorithm.changes_base:
-        return None
-    adapter = problem.adapter(jax.random.key(0))
     federation = next(iter(problem.federations.values()))
-
-    def model() -> Any:
-        begin = rounds.start(algorithm, rounds.stack(adapter, clients=1))
-        shared = Shared(problem.base, federation.pool)
-        shared = rounds.known(algorithm.turn(0), shared, begin.server, 0)
-        models = rounds.personalised(algorithm, shared, begin, clients=1)
-        return jax.tree.map(lambda x: x[0], models)
-
-    shapes = jax.eval_shape(model)
-    if jax.tree.structure(shapes) != jax.tree.structure(adapter):
-        return None
-    return factors.rank_of(shapes)
+    shared = Shared(problem.base, federation.pool)
+    adapter = problem.adapter(jax.random.key(0))
+    return federated.model_rank(algorithm, shared, adapter)
 
 
 def check_mergeable(experiment: Experiment, problem: Problem) -> None:
-    """Raise `ValueError` where the federated model is no single adapter to merge."""
+    """Raise `ValueError` where the federated model is no single adapter to merge, or
+    has no account of a privacy that is asked for.
+    """
     name, rank = experiment.federated.algorithm, experiment.lora.rank
     algorithm = make_algorithm(experiment, problem.task, name)
+    check_private(experiment, algorithm)
     if model_rank(algorithm, problem) != rank:
         raise ValueError(
             f"federated.algorithm is {name}: its model is not one adapter of the base, "
@@ -207,21 +200,28 @@ def check(experiment: Experiment) -> None:
     """
     size(conditions(experiment), experiment.cells.clients)
     if (private := wire_of(experiment).privacy) is not None:
-        privacy.epsilon(private, clients=2, cohort=1, rounds=1, delta=0.1)
+        accounting.epsilon(private, clients=2, cohort=1, rounds=1, delta=0.1)
+
+
+def check_private(experiment: Experiment, algorithm: Algorithm) -> None:
+    """Raise `ValueError` where privacy is asked for and cannot be accounted for."""
+    if wire_of(experiment).privacy is not None:
+        accounting.check(algorithm, conditions(experiment))
 
 
 def epsilon(experiment: Experiment, phase: Phase) -> float | None:
-    """Epsilon of a phase's rounds; None where there is no account of it.
+    """Epsilon of a phase's rounds; None without privacy, and for an algorithm that
+    declares that its server takes more than the clients' sum.
 
-    That is without privacy, or where an algorithm takes more than the clients' sum.
+    Raises `ValueError` for an algorithm that declares nothing.
     """
-    if phase.wire.privacy is None or not phase.algorithm.sum_only:
+    if phase.wire.privacy is None or phase.algorithm.sum_only is False:
         return None
-    present, cohort = size(phase.conditions, experiment.cells.clients)
-    return privacy.epsilon(
-        phase.wire.privacy,
-        clients=present,
-        cohort=cohort,
+    return accounting.account(
+        phase.algorithm,
+        phase.wire,
+        phase.conditions,
+        clients=experiment.cells.clients,
         rounds=phase.rounds,
         delta=experiment.communication.privacy_delta,
     )

@@ -18,8 +18,9 @@ from potara_jax.experiment.context import Context
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.federating import layout
 from potara_jax.experiment.phases import Outcome, Phase, run_phase
+from potara_jax.federated import Progress, make_round
 from potara_jax.federated.conditions import EVERYBODY
-from potara_jax.federated.rounds import Progress, frozen, make_round
+from potara_jax.federated.progress import frozen
 from potara_jax.federated.wire import AS_IT_IS
 
 

@@ -14,7 +14,7 @@ from potara_jax.experiment.context import Context
 from potara_jax.experiment.merges import Merges, Pair, combine
 from potara_jax.experiment.methods import EXACT, Method, merged_methods
 from potara_jax.experiment.phases import Outcome
-from potara_jax.federated.rounds import stack
+from potara_jax.federated import stack
 
 PARENT = "federated"  # the parent of a merge, where it is no other algorithm's model
 TUNED = "federated + fine-tuning"

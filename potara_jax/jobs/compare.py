@@ -26,8 +26,8 @@ from potara_jax.experiment.phases import Budget, Outcome, Phase, until
 from potara_jax.experiment.problem import Problem
 from potara_jax.experiment.rows import Parents, table_rows
 from potara_jax.experiment.settings import require_one_of
+from potara_jax.federated import stack
 from potara_jax.federated.registry import algorithms
-from potara_jax.federated.rounds import stack
 from potara_jax.jobs import contenders
 from potara_jax.jobs.contenders import Contender, Trained
 from potara_jax.jobs.job import Record, best_line
@@ -57,8 +57,14 @@ class Compare:
             require_one_of(name, "algorithms", algorithms())
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
-        """Raise `ValueError` where the federated model cannot be merged."""
+        """Raise `ValueError` where the federated model cannot be merged, or privacy is
+        asked for and an algorithm does not declare what its server takes.
+        """
         federating.check_mergeable(experiment, problem)
+        for name in self.names(experiment):
+            algorithm = federating.tuned_algorithm(experiment, problem.task, name)
+            if algorithm.sum_only is None:
+                federating.check_private(experiment, algorithm)
 
     def names(self, experiment: Experiment) -> list[str]:
         """The algorithms to compare, without those that every comparison has."""

@@ -6,7 +6,7 @@ import jax
 from rich.console import Console
 
 from potara_jax.adapters.lora import Params
-from potara_jax.clients.objective import ModelTask
+from potara_jax.clients.model_task import ModelTask
 from potara_jax.data.federation import Federation
 from potara_jax.experiment import federating
 from potara_jax.experiment.context import Context

@@ -27,8 +27,8 @@ from potara_jax.experiment.phases import Outcome, Phase
 from potara_jax.experiment.problem import Problem
 from potara_jax.experiment.rows import mean_accuracy
 from potara_jax.experiment.settings import require_one_of
+from potara_jax.federated import stack
 from potara_jax.federated.registry import algorithms
-from potara_jax.federated.rounds import stack
 from potara_jax.jobs.job import Record, quantity
 from potara_jax.reports import document, tuning
 from potara_jax.reports.document import Report

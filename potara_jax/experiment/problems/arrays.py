@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from potara_jax.adapters import lora
 from potara_jax.adapters.lora import Params
-from potara_jax.clients.objective import ModelTask
+from potara_jax.clients.model_task import ModelTask
 from potara_jax.data.federation import take
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Federations, Problem, adapter_maker
@@ -36,7 +36,7 @@ def problem(
     sites = task.sites(example, settings.targets)
     lora.check_rank(sites, settings.rank)
     return Problem(
-        task=task.at(settings.scale),
+        task=task.at(settings.scale, sites),
         base=base,
         adapter=adapter_maker(
             sites, rank=settings.rank, base=base, whole=settings.whole
