@@ -21,22 +21,29 @@ Objective = Callable[[Any, Batch], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """What a client does in a round: steps of an optimiser on batches of its examples.
+    """A client's training in a round: steps of an optimiser on its examples.
 
     `train(objective, params, pool, examples, key) -> (params, losses)` trains any
     parameters on `objective(params, batch) -> scalar` with a fresh optimiser. Batches
-    are drawn by `batch_index`. `losses` `[S]`, float32, are each step's, and NaN where
-    the client did not come so far, see `run_steps`.
+    are drawn by `batch_index`. `losses` `[S]`, float32, are each step's, and NaN for
+    steps that the client does not take, see `run_steps`.
     """
 
     optimizer: optax.GradientTransformation
     steps: int
     batch_size: int
 
-    def __call__(self, objective: Objective, params, pool: Batch, examples, key):
+    def __call__(
+        self,
+        objective: Objective,
+        params: Any,
+        pool: Batch,
+        examples: Ragged,
+        key: Array,
+    ) -> tuple[Any, Array]:
         """Train; see the class."""
 
-        def step(carry, row):
+        def step(carry: Any, row: Array) -> tuple[Any, Array]:
             params, state = carry
             loss, grads = jax.value_and_grad(objective)(params, take(pool, row))
             updates, state = self.optimizer.update(grads, state, params)
@@ -60,37 +67,51 @@ def run_steps(
 ) -> tuple[Any, Array]:
     """`carry` after a client's steps `step(carry, row) -> (carry, loss)`, and losses.
 
-    rows: `[S, B]`, a batch's indices a step. A client does the first `ceil(share * S)`
-    of them; the losses `[S, ...]` of the others are NaN. Clients that are computed at
-    once take as many steps together as the one of them that does the most.
+    rows: `[S, B]`, a batch's indices a step. A client takes the first `ceil(share * S)`
+    steps; the losses `[S, ...]` of the others are NaN. Clients that are computed at
+    once run for as long as the one of them with the most steps.
     """
     if examples.share is None:
         return jax.lax.scan(step, carry, rows)
     shape = jax.eval_shape(step, carry, rows[0])[1]
     none = jnp.full((len(rows), *shape.shape), jnp.nan, shape.dtype)
 
-    def do(number, state):
+    def take_step(number: Array, state: tuple[Any, Array]) -> tuple[Any, Array]:
         carry, losses = state
         carry, loss = step(carry, rows[number])
         return carry, losses.at[number].set(loss)
 
     last = jnp.ceil(examples.share * len(rows)).astype(jnp.int32)
-    return jax.lax.fori_loop(0, last, do, (carry, none))
+    return jax.lax.fori_loop(0, last, take_step, (carry, none))
 
 
-def batch_index(key: Array, examples: Ragged, *, steps: int, batch_size: int) -> Array:
+def batch_index(
+    key: Array,
+    examples: Ragged,
+    *,
+    steps: int,
+    batch_size: int,
+    first: Array | int = 0,
+) -> Array:
     """Indices `[S, B]` into the pool: one shuffle of the client's examples, in a cycle.
 
     Every example is used equally often, to within one. Example `i`'s place in the
     shuffle comes from `fold_in(key, i)`, so padding changes nothing.
+
+    Args:
+      key: the shuffle's key, consumed.
+      examples: one client's.
+      steps: `S`.
+      batch_size: `B`.
+      first: the number of the first of these steps, where some came before.
     """
     place = jnp.arange(examples.index.shape[0])
     draw = lambda i: jax.random.uniform(jax.random.fold_in(key, i))
     order = jnp.argsort(jnp.where(place < examples.count, jax.vmap(draw)(place), 2.0))
-    position = jnp.arange(steps * batch_size) % examples.count
-    return examples.index[order[position]].reshape(steps, batch_size)
+    position = first * batch_size + jnp.arange(steps * batch_size)
+    return examples.index[order[position % examples.count]].reshape(steps, batch_size)
 
 
 def client_key(key: Array, client: Array, round_number: Array | int) -> Array:
-    """A client's key in a round: of the run's key, the client and the round alone."""
+    """A client's key in a round: from the run's key, the client and the round alone."""
     return jax.random.fold_in(jax.random.fold_in(key, client), round_number)

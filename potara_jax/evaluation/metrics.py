@@ -19,13 +19,17 @@ from potara_jax.clients.task import Task
 from potara_jax.data.federation import Batch, Weighted, take
 
 Array = jax.Array
-# A model reads so many examples at once as have so many pixels, or so many tokens, of
-# which so many are of answers: each of those has the logits of a vocabulary.
-_MOST, _PIXELS, _TOKENS, _ANSWERS = 128, 2**16, 2**14, 2**11
+# Limits of what a model reads in one forward pass, to bound memory. Each token of an
+# answer has the logits of a vocabulary.
+_MAX_EXAMPLES, _MAX_NUMBERS, _MAX_TOKENS, _MAX_ANSWERS = 128, 2**16, 2**14, 2**11
 
 
 class Scores(NamedTuple):
-    """Each client's `accuracy` and `loss` on its own test distribution, `[C]`."""
+    """Each client's `accuracy` and `loss` on its test distribution, `[C]` each.
+
+    `accuracy` is the task's score, see `Task.metric`: minus the loss for a task that
+    has a loss alone.
+    """
 
     accuracy: Array
     loss: Array
@@ -37,41 +41,45 @@ def evaluator(task: Task, *, layout: Layout = AT_ONCE) -> Callable[..., Scores]:
     On a CPU one client at a time is fastest, because its activations fit the cache.
     """
 
-    def one(shared, adapter: Adapter, test: Weighted) -> Scores:
+    def evaluate(shared: Any, adapter: Adapter, test: Weighted) -> Scores:
         values = _of_examples(task, shared, adapter, test.index)
         return Scores(*(_mean(x, test.weight) for x in values))
 
-    make = lambda layout: over_clients(one, in_axes=(None, 0, 0), layout=layout)
+    make = lambda layout: over_clients(evaluate, in_axes=(None, 0, 0), layout=layout)
     return jit_over_clients(make, layout, lambda *args: len(args[2].weight))
 
 
 def common_evaluator(task: Task) -> Callable[..., Scores]:
-    """`evaluate(shared, adapter, test) -> Scores` of one model that all clients have.
+    """`evaluate(shared, adapter, test) -> Scores` of one model that all clients share.
 
-    The model sees every distinct test example once, and not once for every client.
+    The model sees every distinct test example once, not once a client.
     """
 
     @jax.jit
-    def one(shared, adapter: Adapter, index, place, weight) -> Scores:
+    def scores(
+        shared: Any, adapter: Adapter, index: Array, place: Array, weight: Array
+    ) -> Scores:
         values = _of_examples(task, shared, adapter, index)
         return Scores(*(_mean(x[place], weight) for x in values))
 
-    def evaluate(shared, adapter, test: Weighted) -> Scores:
+    def evaluate(shared: Any, adapter: Adapter, test: Weighted) -> Scores:
         index, place = np.unique(np.asarray(test.index), return_inverse=True)
         place = place.reshape(test.index.shape)
-        return one(shared, adapter, index, place, test.weight)
+        return scores(shared, adapter, index, place, test.weight)
 
     return evaluate
 
 
-def _of_examples(task: Task, shared, adapter, index: Array) -> tuple[Array, Array]:
-    """Whether every example of the pool's `index` `[M]` is right, and its loss."""
+def _of_examples(
+    task: Task, shared: Any, adapter: Adapter, index: Array
+) -> tuple[Array, Array]:
+    """The score and the loss of every example of the pool's `index` `[M]`."""
 
-    def some(rows) -> tuple[Array, Array]:
-        loss, correct = task.judge(shared.base, adapter, take(shared.pool, rows))
-        return correct, loss
+    def measure(rows: Array) -> tuple[Array, Array]:
+        loss, score = task.measure(shared.base, adapter, take(shared.pool, rows))
+        return score, loss
 
-    return in_parts(some, index, most=_at_once(task, shared.pool))
+    return in_parts(measure, index, most=_examples_at_once(task, shared.pool))
 
 
 def in_parts(of: Callable[[Array], Any], index: Array, *, most: int) -> Any:
@@ -85,29 +93,29 @@ def in_parts(of: Callable[[Array], Any], index: Array, *, most: int) -> Any:
     return jax.tree.map(flat, jax.lax.map(of, padded))
 
 
-def _at_once(task: Task, pool: Batch) -> int:
-    inputs = sum(leaf[0].size for leaf in jax.tree.leaves(pool.inputs))
-    most = _PIXELS // inputs
+def _examples_at_once(task: Task, pool: Batch) -> int:
+    size = sum(leaf[0].size for leaf in jax.tree.leaves(pool.inputs))
+    limit = _MAX_NUMBERS // size
     if task.sequences:
-        most = min(_TOKENS // inputs, _ANSWERS // pool.inputs.answers[0].size)
-    return max(1, min(_MOST, most))
+        limit = min(_MAX_TOKENS // size, _MAX_ANSWERS // pool.inputs.answers[0].size)
+    return max(1, min(_MAX_EXAMPLES, limit))
 
 
 def _mean(values: Array, weight: Array) -> Array:
-    """The weighted mean over the last axis; what has no weight may be infinite."""
+    """The weighted mean over the last axis; a value without weight may be infinite."""
     return jnp.where(weight > 0, weight * values, 0).sum(-1)
 
 
 def worst_decile(values: np.ndarray) -> float:
-    """The mean of the worst tenth of the clients (one at least)."""
+    """The mean of the worst tenth of the clients, of at least one."""
     ordered = np.sort(np.asarray(values, np.float64))
     return float(ordered[: max(1, len(ordered) // 10)].mean())
 
 
 def adapter_parameters(adapters: Adapter) -> int:
-    """Numbers that a client's model adds at inference, from adapters `[C, ...]`.
+    """The number of parameters that an adapter of `[C, ...]` adds at inference.
 
-    Examples that a model keeps are no parameters.
+    Examples that a client's model keeps do not count.
     """
     leaves = jax.tree.leaves(adapters, is_leaf=lambda x: isinstance(x, Batch))
     return sum(leaf[0].size for leaf in leaves if not isinstance(leaf, Batch))

@@ -152,6 +152,6 @@ def test_how_many_examples_are_read_at_once_changes_nothing(monkeypatch, most):
     whole = metrics.evaluator(task)(shared, adapter, test)
     first = jax.tree.map(lambda x: x[0], adapter)
     common = metrics.common_evaluator(task)(shared, first, test)
-    monkeypatch.setattr(metrics, "_MOST", most)
+    monkeypatch.setattr(metrics, "_MAX_EXAMPLES", most)
     assert_close(metrics.evaluator(task)(shared, adapter, test), whole)
     assert_close(metrics.common_evaluator(task)(shared, first, test), common)

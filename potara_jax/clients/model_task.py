@@ -1,0 +1,102 @@
+"""What clients learn on a Flax model, before LoRA is applied to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flax import linen as nn
+
+from potara_jax.adapters import lora
+from potara_jax.adapters.lora import Apply, Site
+from potara_jax.clients.task import Loss, Task, of_classes, of_loss
+from potara_jax.data.federation import Batch
+
+Arguments = Callable[[Any], tuple[Any, ...]]
+Sites = Mapping[str, Site]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelTask:
+    """A model and what is learned on it; `classification` and `objective` make one.
+
+    model: any Linen model. inputs: from a batch's inputs to the arguments of the model.
+    build: `build(scale, sites)`, see `at`.
+    """
+
+    model: nn.Module
+    inputs: Arguments
+    build: Callable[[float, Sites | None], Task]
+
+    def sites(self, batch: Batch, targets: str | Sequence[str]) -> dict[str, Site]:
+        """The kernels that targets name, traced with a batch; see `lora.find_sites`."""
+        arguments = self.inputs(batch.inputs)
+        return lora.find_sites(self.model, *arguments, targets=targets)
+
+    def at(self, scale: float, sites: Sites | None = None) -> Task:
+        """The task on the adapted model.
+
+        Args:
+          scale: the factor of every delta, `alpha / R`.
+          sites: the adapted kernels; without them the task has neither `add` nor
+            `inputs`, which some algorithms and merges need.
+        """
+        add = None if sites is None else lora.bind_add(sites, scale=scale)
+        return self.build(scale, sites)._replace(add=add)
+
+
+def arguments_of(inputs: Any) -> tuple[Any, ...]:
+    """A batch's inputs as a model's arguments: a tuple's items, or the inputs alone."""
+    return inputs if type(inputs) is tuple else (inputs,)
+
+
+def classification(
+    model: nn.Module, *, inputs: Arguments = arguments_of, head: str | None = None
+) -> ModelTask:
+    """Cross-entropy and accuracy of a model whose outputs are logits `[B, K]`.
+
+    Args:
+      model: any Linen model.
+      inputs: from a batch's inputs to the model's arguments, such as `lambda x: (x,
+        False)` for a model that also takes a flag. Default: a tuple is spread over the
+        arguments, anything else is the only one.
+      head: path of the module that reads the last hidden features, for algorithms that
+        compare clients by features; default: these compare logits.
+    """
+
+    def called(apply: Apply) -> Apply:
+        return lambda base, adapter, x: apply(base, adapter, *inputs(x))
+
+    def build(scale: float, sites: Sites | None) -> Task:
+        scanned = sites is None or any(site.stack for site in sites.values())
+        features = head and called(lora.bind_input_of(model, head, scale=scale))
+        return of_classes(
+            called(lora.bind(model, scale=scale)),
+            read=None if scanned else called(lora.bind_inputs(model, scale=scale)),
+            features=features or None,
+        )
+
+    return ModelTask(model, inputs, build)
+
+
+def objective(
+    model: nn.Module, loss: Loss, *, inputs: Arguments = arguments_of
+) -> ModelTask:
+    """A loss of any kind on a model; the score is minus the loss.
+
+    Args:
+      model: any Linen model.
+      loss: `loss(apply, batch) -> [B]`, one number an example. `apply(*arguments)` is
+        the adapted model, called as often as the loss needs: a ranking loss calls it
+        twice.
+      inputs: from a batch's inputs to arguments that the model can be traced with, to
+        find its kernels. Default: a tuple is spread over the arguments, anything else
+        is the only one.
+    """
+
+    def build(scale: float, sites: Sites | None) -> Task:
+        del sites
+        return of_loss(lora.bind(model, scale=scale), loss)
+
+    return ModelTask(model, inputs, build)
