@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from inspect import cleandoc
+from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Any, Union
 
@@ -47,7 +47,7 @@ def command(words: list[str]) -> tuple[Any, str]:
     union = Union[tuple(branches)]  # noqa: UP007, which is made of a tuple
     carry_out = {"__call__": lambda self: self.request()}
     kind = _dataclass("Command", [("request", Annotated[union, _BARE])], carry_out)
-    text = f"{cleandoc(type(job).__doc__)}\n\nAn experiment may also be a Python file."
+    text = f"{getdoc(job)}\n\nAn experiment may also be a Python file."
     return kind, text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from inspect import cleandoc
+from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,7 +52,7 @@ def _experiments() -> Iterator[tuple[str, ...]]:
 
 def _jobs() -> Iterator[tuple[str, ...]]:
     for name, job in jobs.JOBS.items():
-        yield name, cleandoc(job.__doc__).split("\n")[0]
+        yield name, str(getdoc(job)).split("\n")[0]
 
 
 def _algorithms() -> Iterator[tuple[str, ...]]:

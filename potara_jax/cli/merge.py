@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
-from inspect import cleandoc
+from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,7 +76,7 @@ def command(words: list[str]) -> tuple[Any, str]:
     fields = [(name, Annotated[part, bare]) for name, part in parts.items()]
     carry_out = {"__call__": lambda self: merge(self.merge, vars(self.options))}
     kind = dataclasses.make_dataclass("Command", fields, namespace=carry_out)
-    return kind, f"{cleandoc(Merge.__doc__)}\n\n{methods_help()}"
+    return kind, f"{getdoc(Merge)}\n\n{methods_help()}"
 
 
 def _options() -> Any:

@@ -136,7 +136,7 @@ def _communication(at: Context, parents: Parents, rows: list[Row]) -> list[dict]
     """Accuracy against bytes: of the federated model at some rounds, of the merges."""
     federated, last = parents.federated, at.experiment.federated.rounds
     points = [
-        _point(at, r.name, last, r.cost.bytes_up + r.cost.bytes_down, r.scores)
+        _point(at, r.name, last, r.cost.bytes_up + r.cost.bytes_down, r.scored)
         for r in rows
         if r.name in ("federated", TUNED, *_shown(at))
     ]

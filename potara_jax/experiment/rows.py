@@ -49,7 +49,7 @@ class Row(NamedTuple):
     """
 
     name: str
-    models: Adapter
+    models: Any
     cost: Cost
     weight: Any = None
     scores: Scores | None = None
@@ -57,6 +57,12 @@ class Row(NamedTuple):
     weighing: str | None = None
     merge: str | None = None
     parent: str | None = None
+
+    @property
+    def scored(self) -> Scores:
+        """The scores of a row that has them."""
+        assert self.scores is not None, f"{self.name} is not scored"
+        return self.scores
 
 
 def table_rows(
@@ -103,9 +109,16 @@ def merged_rows(at: Context, pair: Pair, merges: Merges, cost: Cost) -> list[Row
 
 
 def merged_row(
-    name: str, method: Method, models: Adapter, cost: Cost, weight: Any, **more: Any
+    name: str,
+    method: Method,
+    models: Adapter,
+    cost: Cost,
+    weight: Any,
+    *,
+    parent: str = PARENT,
+    scores: Scores | None = None,
 ) -> Row:
-    """A row of a merge, not scored unless `more` has the scores."""
+    """A row of a merge, by default not scored."""
     return Row(
         name,
         models,
@@ -113,7 +126,8 @@ def merged_row(
         _weight_by_module(weight),
         weighing=method.weighing.title,
         merge=method.combination.merge,
-        **{"parent": PARENT} | more,
+        parent=parent,
+        scores=scores,
     )
 
 
@@ -205,7 +219,12 @@ def cost(at: Context, outcome: Outcome) -> Cost:
 
 def together(first: Cost, second: Cost) -> Cost:
     """What two phases spent."""
-    return Cost(*(a + b for a, b in zip(first, second, strict=True)))
+    return Cost(
+        first.bytes_up + second.bytes_up,
+        first.bytes_down + second.bytes_down,
+        first.local_steps + second.local_steps,
+        first.seconds + second.seconds,
+    )
 
 
 # --- Records -------------------------------------------------------------------------
@@ -213,7 +232,7 @@ def together(first: Cost, second: Cost) -> Cost:
 
 def record(at: Context, row: Row) -> dict[str, Any]:
     """A row as `results.json` has it."""
-    accuracy = np.asarray(row.scores.accuracy, np.float64)
+    accuracy = np.asarray(row.scored.accuracy, np.float64)
     late = accuracy[at.present :]
     parameters = adapter_parameters(row.models)
     return {
@@ -223,11 +242,11 @@ def record(at: Context, row: Row) -> dict[str, Any]:
         "weighing": row.weighing,
         "merge": row.merge,
         "parent": row.parent,
-        "mean": mean_accuracy(at, row.scores),
+        "mean": mean_accuracy(at, row.scored),
         "worst_decile": worst_decile(accuracy[: at.present]),
         "newcomers": float(late.mean()) if late.size else None,
         "accuracy": accuracy.tolist(),
-        "loss": np.asarray(row.scores.loss, np.float64).tolist(),
+        "loss": np.asarray(row.scored.loss, np.float64).tolist(),
         "weights": as_lists(row.weight),
         **row.cost._asdict(),
         "inference_parameters": 0 if row.name == "base" else parameters,

@@ -39,10 +39,12 @@ class Prompts(NamedTuple):
 
 def written(at: Context, rows: list[Row]) -> list[dict[str, Any]]:
     """A record a method: means over clients of the metrics, and some answers."""
-    if at.problem.writer is None:
+    writer = at.problem.writer
+    if writer is None:
         return []
     prompts = _prompts(at.federation)
-    return [_record(at, row, prompts) for row in rows if row.name in _SHOWN and prompts]
+    shown = [row for row in rows if row.name in _SHOWN and prompts]
+    return [_record(at, writer, row, prompts) for row in shown]
 
 
 def _prompts(federation: Federation) -> dict[int, Prompts]:
@@ -65,10 +67,12 @@ def _prompts(federation: Federation) -> dict[int, Prompts]:
     return {client: one(*tests) for client, tests in clients if tests[1].any()}
 
 
-def _record(at: Context, row: Row, prompts: dict[int, Prompts]) -> dict[str, Any]:
-    pairs = {client: _pairs(at, row, client, some) for client, some in prompts.items()}
+def _record(
+    at: Context, writer: Writer, row: Row, prompts: dict[int, Prompts]
+) -> dict[str, Any]:
+    pairs = {c: _pairs(at, writer, row, c, some) for c, some in prompts.items()}
     scores = {name: _mean(metric, pairs, prompts) for name, metric in METRICS.items()}
-    text = at.problem.writer.text
+    text = writer.text
     read = lambda some, i: text(map(int, some.prompts[i][: some.counts[i]])).strip()
     samples = [
         {"client": c, "prompt": read(prompts[c], i), "written": w, "right": r}
@@ -78,14 +82,16 @@ def _record(at: Context, row: Row, prompts: dict[int, Prompts]) -> dict[str, Any
     return {"method": row.name, **at.cell._asdict(), **scores, "samples": samples}
 
 
-def _pairs(at: Context, row: Row, client: int, some: Prompts) -> list[tuple[str, str]]:
+def _pairs(
+    at: Context, writer: Writer, row: Row, client: int, some: Prompts
+) -> list[tuple[str, str]]:
     """What a client's model writes, and what is right, example by example."""
     adapter = jax.tree.map(lambda x: x[client], row.models)
-    program = at.programs.once("write", lambda: writing(at.problem.writer))
+    program = at.programs.once("write", lambda: writing(writer))
     prompts, counts = jnp.asarray(some.prompts), jnp.asarray(some.counts)
     length = some.answers.shape[-1]
     tokens = np.asarray(program(at.problem.base, adapter, prompts, counts, length))
-    _, text, stop = at.problem.writer
+    _, text, stop = writer
     ended = partial(itertools.takewhile, lambda token: token not in (stop, -1))
     say = lambda tokens: text(ended(map(int, tokens))).strip()
     real = np.count_nonzero(some.weight)

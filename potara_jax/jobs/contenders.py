@@ -169,7 +169,7 @@ def _bytes(spent: Cost) -> int:
 
 def _fixed(at: Context, row: Row, budget: Cost) -> Record:
     """What a method has at the budgets that can only be had as a whole."""
-    mean = mean_accuracy(at, row.scores)
+    mean = mean_accuracy(at, row.scored)
     bytes_fit = _bytes(row.cost) <= _bytes(budget)
     steps_fit = row.cost.local_steps <= budget.local_steps
     return {

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import jax
 
 from potara_jax.adapters import peft
-from potara_jax.adapters.lora import Adapter
+from potara_jax.adapters.lora import Adapter, Params
 from potara_jax.experiment.problem import Problem
 from potara_jax.models import publishing
 from potara_jax.runs.store import Cell
@@ -63,40 +63,44 @@ def write_models(
     checkpoint. Raises `ValueError` for models that have no form, or folders that cannot
     be written.
     """
-    if problem.form is None:
+    published = problem.form
+    if published is None:
         raise ValueError("these models have no form to be written in")
     folders = check_free(out, list(adapters), clients, form)
-    base = _base(problem, out, form)
+    base = _base(problem.base, published, out, form)
     for (cell, client), folder in folders.items():
         adapter = jax.tree.map(lambda x, at=client: x[at], adapters[cell])
-        _write(folder, adapter, problem, base, form)
+        _write(folder, adapter, problem.base, published, base, form)
     return len(folders)
 
 
-def _base(problem: Problem, out: Path, form: Form) -> str:
+def _base(params: Params, published: publishing.Form, out: Path, form: Form) -> str:
     """What adapters are for: the checkpoint, or the base beside them."""
-    if checkpoint := problem.form.checkpoint:
+    if checkpoint := published.checkpoint:
         path = Path(checkpoint).expanduser()
         return str(path.resolve()) if path.is_dir() else checkpoint
     folder = out / "base"
-    if not form.folded and problem.form.table is not None:
-        publishing.write_base(folder, problem.base, problem.form, dtype=form.dtype)
+    if not form.folded and published.table is not None:
+        publishing.write_base(folder, params, published, dtype=form.dtype)
     return str(folder.resolve())
 
 
 def _write(
-    folder: Path, adapter: Adapter, problem: Problem, base: str, form: Form
+    folder: Path,
+    adapter: Adapter,
+    params: Params,
+    published: publishing.Form,
+    base: str,
+    form: Form,
 ) -> None:
     if form.folded:
-        publishing.write_folded(
-            folder, problem.base, adapter, problem.form, dtype=form.dtype
-        )
-    else:
-        publishing.write_adapter(
-            folder,
-            adapter,
-            problem.form,
-            base=base,
-            dtype=form.dtype,
-            overwrite=form.overwrite,
-        )
+        publishing.write_folded(folder, params, adapter, published, dtype=form.dtype)
+        return
+    publishing.write_adapter(
+        folder,
+        adapter,
+        published,
+        base=base,
+        dtype=form.dtype,
+        overwrite=form.overwrite,
+    )
