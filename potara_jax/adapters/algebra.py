@@ -10,7 +10,7 @@ All products are taken in float32 at full precision, also on a TPU.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -32,15 +32,17 @@ def _transpose(x: Array) -> Array:
     return jnp.swapaxes(x, -1, -2)
 
 
-def _one_by_one(decompose: Callable[..., tuple[Array, ...]]):
+def _one_by_one(
+    decompose: Callable[..., tuple[Array, ...]],
+) -> Callable[..., tuple[Array, ...]]:
     """A matrix decomposition over leading axes, one matrix at a time on a CPU.
 
-    Batched LAPACK calls of jaxlib (0.10) hand their matrices to the very thread pool
-    that they run on and wait: as many calls at once as there are threads never end.
+    Batched LAPACK calls of jaxlib (0.10) wait for tasks on the thread pool that they
+    run on: as many calls at once as the pool has threads never end.
     """
     one = jax.custom_batching.sequential_vmap(decompose)
 
-    def batched(*matrices):
+    def batched(*matrices: Array) -> tuple[Array, ...]:
         sequential = one
         for _ in range(matrices[0].ndim - 2):
             sequential = jax.vmap(sequential)
@@ -75,16 +77,16 @@ def concatenate(*entries: Entry) -> Entry:
 
 
 def truncate(entry: Entry, *, rank: int) -> Entry:
-    """The nearest factors of a rank (Eckart-Young), as truncating the dense SVD gives.
+    """The nearest factors of a rank (Eckart-Young): a truncated SVD of the delta.
 
     QR of both factors, SVD of the small core `R_a R_b^T`, the largest `rank` singular
     values, whose square roots go to both sides. Cost `O((D + K) R^2 + R^3)`.
-    Raises `ValueError` where the factors have a smaller rank than the one asked for.
+    Raises `ValueError` where the factors have a smaller rank.
     """
     entry = plain(entry)
-    own = min(*entry["a"].shape[-2:], entry["b"].shape[-1])
-    if not 1 <= rank <= own:
-        raise ValueError(f"cannot truncate factors of rank {own} to rank {rank}")
+    largest = min(*entry["a"].shape[-2:], entry["b"].shape[-1])
+    if not 1 <= rank <= largest:
+        raise ValueError(f"cannot truncate factors of rank {largest} to rank {rank}")
     left, core_left = qr(entry["a"])
     right, core_right = qr(_transpose(entry["b"]))
     core = product(core_left, _transpose(core_right))
@@ -116,7 +118,7 @@ def joint_basis(*entries: Entry) -> Basis:
     return Basis(product(left, u), _transpose(product(right, v)))
 
 
-def _cores(entries) -> tuple[Array, Array, list[Array]]:
+def _cores(entries: Sequence[Entry]) -> tuple[Array, Array, list[Array]]:
     """Orthonormal bases of all factors, and every delta between them."""
     entries = [plain(entry) for entry in entries]
     left, r_left = qr(jnp.concatenate([e["a"] for e in entries], -1))
@@ -132,7 +134,7 @@ def _principal(matrix: Array) -> Array:
 
 
 def rows(right: Array, entry: Entry) -> Array:
-    """What a delta is in a basis of its outputs: `a (b right^T)` `[..., D, R']`."""
+    """A delta's rows in a basis of its outputs: `a (b right^T)` `[..., D, R']`."""
     entry = plain(entry)
     return product(entry["a"], product(entry["b"], _transpose(right)))
 
@@ -144,78 +146,27 @@ def coordinates(basis: Basis, entry: Entry) -> Array:
     return product(inner, product(entry["b"], _transpose(basis.right)))
 
 
-def inner(first: Entry, second: Entry) -> Array:
-    """The inner product `<delta_1, delta_2> = tr(delta_1^T delta_2)`, shape `[...]`."""
-    first, second = plain(first), plain(second)
-    left = product(_transpose(first["a"]), second["a"])
-    right = product(first["b"], _transpose(second["b"]))
-    return (left * right).sum((-2, -1))
-
-
 def norm(entry: Entry) -> Array:
     """The Frobenius norm of the delta, `[...]`, through QR of both factors."""
     _, _, (core,) = _cores([entry])
     return jnp.sqrt((core * core).sum((-2, -1)))
 
 
-def distance(first: Entry, second: Entry) -> Array:
-    """The Frobenius norm of `delta_1 - delta_2`, `[...]`; exact where they are near.
-
-    (`|x|^2 + |y|^2 - 2 <x, y>` would cancel.)
-    """
-    second = plain(second)
-    return norm(concatenate(first, {"a": -second["a"], "b": second["b"]}))
-
-
-class Angles(NamedTuple):
-    """Principal angles between two deltas, in radians, ascending, `[..., R]`.
-
-    `inputs` between their column spaces in the inputs, `outputs` between their row
-    spaces in the outputs; `R` is the smaller rank.
-    """
-
-    inputs: Array
-    outputs: Array
-
-
-def principal_angles(first: Entry, second: Entry) -> Angles:
-    """The angles between the subspaces that two deltas read from and write to.
-
-    Cosines from the SVD of `Q_1^T Q_2`, small angles from the sines (Bjorck and Golub
-    1973). A direction that a delta does not use counts as perpendicular to all.
-    """
-    one, two = joint_basis(first), joint_basis(second)
-    return Angles(
-        _angles(one.left, two.left),
-        _angles(_transpose(one.right), _transpose(two.right)),
-    )
-
-
-def _angles(first, second) -> Array:
-    if first.shape[-1] < second.shape[-1]:
-        first, second = second, first
-    overlap = product(_transpose(first), second)
-    _, cosine, directions = svd(overlap)
-    aligned = product(second - product(first, overlap), _transpose(directions))
-    sine = jnp.sqrt((aligned * aligned).sum(-2))
-    return jnp.arctan2(jnp.where(cosine > _TOLERANCE, sine, 1.0), cosine)
-
-
 def balance(entry: Entry) -> Entry:
     """The same delta with factors of equal singular values: `a^T a = b b^T`, diagonal.
 
-    What is left of the gauge is an orthogonal matrix.
+    The gauge that remains is an orthogonal matrix.
     """
     entry = plain(entry)
     return truncate(entry, rank=min(*entry["a"].shape[-2:], entry["b"].shape[-1]))
 
 
 def align(reference: Entry, entry: Entry) -> Entry:
-    """The same delta as `entry`, with factors turned to be near the reference's.
+    """The same delta as `entry`, with factors turned towards the reference's.
 
     Orthogonal Procrustes over both factors: the rotation `Q` that minimises
     `|a_ref - a Q|^2 + |b_ref - Q^T b|^2` is the polar factor of
-    `a^T a_ref + b b_ref^T`. Balance both first, so that rotation is all there is.
+    `a^T a_ref + b b_ref^T`. Balance both first, so that only a rotation remains.
     """
     reference, entry = plain(reference), plain(entry)
     towards = product(_transpose(entry["a"]), reference["a"])
@@ -243,8 +194,8 @@ def least_squares(matrix: Array, target: Array) -> Array:
     """The `x` of least norm that minimises `|matrix x - target|` (pseudo-inverse)."""
     u, sigma, v = thin_svd(matrix)
     inverse = jnp.where(sigma > 0, 1 / jnp.where(sigma > 0, sigma, 1), 0)
-    inner = inverse[..., None] * product(_transpose(u), target)
-    return product(_transpose(v), inner)
+    projected = inverse[..., None] * product(_transpose(u), target)
+    return product(_transpose(v), projected)
 
 
 def solve(matrix: Array, target: Array) -> Array:
@@ -256,9 +207,9 @@ def map_factors(fn: Callable[..., Entry], *adapters: Adapter) -> Adapter:
     """Apply a function of factors to every adapted module, modules of a shape at once.
 
     `fn` takes one entry of each adapter and returns an entry; it must accept leading
-    axes. Modules that are trained whole are not passed on, and not in the result.
+    axes. Modules that are trained whole are left out of the result.
     """
-    groups: Mapping[tuple, list[str]] = defaultdict(list)
+    groups: dict[str, list[str]] = defaultdict(list)
     for path in sorted(p for p, entry in adapters[0].items() if is_factors(entry)):
         shapes = [jax.tree.map(jnp.shape, adapter[path]) for adapter in adapters]
         groups[str(shapes)].append(path)

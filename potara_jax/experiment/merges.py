@@ -152,7 +152,7 @@ def likelihood(curvature: str, task: Task) -> Likelihood:
     empirical one.
     """
     if task.logits is None:
-        return likelihoods.of_loss(task.loss)
+        return likelihoods.empirical_of_loss(task.loss)
     return LIKELIHOODS[curvature](likelihoods.one_example(task.logits))
 
 

@@ -1,9 +1,9 @@
 """Diagonal Fisher information of two models on the same few samples, in one pass.
 
-Per-sample gradients always: the square of a mean gradient is not a Fisher. The
+Gradients are always per sample: the square of a mean gradient is not a Fisher. The
 gradients of a likelihood's log-probabilities (see `likelihoods`), each times the root
-of its weight, are the *scores* whose second moments are accumulated, in float32 and in
-chunks of samples, so memory does not grow with the samples.
+of its weight, are the *scores*. Their second moments are accumulated in float32 and in
+chunks of samples, so that memory does not grow with the samples.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from potara_jax.merging.likelihoods import Example
 Tree = Any
 Scored = Callable[[Tree, Example, Array], tuple[Array, Array]]
 
-_NOISE = 1e-6  # of a float32 second moment: what rounding leaves of no variance
+_NOISE = 1e-6  # of a float32 second moment: no variance, but for rounding
 
 
 class Curvature(NamedTuple):
@@ -70,7 +70,7 @@ def accumulate(
     chunk = min(chunk, size)
     one = jax.vmap(_statistic(statistic, likelihood, thetas), in_axes=(0, 0, None))
 
-    def add(sums, start):
+    def add(sums: Tree, start: Array) -> tuple[Tree, None]:
         index = start + jnp.arange(chunk)
         place = jnp.minimum(index, size - 1)
         share = jnp.where(index < size, weight[place], 0)
@@ -84,21 +84,27 @@ def accumulate(
     return jax.tree.map(lambda s: s / jnp.maximum(weight.sum(), 1e-30), sums)
 
 
-def _weighted(share, terms) -> Array:
+def _weighted(share: Array, terms: Array) -> Array:
     kept = jnp.where(_like(share > 0, terms), terms, 0)
     return jnp.einsum("n,n...->...", share, kept, precision="highest")
 
 
-def _statistic(statistic, likelihood, thetas):
-    def of(example, index, key):
+def _statistic(
+    statistic: Callable[[Scores, Scores], Tree],
+    likelihood: Scored,
+    thetas: tuple[Tree, Tree],
+) -> Callable[[Example, Array, Array], Tree]:
+    """The statistic of one example, by its number."""
+
+    def of_example(example: Example, index: Array, key: Array) -> Tree:
         key = jax.random.fold_in(key, index)
         return statistic(*(_scores(likelihood, t, example, key) for t in thetas))
 
-    return of
+    return of_example
 
 
-def _scores(likelihood, theta, example, key) -> Scores:
-    def log_p(theta):
+def _scores(likelihood: Scored, theta: Tree, example: Example, key: Array) -> Scores:
+    def log_p(theta: Tree) -> tuple[Array, Array]:
         values, weight = likelihood(theta, example, key)
         return values, jax.lax.stop_gradient(weight)
 
@@ -126,10 +132,13 @@ def mean_of(tree: Tree) -> Array:
 
 
 def geometry(federated: Tree, local: Tree) -> tuple[Array, Array]:
-    """The squared norm of two models' coordinates together, and their distance's."""
+    """The squared norm of two models' coordinates together, and of their difference."""
     both = jax.tree.map(lambda x: x.astype(jnp.float32), (federated, local))
-    square = lambda tree: sum((x * x).sum() for x in jax.tree.leaves(tree))
-    return square(both), square(jax.tree.map(jnp.subtract, *both))
+    return _square(both), _square(jax.tree.map(jnp.subtract, *both))
+
+
+def _square(tree: Tree) -> Array:
+    return sum((x * x).sum() for x in jax.tree.leaves(tree))
 
 
 # --- The diagonal --------------------------------------------------------------------
@@ -153,12 +162,14 @@ def curvature(
 ) -> Curvature:
     """The diagonal Fisher of two models in shared coordinates on a client's samples.
 
-    likelihood: `(theta, example, key) -> (log_p [Q], weight [Q])`.
-    federated, local: coordinates `theta` of the two models.
-    examples: a pytree with a leading axis of `N` samples.
-    weight: `[N]`, of every sample: see `real` for padded ones; a bootstrap draws it.
-    key: consumed; sample `i` uses `fold_in(key, i)` for both models.
-    chunk: samples whose scores are held at once: memory is `2 chunk Q` gradients.
+    Args:
+      likelihood: `(theta, example, key) -> (log_p [Q], weight [Q])`.
+      federated: coordinates `theta` of the federated model.
+      local: coordinates of the local one, of the same structure.
+      examples: a pytree with a leading axis of `N` samples.
+      weight: `[N]`, of every sample: see `real` for padded ones; a bootstrap draws it.
+      key: consumed; sample `i` uses `fold_in(key, i)` for both models.
+      chunk: samples whose scores are held at once: memory is `2 chunk Q` gradients.
     """
     thetas = federated, local
     m = accumulate(_moments, likelihood, thetas, examples, weight, key, chunk=chunk)
@@ -167,15 +178,21 @@ def curvature(
 
 
 def _moments(federated: Scores, local: Scores) -> _Moments:
-    square = lambda g: jax.tree.map(lambda x: (x * x).sum(0), g)
-    cross = jax.tree.map(lambda f, own: (f * own).sum(0), federated.rows, local.rows)
-    squares = square(federated.rows), square(local.rows)
+    def product(first: Scores, second: Scores) -> Tree:
+        return jax.tree.map(lambda x, y: (x * y).sum(0), first.rows, second.rows)
+
+    squares = product(federated, federated), product(local, local)
+    cross = product(federated, local)
     return _Moments((federated.mean, local.mean), squares, cross)
 
 
-def _correlation(mean_f, mean_l, square_f, square_l, cross):
+def _correlation(
+    mean_f: Array, mean_l: Array, square_f: Array, square_l: Array, cross: Array
+) -> Array:
     variance_f, variance_l = square_f - mean_f**2, square_l - mean_l**2
     defined = (variance_f > _NOISE * square_f) & (variance_l > _NOISE * square_l)
-    deviation = lambda v: jnp.sqrt(jnp.where(defined, v, 1.0))
-    root = deviation(variance_f) * deviation(variance_l)
+    root_f, root_l = (
+        jnp.sqrt(jnp.where(defined, v, 1.0)) for v in (variance_f, variance_l)
+    )
+    root = root_f * root_l
     return jnp.where(defined, jnp.clip((cross - mean_f * mean_l) / root, 0, 1), 0.0)

@@ -1,13 +1,14 @@
-"""The output ensemble: not a merge, but what a merge is compared with."""
+"""The output ensemble: not a merge, but a control for merges."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from potara_jax.adapters.lora import Apply, Array
+from potara_jax.adapters.lora import Apply, Array, Params
 
 
 def ensemble(apply: Apply) -> Callable[..., Array]:
@@ -18,7 +19,7 @@ def ensemble(apply: Apply) -> Callable[..., Array]:
     twice what a merged model costs. The logits are log-probabilities.
     """
 
-    def mixed(base, both, *inputs) -> Array:
+    def mixed(base: Params, both: dict[str, Any], *inputs: Any) -> Array:
         log_p = [
             jax.nn.log_softmax(apply(base, both[name], *inputs).astype(jnp.float32))
             for name in ("federated", "local")

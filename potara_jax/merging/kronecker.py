@@ -1,11 +1,12 @@
-"""Kronecker-factored Fisher information: what correlates within an array.
+"""Kronecker-factored Fisher information: correlations within an array.
 
-The diagonal forgets that the parameters of one matrix move together. Here every array's
+The diagonal ignores that the parameters of one matrix move together. Here every array's
 Fisher is a Kronecker product, from the same per-sample scores and at the same cost.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -47,21 +48,24 @@ def kronecker(
 
         A = E[S S^T] / sqrt(t),    G = E[S^T S] / sqrt(t),    t = tr E[S S^T]
 
-    which is exact where the Fisher is a Kronecker product, and in the trace always. The
-    leaves of the result are the eigenvalues of `A x G`, the products of both factors',
-    descending; every damping and weight takes them as it takes a diagonal, except one
-    weight a parameter, which eigenvalues do not have. One correlation a leaf.
+    which is exact where the Fisher is a Kronecker product; the trace is always exact.
+    The leaves of the result are the eigenvalues of `A x G`, the products of both
+    factors', descending. Every damping and weight takes them as it takes a diagonal,
+    except one weight a parameter, which eigenvalues do not have. One correlation a
+    leaf.
 
     The form is K-FAC's (Martens and Grosse 2015, arXiv 1503.05671); factors of whole
     scores need no independence of activations and gradients (Morwani et al. 2024,
     arXiv 2406.17748). For `core` coordinates, which are small.
     """
     thetas = jax.tree.map(_as_matrix, (federated, local))
-    shaped = lambda theta, example, k: likelihood(
-        jax.tree.map(lambda x, own: x.reshape(own.shape), theta, federated), example, k
-    )
+
+    def of_matrices(theta: Tree, example: Example, key: Array) -> tuple[Array, Array]:
+        shaped = jax.tree.map(lambda x, like: x.reshape(like.shape), theta, federated)
+        return likelihood(shaped, example, key)
+
     sides, inner = accumulate(
-        _products, shaped, thetas, examples, weight, key, chunk=chunk
+        _products, of_matrices, thetas, examples, weight, key, chunk=chunk
     )
     traces = [jax.tree.map(jnp.trace, side.rows) for side in sides]
     rho = jax.tree.map(_cosine, *traces, inner)
@@ -70,34 +74,35 @@ def kronecker(
     return Curvature(*fishers, rho, mean_of(fishers), *geometry(*thetas))
 
 
-def _spread(rho, like) -> Tree:
+def _spread(rho: Tree, like: Tree) -> Tree:
     return jax.tree.map(lambda r, x: jnp.full_like(x, 1) * r, rho, like)
 
 
-def _as_matrix(x) -> Array:
+def _as_matrix(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
 
 
-def _products(federated: Scores, local: Scores):
-    product = lambda how: lambda g: jnp.einsum(how, g, g, precision="highest")
-    sides = [
-        _Sides(
-            jax.tree.map(product("qij,qkj->ik"), scores.rows),
-            jax.tree.map(product("qij,qik->jk"), scores.rows),
-        )
-        for scores in (federated, local)
-    ]
-    inner = jax.tree.map(lambda f, own: (f * own).sum(), federated.rows, local.rows)
-    return tuple(sides), inner
+def _products(federated: Scores, local: Scores) -> tuple[tuple[_Sides, _Sides], Tree]:
+    """Both models' `E[S S^T]` and `E[S^T S]`, and their scores' inner products."""
+    inner = jax.tree.map(lambda f, other: (f * other).sum(), federated.rows, local.rows)
+    return (_sides(federated), _sides(local)), inner
 
 
-def _cosine(square_f, square_l, inner) -> Array:
+def _sides(scores: Scores) -> _Sides:
+    def product(equation: str) -> Tree:
+        square = partial(jnp.einsum, equation, precision="highest")
+        return jax.tree.map(lambda g: square(g, g), scores.rows)
+
+    return _Sides(product("qij,qkj->ik"), product("qij,qik->jk"))
+
+
+def _cosine(square_f: Array, square_l: Array, inner: Array) -> Array:
     root = jnp.sqrt(square_f * square_l)
     return jnp.where(root > 0, jnp.clip(inner / jnp.where(root > 0, root, 1), 0, 1), 0)
 
 
-def _eigenvalues(rows, columns) -> Array:
+def _eigenvalues(rows: Array, columns: Array) -> Array:
     """The eigenvalues of the Kronecker product, `[rows, columns]`."""
-    of = lambda side: algebra.svd(side)[1]
+    of_rows, of_columns = (algebra.svd(side)[1] for side in (rows, columns))
     trace = jnp.trace(rows)
-    return jnp.outer(of(rows), of(columns)) / jnp.where(trace > 0, trace, 1)
+    return jnp.outer(of_rows, of_columns) / jnp.where(trace > 0, trace, 1)

@@ -12,23 +12,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from potara_jax.adapters.lora import Adapter, Array
+from potara_jax.adapters.lora import Adapter, Array, Params
 from potara_jax.clients.axis import AT_ONCE, Layout, over_clients
 from potara_jax.clients.fitting import jit_over_clients
+from potara_jax.merging.combining import merge, pair
 from potara_jax.merging.curvature import Curvature, real
-from potara_jax.merging.estimators import (
-    Client,
-    Estimator,
-    Loss,
-    Measured,
-    segment_loss,
-)
-from potara_jax.merging.likelihoods import Example
-from potara_jax.merging.merges import Merge, linear, merge, pair
+from potara_jax.merging.interface import Client, Estimator, Measured, Merge, Weight
+from potara_jax.merging.likelihoods import Example, Loss
+from potara_jax.merging.segment import segment_loss
+
+MakeMerge = Merge | Callable[[Client], Merge] | None
 
 
 class Samples(NamedTuple):
-    """What a client measures with: `examples`, leaves `[C, N, ...]`, `count` `[C]`.
+    """Every client's samples: `examples`, leaves `[C, N, ...]`, and `count` `[C]`.
 
     Only the first `count` examples of a client are real.
     """
@@ -38,20 +35,20 @@ class Samples(NamedTuple):
 
 
 class Merged(NamedTuple):
-    """Merged adapters, the weights of the federated ones, and what they come from.
+    """Merged adapters, the weights of the federated ones, and their curvature.
 
     Every leaf has the client axis `C`. `weight` is `[C]`, or a dictionary by module
     path, or a pytree like the coordinates.
     """
 
     adapter: Adapter
-    weight: Any
+    weight: Weight
     curvature: Curvature | None = None
 
 
 def personalise(
     estimator: Estimator,
-    method: Merge | Callable[[Client], Merge] | None = None,
+    method: MakeMerge = None,
     *,
     space: str | None = None,
     rank: int | None = None,
@@ -63,17 +60,26 @@ def personalise(
     `federated` and `local` are stacked adapters `[C, ...]`; `trained_on` `[C]` are the
     numbers of training examples, the `N` of a Laplace posterior; `key` is consumed.
 
-    estimator: how to weigh (`estimators.potara`, `estimators.hermite`, ...).
-    method: how to merge; or a function from a client to that, for methods which look at
-      its samples. Default: `linear()`.
-    space, rank: as in `merges.merge`.
-    layout: how many clients are computed together, and on which devices.
+    Args:
+      estimator: the merge weight (`potara`, `hermite`, ...).
+      method: the merge, or a function from a client to it, for merges that look at the
+        client's samples; default `linear()`.
+      space: as in `merge`.
+      rank: as in `merge`.
+      layout: the number of clients computed together, and the devices.
     """
     weigh_all = weigh(estimator, layout=layout)
     merge_all = combine(method, space=space, rank=rank, layout=layout)
 
     @jax.jit
-    def program(base, federated, local, samples, trained_on, key) -> Merged:
+    def program(
+        base: Params,
+        federated: Adapter,
+        local: Adapter,
+        samples: Samples,
+        trained_on: Array,
+        key: Array,
+    ) -> Merged:
         clients = base, federated, local, samples, trained_on, key
         measured = weigh_all(*clients)
         adapter = merge_all(*clients, measured.weight)
@@ -87,7 +93,14 @@ def weigh(estimator: Estimator, *, layout: Layout = AT_ONCE) -> Callable[..., Me
     measure = over_each(estimator.measure, layout=layout)
 
     @jax.jit
-    def program(base, federated, local, samples, trained_on, key) -> Measured:
+    def program(
+        base: Params,
+        federated: Adapter,
+        local: Adapter,
+        samples: Samples,
+        trained_on: Array,
+        key: Array,
+    ) -> Measured:
         measured = measure(base, federated, local, samples, trained_on, key)
         decide = estimator.decide
         return decide(measured, samples.count) if decide else measured
@@ -96,7 +109,7 @@ def weigh(estimator: Estimator, *, layout: Layout = AT_ONCE) -> Callable[..., Me
 
 
 def combine(
-    method: Merge | Callable[[Client], Merge] | None = None,
+    method: MakeMerge = None,
     *,
     space: str | None = None,
     rank: int | None = None,
@@ -106,14 +119,15 @@ def combine(
 
     weight: of the federated adapters, stacked `[C, ...]`, as `Measured` has it.
     """
-    method = method or linear()
 
-    def one(client: Client, weight) -> Adapter:
-        how = method if isinstance(method, Merge) else method(client)
+    def one(client: Client, weight: Weight) -> Adapter:
+        chosen = (
+            method if method is None or isinstance(method, Merge) else method(client)
+        )
         weights = weight if isinstance(weight, tuple) else pair(weight)
         both = client.federated, client.local
         key = jax.random.fold_in(client.key, 1)
-        return merge(both, weights, method=how, space=space, rank=rank, key=key)
+        return merge(both, weights, method=chosen, space=space, rank=rank, key=key)
 
     return over_each(one, layout=layout)
 
@@ -123,36 +137,57 @@ def over_each(
 ) -> Callable[..., Any]:
     """`fn(client, *more)` over all clients: `program(base, ..., key, *more)`, jitted.
 
-    For what `weigh` and `combine` do not do: a `bootstrap` interval, for one. Every
+    For what `weigh` and `combine` do not do, such as a `bootstrap` interval. Every
     leaf of `more` has the client axis. Client `k`'s key is `fold_in(key, k)`.
     """
 
-    def program(layout, base, federated, local, samples, trained_on, key, *more):
+    def program(
+        layout: Layout,
+        base: Params,
+        federated: Adapter,
+        local: Adapter,
+        samples: Samples,
+        trained_on: Array,
+        key: Array,
+        *more: Any,
+    ) -> Any:
         number = jnp.arange(samples.count.shape[0])
         keys = jax.vmap(partial(jax.random.fold_in, key))(number)
         weight = jax.vmap(real)(samples.examples, samples.count)
         rest = federated, local, samples.examples, weight, trained_on, keys
-        one = lambda *args: fn(Client(*args[:7]), *args[7:])
         axes = (None, *[0] * (len(rest) + len(more)))
-        mapped = over_clients(one, in_axes=axes, layout=layout)
+        mapped = over_clients(
+            lambda *args: fn(Client(*args[:7]), *args[7:]), in_axes=axes, layout=layout
+        )
         return mapped(base, *rest, *more)
 
-    clients = lambda *args: len(args[3].count)
-    return jit_over_clients(lambda how: partial(program, how), layout, clients)
+    return jit_over_clients(lambda chunks: partial(program, chunks), layout, _clients)
 
 
 def loss_curves(loss: Loss, *, layout: Layout = AT_ONCE) -> Callable[..., Array]:
     """`program(base, federated, local, samples, points) -> losses [C, T]`, jitted.
 
     Each client's mean loss along its segment at merge weights `points` `[T]`: what a
-    grid search sees, and the check of linear mode connectivity.
+    grid search sees, and a check of linear mode connectivity.
     """
 
-    def one(base, federated, local, samples, points):
+    def one(
+        base: Params,
+        federated: Adapter,
+        local: Adapter,
+        samples: Samples,
+        points: Array,
+    ) -> Array:
         weight = real(*samples)
         client = Client(base, federated, local, samples.examples, weight, None, None)
         return jax.lax.map(segment_loss(loss, client), points)
 
     axes = (None, 0, 0, 0, None)
-    make = lambda layout: over_clients(one, in_axes=axes, layout=layout)
-    return jit_over_clients(make, layout, lambda *args: len(args[3].count))
+    return jit_over_clients(
+        lambda chunks: over_clients(one, in_axes=axes, layout=chunks), layout, _clients
+    )
+
+
+def _clients(*args: Any) -> int:
+    """The number of clients, from a program's arguments."""
+    return len(args[3].count)

@@ -1,198 +1,298 @@
-"""Every merge, every way to weigh, and every space, under the name it has everywhere.
+"""Every merge and every merge weight, by name, with all that a table says of it.
 
-Tables, the command line and code name them by these keys:
+A file of `potara_jax.merging.merges` or `.weights` registers what it defines, and so
+may any other module; nothing else need change:
 
-    merging.METHODS["ties"].make(density=0.3)            -> Merge
-    merging.ESTIMATORS["hermite"].make(task.loss)       -> Estimator
-    merging.SPACES["core"]
+    from potara_jax.merging import Merge, registry
 
-An `Entry` says what it does in one line, and where it was published.
+    @registry.merge("largest", spaces=("core", "factor"), reference="this file",
+                    summary="the entry of largest magnitude")
+    def largest() -> Merge:
+        return Merge("largest", _largest, ("core", "factor"))
+
+    registry.merges()["largest"].make()                     -> Merge
+    registry.weights()["hermite"].make(task.loss)           -> Estimator
 """
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
-from potara_jax.merging import estimators, merges
-from potara_jax.merging.ensemble import ensemble
+import jax
+
+from potara_jax.merging.curvature import Curvature
+from potara_jax.merging.interface import Estimator, Merge, Weight
+from potara_jax.merging.likelihoods import Likelihood, Logits, Loss
+from potara_jax.merging.spaces import SPACES
+
+MergeNeeds = Literal["nothing", "grams"]
+WeightNeeds = Literal["nothing", "loss", "logits", "likelihood"]
+Samples = Literal["none", "train", "heldout"]
+Labels = Literal["any", "one"]
+
+_MakeMerge = TypeVar("_MakeMerge", bound=Callable[..., Merge])
+_MakeWeight = TypeVar("_MakeWeight", bound=Callable[..., Estimator])
 
 
-class Entry(NamedTuple):
-    """A method: `make(...)`, what it `needs` first, a summary and a reference.
+class Variant(NamedTuple):
+    """A merge as a table shows it: under a name, in a space."""
 
-    `needs`: `nothing`, or what `make`'s positional argument is: the `loss` of examples,
-    their `logits`, a `likelihood`, the `grams` of the inputs, or the model's `apply`.
-    `spaces`: where it merges, the best first.
+    name: str
+    space: str
+
+
+class Work(NamedTuple):
+    """What a weight's cost depends on.
+
+    `classes` that a Fisher is taken of: the task's for the exact one, else 1; adapted
+    `modules`, `points` of a grid, `steps` of a gradient descent.
+
+    Costs are counted, not timed: a backward pass is two forward passes, a
+    Jacobian-vector product is one beside its forward pass.
     """
 
-    make: Callable[..., Any]
-    needs: str
+    classes: int
+    modules: int
+    points: int = 21
+    steps: int = 25
+
+
+def fisher_passes(work: Work) -> float:
+    """The cost of two models' Fisher: a forward pass, and a backward pass a class."""
+    return 2 * (1 + 2 * work.classes) / 3
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeEntry:
+    """A merge.
+
+    `make(**options) -> Merge`, or `make(grams, **options)` where it `needs` the `grams`
+      of the inputs.
+    `spaces`: where it merges, the best first.
+    `variants`: what a table shows: the name in the first space, and others.
+    """
+
+    name: str
+    make: Callable[..., Merge]
     spaces: tuple[str, ...]
     summary: str
     reference: str
+    needs: MergeNeeds
+    variants: tuple[Variant, ...]
 
     @property
     def options(self) -> dict[str, Any]:
         """Options of `make` with their defaults."""
-        parameters = inspect.signature(self.make).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return _options(self.make)
 
 
-_SUBSPACE = ("core",)
+@dataclasses.dataclass(frozen=True)
+class WeightEntry:
+    """A merge weight.
 
-METHODS: dict[str, Entry] = {
-    "linear": Entry(
-        merges.linear,
-        "nothing",
-        merges.ANY,
-        "weighted mean; uniform soup at equal weights",
-        "arXiv 2203.05482",
-    ),
-    "task_arithmetic": Entry(
-        merges.task_arithmetic,
-        "nothing",
-        merges.ANY,
-        "scaled sum of the task vectors",
-        "arXiv 2212.04089",
-    ),
-    "ties": Entry(
-        merges.ties,
-        "nothing",
-        merges.DENSE,
-        "trim, elect signs, average what agrees; KnOTS-TIES in knots",
-        "arXiv 2306.01708",
-    ),
-    "dare": Entry(
-        merges.dare,
-        "nothing",
-        merges.DENSE,
-        "drop entries at random, rescale, sum",
-        "arXiv 2311.03099",
-    ),
-    "slerp": Entry(
-        merges.slerp,
-        "nothing",
-        merges.DENSE,
-        "interpolate two adapters on the sphere",
-        "Shoemake 1985",
-    ),
-    "tsv": Entry(
-        merges.tsv,
-        "nothing",
-        _SUBSPACE,
-        "singular vectors orthogonal across adapters (TSV-M)",
-        "arXiv 2412.00081",
-    ),
-    "iso": Entry(
-        merges.iso,
-        "nothing",
-        _SUBSPACE,
-        "sum with equal singular values (Iso-C, non-zero subspace)",
-        "arXiv 2502.04959",
-    ),
-    "wudi": Entry(
-        merges.wudi,
-        "nothing",
-        _SUBSPACE,
-        "least interference with each delta's subspace; a weight counts with ridge",
-        "arXiv 2503.08099",
-    ),
-    "regmean": Entry(
-        merges.regmean,
-        "grams",
-        ("knots",),
-        "least squares of the outputs on the samples' inputs",
-        "arXiv 2212.09849",
-    ),
-}
+    `make(needed, **options) -> Estimator`, where `needed` is what it `needs` of the
+      task: the `loss` of a batch, its `logits`, or the `likelihood` of one example.
+    `samples`: which it looks at; `space`: where a table merges with its weights.
+    `passes(work)`: its cost a sample, in forward-backward passes of one model.
+    `labels`: `one` where every example must have one label.
+    `costly`: that a table of many settings had better leave it out.
+    `from_curvature(curvature, examples)`: the weight from curvature that another
+      weight has measured already, or None.
+    """
 
-ESTIMATORS: dict[str, Entry] = {
-    "constant": Entry(
-        estimators.constant, "nothing", merges.ANY, "a given weight", "-"
-    ),
-    "potara": Entry(
-        estimators.potara,
-        "likelihood",
-        merges.ANY,
-        "least posterior variance, closed form",
-        "arXiv 2602.18658",
-    ),
-    "fisher": Entry(
-        estimators.fisher,
-        "likelihood",
-        ("core", "factor", "knots", "aligned"),
-        "each parameter by its share of Fisher information",
-        "arXiv 2111.09832",
-    ),
-    "hermite": Entry(
-        estimators.hermite,
-        "loss",
-        merges.ANY,
-        "minimum of the cubic through both ends of the segment",
-        "this project",
-    ),
-    "hermite_pooled": Entry(
-        estimators.hermite_pooled,
-        "loss",
-        merges.ANY,
-        "one weight: the minimum of all clients' mean cubic",
-        "this project",
-    ),
-    "hermite_bayes": Entry(
-        estimators.hermite_bayes,
-        "loss",
-        merges.ANY,
-        "posterior mean under a prior from all clients' cubics",
-        "this project",
-    ),
-    "gauss_newton": Entry(
-        estimators.gauss_newton,
-        "logits",
-        merges.ANY,
-        "Newton steps over a weight a module, drawn to 1/2",
-        "this project",
-    ),
-    "grid": Entry(
-        estimators.grid, "loss", merges.ANY, "the best of a grid on the samples", "-"
-    ),
-    "grid_pooled": Entry(
-        estimators.grid_pooled,
-        "loss",
-        merges.ANY,
-        "one weight: the best of a grid on all clients' samples",
-        "-",
-    ),
-    "learned": Entry(
-        estimators.learned,
-        "loss",
-        merges.ANY,
-        "gradient descent on the samples, a weight a client or module",
-        "arXiv 2310.02575",
-    ),
-    "soup": Entry(
-        estimators.soup,
-        "loss",
-        merges.ANY,
-        "the better model, or the mean of both (greedy soup)",
-        "arXiv 2203.05482",
-    ),
-    "lorahub": Entry(
-        estimators.lorahub,
-        "loss",
-        ("factor",),
-        "free weights of the factors, without gradients",
-        "arXiv 2307.13269",
-    ),
-}
+    name: str
+    make: Callable[..., Estimator]
+    needs: WeightNeeds
+    samples: Samples
+    space: str
+    passes: Callable[[Work], float]
+    summary: str
+    reference: str
+    labels: Labels = "any"
+    costly: bool = False
+    from_curvature: Callable[[Curvature, jax.Array], Weight] | None = None
 
-CONTROLS: dict[str, Entry] = {
-    "ensemble": Entry(
-        ensemble,
-        "apply",
-        (),
-        "mixture of both models' predictions; twice the inference",
-        "control",
-    ),
-}
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of `make` with their defaults."""
+        return _options(self.make)
+
+    def suits(self, *, logits: bool, one_label: bool) -> bool:
+        """Whether a task gives what is needed: logits, one label an example."""
+        given = logits or self.needs != "logits"
+        return given and (one_label or self.labels == "any")
+
+    def build(
+        self,
+        *,
+        loss: Loss | None = None,
+        logits: Logits | None = None,
+        likelihood: Likelihood | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Estimator:
+        """The estimator for a task, with those of the `options` that it has.
+
+        Raises `ValueError` where what it needs is not given.
+        """
+        chosen = {k: v for k, v in options.items() if k in self.options}
+        if self.needs == "nothing":
+            return self.make(**chosen)
+        needed = {"loss": loss, "logits": logits, "likelihood": likelihood}[self.needs]
+        if needed is None:
+            raise ValueError(f"weight '{self.name}' needs the task's {self.needs}")
+        return self.make(needed, **chosen)
+
+
+def _options(make: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(make).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+_MERGES: dict[str, MergeEntry] = {}
+_WEIGHTS: dict[str, WeightEntry] = {}
+
+
+# --- Registering ---------------------------------------------------------------------
+
+
+def merge(
+    name: str,
+    *,
+    spaces: Sequence[str],
+    summary: str,
+    reference: str,
+    needs: MergeNeeds = "nothing",
+    variants: Sequence[tuple[str, str]] = (),
+) -> Callable[[_MakeMerge], _MakeMerge]:
+    """Register a function that makes a `Merge`.
+
+    Args:
+      name: what tables and the command line call it.
+      spaces: where it merges, the best first, as the `Merge` itself says.
+      summary: what it does, in one line.
+      reference: where it was published.
+      needs: `nothing`, or `grams`: see `MergeEntry`.
+      variants: `(name, space)` of further rows of a table, beside the name in the first
+        space.
+
+    Raises:
+      ValueError: an unknown space or need, or a name that is taken.
+    """
+    _check_spaces(name, [*spaces, *(space for _, space in variants)])
+    _check_one_of(name, "needs", needs, get_args(MergeNeeds))
+    shown = tuple(Variant(*v) for v in [(name, spaces[0]), *variants])
+
+    def register(make: _MakeMerge) -> _MakeMerge:
+        entry = MergeEntry(name, make, tuple(spaces), summary, reference, needs, shown)
+        _check_free("merge", _MERGES, entry, lambda e: {v.name for v in e.variants})
+        _MERGES[name] = entry
+        return make
+
+    return register
+
+
+def weight(
+    name: str,
+    *,
+    needs: WeightNeeds,
+    samples: Samples,
+    passes: Callable[[Work], float],
+    summary: str,
+    reference: str,
+    space: str = "delta",
+    labels: Labels = "any",
+    costly: bool = False,
+    from_curvature: Callable[[Curvature, jax.Array], Weight] | None = None,
+) -> Callable[[_MakeWeight], _MakeWeight]:
+    """Register a function that makes an `Estimator`; arguments as in `WeightEntry`.
+
+    Raises `ValueError` for an unknown space, need or kind of samples, and for a name
+    that is taken.
+    """
+    _check_spaces(name, [space])
+    _check_one_of(name, "needs", needs, get_args(WeightNeeds))
+    _check_one_of(name, "samples", samples, get_args(Samples))
+    _check_one_of(name, "labels", labels, get_args(Labels))
+
+    def register(make: _MakeWeight) -> _MakeWeight:
+        entry = WeightEntry(
+            name=name,
+            make=make,
+            needs=needs,
+            samples=samples,
+            space=space,
+            passes=passes,
+            summary=summary,
+            reference=reference,
+            labels=labels,
+            costly=costly,
+            from_curvature=from_curvature,
+        )
+        _check_free("weight", _WEIGHTS, entry, lambda e: {e.name})
+        _WEIGHTS[name] = entry
+        return make
+
+    return register
+
+
+def _check_spaces(name: str, spaces: Sequence[str]) -> None:
+    if not spaces:
+        raise ValueError(f"'{name}' must name the spaces that it merges in")
+    for space in spaces:
+        _check_one_of(name, "space", space, SPACES)
+
+
+def _check_one_of(name: str, field: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(
+            f"{field} of '{name}' is {value!r}: it must be one of {', '.join(known)}"
+        )
+
+
+def _check_free(
+    kind: str,
+    entries: Mapping[str, Any],
+    entry: Any,
+    names: Callable[[Any], set[str]],
+) -> None:
+    """Raise `ValueError` for a name that another function has.
+
+    The same function may come again, as when a cell of a notebook is run twice.
+    """
+    for known in entries.values():
+        taken = sorted(names(known) & names(entry))
+        if taken and _origin(known.make) != _origin(entry.make):
+            raise ValueError(
+                f"there is a {kind} '{taken[0]}' already, from "
+                f"{known.make.__module__}: choose another name"
+            )
+
+
+def _origin(make: Callable[..., Any]) -> tuple[str, str]:
+    return make.__module__, make.__qualname__
+
+
+# --- Looking up ----------------------------------------------------------------------
+
+
+def merges() -> dict[str, MergeEntry]:
+    """Every merge by name, with every file of the package imported."""
+    _import_all("potara_jax.merging.merges")
+    return dict(sorted(_MERGES.items()))
+
+
+def weights() -> dict[str, WeightEntry]:
+    """Every merge weight by name, with every file of the package imported."""
+    _import_all("potara_jax.merging.weights")
+    return dict(sorted(_WEIGHTS.items()))
+
+
+def _import_all(package: str) -> None:
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")

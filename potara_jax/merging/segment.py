@@ -1,9 +1,9 @@
 """The loss on a few samples as a function of the merge weight, and its minimum.
 
 Along the exact segment `w F + (1 - w) L` the samples' mean loss is a function of one
-number. Two values and two slopes of it fix a cubic (Hermite), whose minimum is in
-closed form; a grid needs a pass a point. The cubics of many clients, four numbers each,
-also say which weights are likely before a client's own samples speak.
+number. Two of its values and two of its slopes fix a cubic (Hermite), whose minimum is
+in closed form; a grid needs a pass a point. The cubics of many clients, four numbers
+each, also give a prior over the weights of each one. Letters: `C` clients, `T` points.
 """
 
 from __future__ import annotations
@@ -15,8 +15,67 @@ import jax
 import jax.numpy as jnp
 
 from potara_jax.adapters.lora import Array
+from potara_jax.merging.combining import merge, pair
+from potara_jax.merging.interface import Client, Weight
+from potara_jax.merging.likelihoods import Loss
 
 _POINTS = 101  # of the prior's grid
+
+
+# --- A client's loss -----------------------------------------------------------------
+
+
+def segment_loss(
+    loss: Loss, client: Client, space: str = "delta"
+) -> Callable[[Weight], Array]:
+    """A client's mean loss on its samples, as a function of the merge weight.
+
+    loss: `(base, adapter, examples) -> [N]`. The weight is in any form that a
+    `Measured` has.
+    """
+
+    def at(weight: Weight) -> Array:
+        weights = weight if isinstance(weight, tuple) else pair(weight)
+        merged = merge((client.federated, client.local), weights, space=space)
+        losses = loss(client.base, merged, client.examples)
+        total = jnp.where(client.weight > 0, client.weight * losses, 0).sum()
+        return total / jnp.maximum(client.weight.sum(), 1e-30)
+
+    return at
+
+
+def halves(client: Client, per: str) -> Weight:
+    """The weights 1/2 that every search starts from.
+
+    Raises `ValueError` where `per` is neither `client` nor `module`.
+    """
+    if per not in ("client", "module"):
+        raise ValueError(f"one weight per '{per}': use client or module")
+    half = jnp.full_like(client.weight[0], 0.5)
+    return half if per == "client" else dict.fromkeys(client.local, half)
+
+
+# --- Grids ---------------------------------------------------------------------------
+
+
+def grid_weight(loss: Loss, client: Client, points: int) -> Array:
+    """The best of `points` equally spaced weights on a client's samples."""
+    at = jnp.linspace(0, 1, points)
+    return grid(jax.lax.map(segment_loss(loss, client), at), at)
+
+
+def grid(losses: Array, points: Array) -> Array:
+    """The grid point of least loss; of equal ones, the nearest to 1/2.
+
+    losses: `[..., T]` at `points` `[T]`; one that is not a number counts as infinite.
+    """
+    losses = jnp.where(jnp.isnan(losses), jnp.inf, losses)
+    best = losses == losses.min(-1, keepdims=True)
+    distance = jnp.where(best, jnp.abs(points - 0.5), jnp.inf)
+    return points[jnp.argmin(distance, -1)]
+
+
+# --- Cubics --------------------------------------------------------------------------
 
 
 class Cubic(NamedTuple):
@@ -30,7 +89,10 @@ class Cubic(NamedTuple):
 
 def hermite(loss: Callable[[Array], Array]) -> Cubic:
     """The cubic of a loss: two passes, each with a Jacobian-vector product."""
-    end = lambda w: jax.jvp(loss, (w,), (jnp.ones(()),))
+
+    def end(weight: Array) -> tuple[Array, Array]:
+        return jax.jvp(loss, (weight,), (jnp.ones(()),))
+
     return Cubic(*end(jnp.zeros(())), *end(jnp.ones(())))
 
 
@@ -40,7 +102,7 @@ def value(cubic: Cubic, weight: Array) -> Array:
     return cubic.y0 + weight * (cubic.d0 + weight * (c2 + weight * c3))
 
 
-def _coefficients(cubic) -> tuple[Array, Array]:
+def _coefficients(cubic: Cubic) -> tuple[Array, Array]:
     y0, d0, y1, d1 = cubic
     return 3 * (y1 - y0) - 2 * d0 - d1, d0 + d1 - 2 * (y1 - y0)
 
@@ -61,20 +123,9 @@ def minimise(cubic: Cubic) -> Array:
     return points[jnp.argmin(value(cubic, points))]
 
 
-def _divide(numerator, denominator):
+def _divide(numerator: Array, denominator: Array) -> Array:
     safe = denominator != 0
     return jnp.where(safe, numerator / jnp.where(safe, denominator, 1), 0.0)
-
-
-def grid(losses: Array, points: Array) -> Array:
-    """The grid point of least loss; of equal ones, the nearest to 1/2.
-
-    losses: `[..., T]` at `points` `[T]`; one that is not a number counts as infinite.
-    """
-    losses = jnp.where(jnp.isnan(losses), jnp.inf, losses)
-    best = losses == losses.min(-1, keepdims=True)
-    distance = jnp.where(best, jnp.abs(points - 0.5), jnp.inf)
-    return points[jnp.argmin(distance, -1)]
 
 
 def pooled(cubics: Cubic, counts: Array) -> Array:
@@ -89,11 +140,11 @@ def pooled(cubics: Cubic, counts: Array) -> Array:
 
 
 def empirical_bayes(cubics: Cubic, counts: Array, *, steps: int = 200) -> Array:
-    """Every client's weight under a prior that all clients' cubics give, `[C]`.
+    """Every client's weight under a prior from all clients' cubics, `[C]`.
 
     A client's `N` samples have likelihood `exp(-N l(w))` at weight `w`, with `l` its
-    cubic. The prior over weights is the one of most marginal likelihood (Robbins 1956;
-    EM on a grid from the uniform prior, Laird 1978), and a client's weight minimises
+    cubic. The prior over weights is that of the highest marginal likelihood (Robbins
+    1956; EM on a grid from the uniform prior, Laird 1978). A client's weight minimises
     the posterior mean of the squared error: it is the posterior mean. Each client sends
     four numbers.
     """
@@ -101,8 +152,13 @@ def empirical_bayes(cubics: Cubic, counts: Array, *, steps: int = 200) -> Array:
     losses = jax.vmap(lambda *c: value(Cubic(*c), points))(*cubics)
     losses = jnp.where(jnp.isfinite(losses), losses, 0)
     log_likelihood = -counts[:, None] * (losses - losses.min(-1, keepdims=True))
-    posterior = lambda log_prior: jax.nn.softmax(log_likelihood + log_prior, -1)
-    update = lambda _, log_prior: jnp.log(posterior(log_prior).mean(0) + 1e-30)
+
+    def posterior(log_prior: Array) -> Array:
+        return jax.nn.softmax(log_likelihood + log_prior, -1)
+
+    def update(_: Array, log_prior: Array) -> Array:
+        return jnp.log(posterior(log_prior).mean(0) + 1e-30)
+
     uniform = jnp.full(_POINTS, -jnp.log(float(_POINTS)))
     log_prior = jax.lax.fori_loop(0, steps, update, uniform)
     return posterior(log_prior) @ points

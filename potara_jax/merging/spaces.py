@@ -17,13 +17,13 @@ Modules that are trained whole are their own coordinates in every space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from potara_jax.adapters import algebra
-from potara_jax.adapters.lora import Adapter, Entry, is_factors
+from potara_jax.adapters.lora import Adapter, Array, Entry, is_factors
 
 
 class Coordinates(NamedTuple):
@@ -38,9 +38,9 @@ class Coordinates(NamedTuple):
 
 
 class Space(NamedTuple):
-    """A space, what it is good for, and where it comes from.
+    """A space: a line on its use, and its source.
 
-    `coordinates`: adapters of one client to `Coordinates`.
+    `coordinates` maps adapters of one client to their `Coordinates`.
     """
 
     coordinates: Callable[[Sequence[Adapter]], Coordinates]
@@ -59,41 +59,46 @@ def aligned(adapters: Sequence[Adapter]) -> Coordinates:
     """Balanced factors, turned to the first's. Raises where `factor` does."""
     check_equal_ranks(adapters, "aligned")
     first = _replace(adapters[0], algebra.map_factors(algebra.balance, adapters[0]))
-    near = lambda ref, own: algebra.align(ref, algebra.balance(own))
-    others = [_replace(x, algebra.map_factors(near, first, x)) for x in adapters[1:]]
+    others = [_replace(x, algebra.map_factors(_turned, first, x)) for x in adapters[1:]]
     return Coordinates((first, *others), lambda theta: theta)
 
 
+def _turned(reference: Entry, entry: Entry) -> Entry:
+    return algebra.align(reference, algebra.balance(entry))
+
+
 def delta(adapters: Sequence[Adapter]) -> Coordinates:
-    """Which of the concatenated columns are an adapter's own: ones and zeros."""
+    """Ones for an adapter's columns of the concatenated factors, zeros for others'."""
     paths = [path for path, entry in adapters[0].items() if is_factors(entry)]
     joined = {p: algebra.concatenate(*(x[p] for x in adapters)) for p in paths}
     ranks = {p: [plain_rank(x[p]) for x in adapters] for p in paths}
-    own = [
+    thetas = [
         _replace(adapter, {p: {"v": _indicator(ranks[p], i)} for p in paths})
         for i, adapter in enumerate(adapters)
     ]
 
-    def weigh(path, theta):
+    def weigh(path: str, theta: Entry) -> Entry:
         return {"a": joined[path]["a"] * theta["v"], "b": joined[path]["b"]}
 
-    return Coordinates(tuple(own), _assembler(paths, weigh))
+    return Coordinates(tuple(thetas), _assembler(paths, weigh))
 
 
-def _indicator(ranks: list[int], own: int) -> jnp.ndarray:
-    return jnp.concatenate([jnp.full(r, float(i == own)) for i, r in enumerate(ranks)])
+def _indicator(ranks: list[int], adapter: int) -> Array:
+    return jnp.concatenate(
+        [jnp.full(rank, float(i == adapter)) for i, rank in enumerate(ranks)]
+    )
 
 
 def core(adapters: Sequence[Adapter]) -> Coordinates:
     """The cores `m` in the joint principal bases of the deltas."""
     basis = algebra.map_factors(_joint, *adapters)
 
-    def around(path, theta):
+    def around(path: str, theta: Entry) -> Entry:
         return {"a": basis[path]["left"], "m": theta["m"], "b": basis[path]["right"]}
 
-    project = lambda path, entry: {
-        "m": algebra.coordinates(algebra.Basis(**basis[path]), entry)
-    }
+    def project(path: str, entry: Entry) -> Entry:
+        return {"m": algebra.coordinates(algebra.Basis(**basis[path]), entry)}
+
     return _projected(adapters, basis, project, around)
 
 
@@ -102,21 +107,26 @@ def _joint(*entries: Entry) -> Entry:
 
 
 def knots(adapters: Sequence[Adapter]) -> Coordinates:
-    """What the deltas are in the joint principal basis of their outputs."""
+    """The deltas' rows in the joint principal basis of their outputs."""
     basis = algebra.map_factors(
         lambda *entries: {"right": algebra.joint_basis(*entries).right}, *adapters
     )
 
-    def project(path, entry):
+    def project(path: str, entry: Entry) -> Entry:
         return {"c": algebra.rows(basis[path]["right"], entry)}
 
-    def beside(path, theta):
+    def beside(path: str, theta: Entry) -> Entry:
         return {"a": theta["c"], "b": basis[path]["right"]}
 
     return _projected(adapters, basis, project, beside)
 
 
-def _projected(adapters, basis, project, build) -> Coordinates:
+def _projected(
+    adapters: Sequence[Adapter],
+    basis: Adapter,
+    project: Callable[[str, Entry], Entry],
+    build: Callable[[str, Entry], Entry],
+) -> Coordinates:
     """Coordinates by a projection of every adapted module, and back by `build`."""
     thetas = [
         _replace(adapter, {path: project(path, adapter[path]) for path in basis})
@@ -125,12 +135,14 @@ def _projected(adapters, basis, project, build) -> Coordinates:
     return Coordinates(tuple(thetas), _assembler(basis, build))
 
 
-def _assembler(paths, build) -> Callable[[Adapter], Adapter]:
+def _assembler(
+    paths: Iterable[str], build: Callable[[str, Entry], Entry]
+) -> Callable[[Adapter], Adapter]:
     return lambda theta: _replace(theta, {p: build(p, theta[p]) for p in paths})
 
 
 def _replace(adapter: Adapter, entries: Adapter) -> Adapter:
-    """The adapter with some entries replaced, in its own order."""
+    """The adapter with some entries replaced, in the same order."""
     return {path: entries.get(path, entry) for path, entry in adapter.items()}
 
 
@@ -142,9 +154,9 @@ def check_equal_ranks(adapters: Sequence[Adapter], space: str) -> None:
     for path, entry in adapters[0].items():
         ranks = {plain_rank(x[path]) for x in adapters} if is_factors(entry) else ()
         if len(ranks) > 1:
-            found = ", ".join(map(str, sorted(ranks)))
+            listed = ", ".join(map(str, sorted(ranks)))
             raise ValueError(
-                f"'{path}' has ranks {found}, which '{space}' space cannot merge; "
+                f"'{path}' has ranks {listed}, which '{space}' space cannot merge; "
                 "use delta, core or knots"
             )
 

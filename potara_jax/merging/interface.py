@@ -1,0 +1,78 @@
+"""The types of merging: a merge, a merge weight, and the client that they are for.
+
+A `Merge` makes one adapter out of several with given weights; an `Estimator` makes the
+weights from a client's samples. Both are written for one client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from potara_jax.adapters.lora import Adapter, Array, Params
+from potara_jax.merging.curvature import Curvature
+from potara_jax.merging.likelihoods import Example
+
+Weight = Any  # a scalar, {path: scalar}, or a pytree like the coordinates
+
+ANY = ("delta", "core", "knots", "factor", "aligned")
+DENSE = ("core", "knots", "factor", "aligned")
+
+
+class Place(NamedTuple):
+    """The array being merged: its module's `path`, and its random `key` (or None)."""
+
+    path: str
+    key: Array | None
+
+
+class Merge(NamedTuple):
+    """How to combine the arrays `[..., rows, columns]` that adapters have in a space.
+
+    `combine(arrays, weights, place)` returns one array; `spaces` are those where that
+    makes sense, the best first; `random` says that `place.key` is needed.
+    """
+
+    name: str
+    combine: Callable[[Sequence[Array], Sequence[Any], Place], Array]
+    spaces: tuple[str, ...]
+    random: bool = False
+
+
+class Client(NamedTuple):
+    """One client's two models and its samples.
+
+    `examples`: leaves `[N, ...]`. `weight` `[N]`: of each sample, zero for a padded
+    one. `trained_on`: the number of training examples. `key`: consumed.
+    """
+
+    base: Params
+    federated: Adapter
+    local: Adapter
+    examples: Example
+    weight: Array
+    trained_on: Array
+    key: Array
+
+
+class Measured(NamedTuple):
+    """The `weight` of a client's federated adapter, and the curvature it came from.
+
+    The weight is a scalar, one a module, or one a coordinate; or, for methods whose
+    weights do not sum to one, a tuple: of the federated and of the local adapter.
+    """
+
+    weight: Weight
+    curvature: Curvature | None = None
+
+
+class Estimator(NamedTuple):
+    """A merge weight: `measure(client)`, then `decide(measured [C], counts [C])`.
+
+    `decide` turns all clients' measurements and numbers of samples into their
+    `Measured`, for weights that clients choose together; None: `measure` returns it.
+    """
+
+    name: str
+    measure: Callable[[Client], Any]
+    decide: Callable[[Any, Array], Measured] | None = None

@@ -1,0 +1,1 @@
+"""Merges, one file each; `registry.merges()` lists them and those of other modules."""

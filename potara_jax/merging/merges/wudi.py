@@ -1,0 +1,74 @@
+"""WUDI: least interference with each task's input subspace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from potara_jax.adapters import algebra
+from potara_jax.adapters.lora import Array
+from potara_jax.merging import registry
+from potara_jax.merging.combining import certainly, weighted_sum
+from potara_jax.merging.interface import Merge, Place
+
+_SPACES = ("core",)  # its bases are orthonormal: its singular values are the delta's
+
+
+@registry.merge(
+    "wudi",
+    spaces=_SPACES,
+    summary="least interference with each delta's subspace; a weight counts with ridge",
+    reference="arXiv 2503.08099",
+)
+def wudi(*, ridge: float = 0.0) -> Merge:
+    """The delta that interferes least with each task's input subspace (WUDI).
+
+    Minimises `sum_i w_i |theta_i^T (theta - theta_i)|^2 / |theta_i|^2` in closed form:
+    the least squares of `A_i theta = A_i theta_i` with `A_i = sqrt(w_i) theta_i^T /
+    |theta_i|`, the solution of least norm. Cheng et al. 2025 (arXiv 2503.08099) descend
+    towards it from the sum `sum_i n w_i theta_i` and stop early; it is RegMean with the
+    deltas for data.
+
+    Without `ridge` the equations can mostly be met exactly, and weights change nothing.
+
+    ridge: how strongly the solution is drawn to that sum, as a share of the mean
+      squared singular value of the rows `A_i`. Without it the result explodes where the
+      deltas read nearly parallel inputs, as those of one initialisation do.
+    """
+    if not 0 <= ridge < float("inf"):
+        raise ValueError(f"ridge is {ridge}: it must be 0 or more, and finite")
+
+    def combine(values: Sequence[Array], weights: Sequence[Any], place: Place) -> Array:
+        del place
+        rows, targets = _equations(values, weights)
+        if ridge:
+            start = len(values) * weighted_sum(values, weights)
+            root = jnp.sqrt(ridge / start.shape[-2]) * jnp.eye(start.shape[-2])
+            rows.append(jnp.broadcast_to(root, (*start.shape[:-2], *root.shape)))
+            targets.append(algebra.product(root, start))
+        return algebra.least_squares(
+            jnp.concatenate(rows, -2), jnp.concatenate(targets, -2)
+        )
+
+    return Merge("wudi", combine, _SPACES)
+
+
+def _equations(
+    values: Sequence[Array], weights: Sequence[Any]
+) -> tuple[list[Array], list[Array]]:
+    """The rows `A_i` and what they should give, `A_i theta_i`."""
+    if any(certainly(w < 0) for w in weights):
+        raise ValueError("'wudi' needs weights of 0 or more")
+    rows = [
+        jnp.sqrt(w) * _unit_transpose(x) for w, x in zip(weights, values, strict=True)
+    ]
+    return rows, [algebra.product(a, x) for a, x in zip(rows, values, strict=True)]
+
+
+def _unit_transpose(x: Array) -> Array:
+    size = jnp.abs(x).max((-2, -1), keepdims=True)
+    x = x / jnp.where(size > 0, size, 1)
+    length = jnp.sqrt((x * x).sum((-2, -1), keepdims=True))
+    return jnp.swapaxes(x, -1, -2) / jnp.where(length > 0, length, 1)

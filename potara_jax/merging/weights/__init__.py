@@ -1,0 +1,1 @@
+"""Merge weights, one file each; `registry.weights()` lists them and others' too."""

@@ -1,0 +1,63 @@
+"""LoRAHub: free weights of the factors, without gradients."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from potara_jax.adapters.lora import Array
+from potara_jax.merging import registry
+from potara_jax.merging.interface import Client, Estimator, Measured
+from potara_jax.merging.likelihoods import Loss
+from potara_jax.merging.segment import segment_loss
+
+_EVALUATIONS = 40  # a forward pass each
+_Carry = tuple[Array, Array, Array]
+
+
+@registry.weight(
+    "lorahub",
+    needs="loss",
+    samples="heldout",
+    space="factor",
+    passes=lambda work: _EVALUATIONS / 3,
+    summary="free weights of the factors, without gradients",
+    reference="arXiv 2307.13269",
+)
+def lorahub(
+    loss: Loss,
+    *,
+    evaluations: int = _EVALUATIONS,
+    bound: float = 1.5,
+    penalty: float = 0.05,
+) -> Estimator:
+    """A free weight for each adapter's factors, by an evolution strategy on the loss.
+
+    From zero, within `+-bound`, with `penalty` times the mean size of the weights on
+    the loss; the weights multiply the factors, so merge in `factor` space. Huang et al.
+    2023 (arXiv 2307.13269), with a (1 + 1) evolution strategy (one-fifth rule) in place
+    of their NGOpt.
+    """
+
+    def measure(client: Client) -> Measured:
+        at = segment_loss(loss, client, "factor")
+
+        def cost(weights: Array) -> Array:
+            return at((weights[0], weights[1])) + penalty * jnp.abs(weights).mean()
+
+        def step(carry: _Carry, key: Array) -> tuple[_Carry, None]:
+            best, least, width = carry
+            trial = best + width * jax.random.normal(key, (2,))
+            trial = jnp.clip(trial, -bound, bound)
+            value = cost(trial)
+            better = value < least
+            width = width * jnp.where(better, 1.5, 1.5**-0.25)
+            best = jnp.where(better, trial, best)
+            return (best, jnp.minimum(value, least), width), None
+
+        start = jnp.zeros(2)
+        keys = jax.random.split(client.key, evaluations - 1)
+        carry, _ = jax.lax.scan(step, (start, cost(start), 0.5), keys)
+        return Measured((carry[0][0], carry[0][1]))
+
+    return Estimator("lorahub", measure)
