@@ -22,6 +22,7 @@ import numpy as np
 
 from potara_jax.data import generated, tokens
 from potara_jax.data.text import Example
+from potara_jax.data.tokens import Choices, Tokenizer
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import ClientContents, Problem, Resources
 from potara_jax.experiment.problems import bases, federations, language
@@ -40,9 +41,8 @@ from potara_jax.experiment.settings import (
 from potara_jax.models.llama import LlamaConfig
 
 _UPSTREAM = 700  # examples of a task that the base learns, at most
-_TOKENIZER = tokens.of_bytes()
 _MODEL = LlamaConfig(
-    vocabulary=_TOKENIZER.size,
+    vocabulary=256 + len(tokens.SPECIAL),
     width=160,
     hidden=416,
     depth=4,
@@ -78,16 +78,17 @@ def make_problem(experiment: Experiment, resources: Resources) -> Problem:
     rng = np.random.default_rng([settings.seed, 0])
     tasks = [generated.generate(rng, x, source.examples) for x in generated.TASKS]
     examples = [example for task in tasks for example in task]
-    pool = language.batch(_encode(examples))
+    tokenizer = tokens.of_bytes()
+    pool = language.batch(_encode(examples, tokenizer))
     strata = np.repeat(np.arange(len(tasks)), source.examples)
     cells = federations.dealt(experiment, pool, strata)
     prompts = {example.prompt for example in examples}
     upstream = _upstream(source.seen, settings.seed, known=prompts)
-    rows = tokens.pack_texts(_encode(upstream))
+    rows = tokens.pack_texts(_encode(upstream, tokenizer))
     read = partial(language.pretrain, _MODEL, rows, settings, resources)
     return language.problem(
         experiment,
-        LanguageModel(_TOKENIZER, _MODEL, read),
+        LanguageModel(tokenizer, _MODEL, read),
         cells,
         ClientContents("task", tuple(generated.TASKS)),
         normalise=source.normalise,
@@ -105,8 +106,8 @@ def _upstream(seen: int, seed: int, *, known: set[str]) -> list[Example]:
     ]
 
 
-def _encode(examples: list[Example]) -> tokens.Choices:
-    return tokens.encode(examples, _TOKENIZER, context=_MODEL.context)[0]
+def _encode(examples: list[Example], tokenizer: Tokenizer) -> Choices:
+    return tokens.encode(examples, tokenizer, context=_MODEL.context)[0]
 
 
 EXPERIMENT = Experiment(

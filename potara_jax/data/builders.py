@@ -50,14 +50,20 @@ class _Cifar(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, path: Path, split: str) -> Records:
         with tarfile.open(os.fspath(path)) as archive:
             members = {Path(member.name).name: member for member in archive}
-            data = b"".join(
-                archive.extractfile(members[name]).read() for name in self.files[split]
-            )
+            names = self.files[split]
+            data = b"".join(_content(archive, members[name]) for name in names)
         rows = np.frombuffer(data, np.uint8).reshape(-1, self.labels + 3 * _SIDE**2)
         for number, row in enumerate(rows):
             pixels = row[self.labels :].reshape(3, _SIDE, _SIDE).transpose(1, 2, 0)
             label = int(row[self.labels - 1])  # after CIFAR-100's coarse one
             yield number, {"image": _png(pixels), "label": label}
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    if file is None:
+        raise ValueError(f"{member.name} is no file")
+    return file.read()
 
 
 def _png(pixels: np.ndarray) -> io.BytesIO:
@@ -94,7 +100,7 @@ class SocialIQa(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         names = ("context", "question", "answerA", "answerB", "answerC")
-        features = {name: tfds.features.Text() for name in names}
+        features: dict[str, Any] = {name: tfds.features.Text() for name in names}
         features["label"] = tfds.features.ClassLabel(num_classes=3)
         return tfds.core.DatasetInfo(
             builder=self, features=tfds.features.FeaturesDict(features)

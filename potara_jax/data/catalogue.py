@@ -73,7 +73,7 @@ def records(
     try:
         builder = kind(**options) if kind else tfds.builder(name, **options)
         builder.download_and_prepare()
-        source = builder.as_data_source(split=split)
+        source: Any = builder.as_data_source(split=split)
     except Exception as error:  # whatever a download or a damaged file raises
         raise ValueError(
             f"data set {name} is not in {folder} and cannot be prepared "
@@ -138,7 +138,7 @@ def images(name: str, split: str, folder: str | os.PathLike[str] = DEFAULT) -> I
 def _choice(question: str, options: list[str], gold: int) -> Example:
     letters = _LETTERS[: len(options)]
     listed = "\n".join(f"{x}. {o}" for x, o in zip(letters, options, strict=True))
-    return Example(f"{question}\n{listed}\nAnswer:", tuple(letters), int(gold))
+    return Example(f"{question}\n{listed}\nAnswer:", tuple(letters), gold)
 
 
 def _yes_or_no(question: str, yes: bool) -> Example:

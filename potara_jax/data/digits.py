@@ -8,7 +8,7 @@ only ever seen turned by 90, 180 and 270 degrees, client images never.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +45,7 @@ def load(seed: int) -> Digits:
     """All images; a seed splits them between the base and the clients."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     images = (bunch.images[..., None] / 16).astype(np.float32)
     labels = bunch.target.astype(np.int32)
     parts = partition.split(np.random.default_rng([seed, 0]), labels, _SHARES)

@@ -75,15 +75,14 @@ def without_duplicates(images: Images, log: Callable[[str], None]) -> Images:
 
     log: takes a line for the user, where there are any.
     """
-    flat = np.ascontiguousarray(images.images).reshape(len(images.labels), -1)
     copies: dict[bytes, list[int]] = {}
-    for number, row in enumerate(flat):
-        digest = hashlib.blake2b(row, digest_size=16).digest()
+    for number, image in enumerate(images.images):
+        digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
         copies.setdefault(digest, []).append(number)
     agree = [g for g in copies.values() if len(set(images.labels[g].tolist())) == 1]
     kept = np.sort([group[0] for group in agree]).astype(int)
-    unclear = len(flat) - sum(map(len, agree))
-    if repeated := len(flat) - len(kept):
+    unclear = len(images.labels) - sum(map(len, agree))
+    if repeated := len(images.labels) - len(kept):
         log(f"{repeated} images are duplicates: one of each is kept")
     if unclear:
         log(f"{unclear} of them have copies with another label: none of those is kept")

@@ -13,7 +13,7 @@ import optax
 from potara_jax.adapters.lora import Params
 
 Array = jax.Array
-Carry = tuple[Params, optax.OptState]
+Carry = Any  # parameters, and the optimiser's state
 Step = Callable[[Carry, Array], tuple[Carry, Array]]
 _REPORTS = 20
 

@@ -65,8 +65,9 @@ def _hash(recipe: Mapping[str, Any], examples: Any) -> str:
 
 def _save(path: Path, params: Params) -> None:
     flat = flatten_dict(dict(params), sep="/")
+    arrays: Any = {name: np.asarray(value) for name, value in flat.items()}
     with files.replacing(path) as file:
-        np.savez(file, **{name: np.asarray(value) for name, value in flat.items()})
+        np.savez(file, **arrays)
 
 
 def _load(path: Path) -> Params:

@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,9 @@ def _writer(tokenizer: Tokenizer, module: Llama, scale: float) -> Writer:
         counts: jax.Array,
         length: int,
     ) -> jax.Array:
-        read = partial(apply, base, adapter, method="read")
+        def read(*args: Any) -> Any:
+            return apply(base, adapter, *args, method="read")
+
         size = prompts.shape[1] + length
         cache = llama.empty_cache(module.config, len(prompts), size)
         return greedy(read, cache, prompts, counts, most=length, stop=tokenizer.end)
@@ -209,8 +211,11 @@ def pretrain(
 
 def example_text() -> Text:
     """The shapes of a text, from which a model derives its own."""
-    whole = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    return Text(whole, jax.ShapeDtypeStruct((1, 2), jnp.int32))
+
+    def example() -> Text:
+        return Text(jnp.zeros((1, 8), jnp.int32), jnp.zeros((1, 2), jnp.int32))
+
+    return jax.eval_shape(example)
 
 
 # --- Examples ------------------------------------------------------------------------

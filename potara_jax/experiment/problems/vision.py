@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from potara_jax.adapters import lora, precision
-from potara_jax.adapters.lora import Apply, Params, Site
+from potara_jax.adapters.lora import Params, Site
 from potara_jax.clients.task import Task, of_classes
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import (
@@ -91,7 +91,7 @@ def _task(
     sites: Mapping[str, Site],
     scale: float,
 ) -> Task:
-    def prepared(apply: Apply) -> Apply:
+    def prepared(apply: Callable[..., Any]) -> Callable[..., Any]:
         return lambda base, adapter, images: apply(base, adapter, prepare(images))
 
     return of_classes(
