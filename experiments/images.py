@@ -59,9 +59,9 @@ class Source:
 def make_problem(experiment: Experiment, resources: Resources) -> Problem:
     """A ViT and its federations."""
     source, settings = experiment.source, bases.settings_of(experiment)
-    found = without_duplicates(read(source.data, side=source.side), resources.log)
+    everything = without_duplicates(read(source.data, side=source.side), resources.log)
     share = 0.0 if source.checkpoint else source.upstream
-    upstream, mine = images.split_classes(found, share, seed=settings.seed)
+    upstream, mine = images.split_classes(everything, share, seed=settings.seed)
     cells = images.dealt(experiment, mine, test=source.test_examples)
     if source.checkpoint:
         model = images.loaded(source.checkpoint, mine)
