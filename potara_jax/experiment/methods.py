@@ -129,7 +129,7 @@ def _by_merge() -> list[Method]:
         Method(variant.name, UNIFORM, Combination(name, variant.space))
         for name, entry in registry.merges().items()
         if name != "linear"
-        for variant in entry.rows
+        for variant in entry.variants
     ]
 
 

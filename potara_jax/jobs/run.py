@@ -73,6 +73,7 @@ def run(
             check(experiment, job)
             config = configuration(experiment, job) | dict(extra or {})
             if out is not None:
+                _check_apart(Path(out), experiment)
                 opened.enter_context(files.locked(Path(out)))
                 store = open_folder(Path(out), config, rerun=rerun, warn=log)
                 store = store._replace(profile=profile)
@@ -114,6 +115,13 @@ def configuration(experiment: Experiment, job: Job) -> Record:
 
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _check_apart(out: Path, experiment: Experiment) -> None:
+    """Raise `ValueError` where the run folder lies among the user's own data."""
+    for path in experiment.files(experiment):
+        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"out is {out}: it must not be inside the data in {path}")
 
 
 def cells_of(experiment: Experiment) -> list[Cell]:

@@ -52,7 +52,7 @@ class Group(NamedTuple):
     title: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Table:
     """Rows in groups.
 
@@ -69,6 +69,12 @@ class Table:
     title: str = ""
     notes: Sequence[str] = ()
     text: bool = False
+
+    def __rich__(self) -> rich.console.RenderableType:
+        return terminal(self)
+
+    def __repr__(self) -> str:
+        return _plain_text(self)
 
     def _repr_html_(self) -> str:
         return _render("table_fragment.html.jinja", table=self)
@@ -185,6 +191,14 @@ def _render(template: str, **values: object) -> str:
 
 
 # --- Terminal ------------------------------------------------------------------------
+
+
+def _plain_text(table: Table) -> str:
+    """A table as text, for a prompt that knows no colours."""
+    console = rich.console.Console(width=100, color_system=None)
+    with console.capture() as captured:
+        console.print(terminal(table))
+    return captured.get()
 
 
 def terminal(part: Report | Table) -> rich.console.RenderableType:
