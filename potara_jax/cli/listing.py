@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from inspect import getdoc
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 from rich import box
@@ -30,14 +30,18 @@ class List:
     """What to show."""
     load: tuple[Path, ...] = ()
     """Python files that register your algorithms, merges or weights. Default: none."""
+    markdown: bool = False
+    """As Markdown, which is how the documentation's reference is made."""
 
     def __call__(self) -> None:
         """Print a table of each kind."""
         for path in self.load:
             load_file(path)
-        for name, table in _TABLES.items():
-            if self.kind in ("all", name):
-                Console().print(table(name))
+        for name, listing in _LISTINGS.items():
+            if self.kind in ("all", name) and self.markdown:
+                print(_markdown(name, listing))
+            elif self.kind in ("all", name):
+                Console().print(_table(name, listing))
 
 
 def command(words: list[str]) -> tuple[Any, None]:
@@ -70,23 +74,38 @@ def _weights() -> Iterator[tuple[str, ...]]:
         yield name, entry.summary, entry.needs, entry.samples, entry.reference
 
 
-def _table(
-    rows: Callable[[], Iterator[tuple[str, ...]]], *columns: str
-) -> Callable[[str], Table]:
-    def make(title: str) -> Table:
-        table = Table("name", *columns, title=title, box=box.SIMPLE_HEAD)
-        table.title_justify = "left"
-        for row in rows():
-            table.add_row(*row)
-        return table
+class _Listing(NamedTuple):
+    """The rows of a list, and the heads of its columns behind the name."""
 
-    return make
+    rows: Callable[[], Iterator[tuple[str, ...]]]
+    columns: tuple[str, ...]
 
 
-_TABLES: dict[str, Callable[[str], Table]] = {
-    "experiments": _table(_experiments, "what it is"),
-    "jobs": _table(_jobs, "what it does"),
-    "algorithms": _table(_algorithms, "what it does", "source"),
-    "merges": _table(_merges, "what it does", "spaces", "source"),
-    "weights": _table(_weights, "what it is", "needs", "samples", "source"),
+_LISTINGS = {
+    "experiments": _Listing(_experiments, ("what it is",)),
+    "jobs": _Listing(_jobs, ("what it does",)),
+    "algorithms": _Listing(_algorithms, ("what it does", "source")),
+    "merges": _Listing(_merges, ("what it does", "spaces", "source")),
+    "weights": _Listing(_weights, ("what it is", "needs", "samples", "source")),
 }
+
+
+def _table(title: str, listing: _Listing) -> Table:
+    table = Table("name", *listing.columns, title=title, box=box.SIMPLE_HEAD)
+    table.title_justify = "left"
+    for row in listing.rows():
+        table.add_row(*row)
+    return table
+
+
+def _markdown(title: str, listing: _Listing) -> str:
+    heads = ["name", *listing.columns]
+    rows = [[f"`{name}`", *texts] for name, *texts in listing.rows()]
+    lines = [heads, ["---"] * len(heads), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"## {title.capitalize()}\n\n{table}\n"
+
+
+def markdown() -> dict[str, str]:
+    """Every list as Markdown, by its kind."""
+    return {name: _markdown(name, listing) for name, listing in _LISTINGS.items()}

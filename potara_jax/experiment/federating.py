@@ -18,7 +18,7 @@ from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.phases import Evaluate, Phase
 from potara_jax.experiment.problem import Problem
 from potara_jax.experiment.settings import require_one_of
-from potara_jax.federated import accounting, rounds, wire
+from potara_jax.federated import accounting, wire
 from potara_jax.federated.conditions import Conditions, size
 from potara_jax.federated.interface import Algorithm, Shared
 from potara_jax.federated.privacy import Privacy
@@ -100,27 +100,22 @@ def federated_phase(
     keep: Sequence[int] = (),
 ) -> Phase:
     """Rounds of an algorithm, scored at the marks."""
-    setting, way = conditions(experiment), wire_of(experiment)
-    spread = layout(experiment)
-    return Phase(
-        name,
+    run = federated.make_round(
         algorithm,
-        rounds.make_round(algorithm, layout=spread, conditions=setting, wire=way),
-        last,
-        _scorer(experiment, problem, algorithm),
-        sorted({*marks, *keep}),
-        tuple(keep),
-        conditions=setting,
-        wire=way,
+        conditions=conditions(experiment),
+        wire=wire_of(experiment),
+        layout=layout(experiment),
     )
+    score = _scorer(experiment, problem, algorithm)
+    return Phase(name, run, last, score, sorted({*marks, *keep}), tuple(keep))
 
 
 def local_phase(experiment: Experiment, problem: Problem, name: str = "local") -> Phase:
     """Rounds of every client for itself, under no conditions."""
     algorithm = make_algorithm(experiment, problem.task, "local")
-    run = rounds.make_round(algorithm, layout=layout(experiment))
+    run = federated.make_round(algorithm, layout=layout(experiment))
     score = _scorer(experiment, problem, algorithm)
-    return Phase(name, algorithm, run, experiment.local.rounds, score)
+    return Phase(name, run, experiment.local.rounds, score)
 
 
 def _scorer(experiment: Experiment, problem: Problem, algorithm: Algorithm) -> Evaluate:

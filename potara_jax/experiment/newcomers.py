@@ -19,9 +19,7 @@ from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.federating import layout
 from potara_jax.experiment.phases import Outcome, Phase, run_phase
 from potara_jax.federated import Progress, make_round
-from potara_jax.federated.conditions import EVERYBODY
 from potara_jax.federated.progress import frozen
-from potara_jax.federated.wire import AS_IT_IS
 
 
 def joining_phase(experiment: Experiment, phase: Phase) -> Phase | None:
@@ -31,13 +29,10 @@ def joining_phase(experiment: Experiment, phase: Phase) -> Phase | None:
     algorithm = frozen(phase.algorithm)
     return phase._replace(
         name=f"{phase.name}, newcomers",
-        algorithm=algorithm,
         round=make_round(algorithm, layout=layout(experiment)),
         rounds=experiment.local.rounds,
         marks=(),
         keep=(),
-        conditions=EVERYBODY,
-        wire=AS_IT_IS,
     )
 
 

@@ -10,19 +10,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from potara_jax.adapters.lora import Params
 from potara_jax.data.federation import Federation
-from potara_jax.evaluation.metrics import Scores
-from potara_jax.federated import ledger, rounds
-from potara_jax.federated.conditions import EVERYBODY, Conditions
+from potara_jax.federated import rounds
+from potara_jax.federated.cohort_round import Report
+from potara_jax.federated.conditions import Conditions
 from potara_jax.federated.interface import Algorithm, Shared
-from potara_jax.federated.rounds import Progress
-from potara_jax.federated.wire import AS_IT_IS, Wire
+from potara_jax.federated.progress import (
+    Progress,
+    known,
+    model_bytes,
+    personalised,
+    with_feedback,
+)
+from potara_jax.federated.rounds import Round
+from potara_jax.federated.streaming import HostProgress
+from potara_jax.federated.wire import Wire
 from potara_jax.runs.checkpoints import Saved
-from potara_jax.runs.progress import Display
+from potara_jax.runs.progress import Progress as Display
 from potara_jax.runs.store import Cell, Store
 
 Models = Any
+Scores = Any
+AnyProgress = Progress | HostProgress
 Evaluate = Callable[[Shared, Models, Any], Scores]
+OnRound = Callable[[dict[str, Any], float], None]
 
 
 class Budget(NamedTuple):
@@ -33,27 +45,43 @@ class Budget(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """Which algorithm runs, compiled, for how many rounds.
+    """Rounds of an algorithm, and when its models are scored and kept.
 
-    `marks`: rounds after which every client's model is scored by `evaluate(shared,
-    models, test)`; `keep`: those of them whose models are kept. `budget`: models are
-    scored too after the last round within its bytes, and within its steps.
+    `round`: by `make_round`. `rounds`: their number. `marks`: rounds after which the
+    models are scored by `evaluate(shared, models, test)`, which gives a pytree of
+    `[C, ...]` and can be traced in the first two; `keep`: those of the marks whose
+    models are kept. `budget`: models are also scored after the last round within its
+    bytes, and within its steps. `clients`: whose models are scored and returned;
+    default: all.
     """
 
     name: str
-    algorithm: Algorithm
-    round: rounds.RoundFn
+    round: Round
     rounds: int
     evaluate: Evaluate | None = None
     marks: Sequence[int] = ()
     keep: Sequence[int] = ()
-    conditions: Conditions = EVERYBODY
-    wire: Wire = AS_IT_IS
     budget: Budget | None = None
+    clients: Sequence[int] | None = None
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The algorithm of the rounds."""
+        return self.round.algorithm
+
+    @property
+    def conditions(self) -> Conditions:
+        """The conditions of the rounds."""
+        return self.round.conditions
+
+    @property
+    def wire(self) -> Wire:
+        """The way of the uploads."""
+        return self.round.wire
 
     @property
     def slots(self) -> list[int]:
-        """Where marks are kept: by their rounds, or by what ends with them."""
+        """The names of all marks: their rounds, or what ends with them."""
         return [*self.marks, *(_ENDS if self.budget else ())]
 
 
@@ -61,11 +89,10 @@ _ENDS = -1, -2  # the slots of the last round within the bytes, and within the s
 
 
 class Mark(NamedTuple):
-    """A phase after some rounds.
+    """A phase after some rounds, for the phase's clients `[C]`.
 
-    `round`: how many, 0 where that has not been; `scores`: of every client, `[C]`;
-    `received`: bytes that a client receives to have its model then, `[C]`; `seconds`
-    until then.
+    `round`: after how many, 0 for none yet; `scores`: the clients' scores; `received`:
+    the bytes `[C]` that each received last to have its model; `seconds` until then.
     """
 
     round: jax.Array
@@ -75,17 +102,18 @@ class Mark(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a phase gives: every client's model `[C, ...]`, and its account.
+    """What a phase gives: the models of the phase's clients, and its account.
 
-    `shared` is what all clients know by then; `progress` the state itself; `history`
-    has a record a round; `final_bytes`: what all clients receive to have their models;
-    `marks` and `kept` are by round.
+    `models`: stacked `[C, ...]`. `shared`: what all clients know by then. `progress`:
+    the last state. `history`: a record a round. `final_bytes`: what these clients
+    receive last to have their models. `seconds`: of all rounds. `marks` and `kept`: by
+    round.
     """
 
     models: Models
     shared: Shared
-    progress: Progress
-    history: list[dict]
+    progress: AnyProgress
+    history: list[dict[str, Any]]
     final_bytes: int
     seconds: float
     marks: dict[int, Mark] = {}  # noqa: RUF012
@@ -94,44 +122,238 @@ class Outcome(NamedTuple):
 
 def run_phase(
     phase: Phase,
-    progress: Progress,
-    base,
+    progress: AnyProgress,
+    base: Params,
     federation: Federation,
     key: jax.Array,
     *,
     cell: Cell,
     store: Store,
     display: Display,
+    on_round: OnRound | None = None,
 ) -> Outcome:
-    """All rounds of a phase, from `progress` or from where the store has it."""
+    """Run all rounds of a phase, from `progress` or from where the store has it.
+
+    Args:
+        phase: the rounds, and when to score.
+        progress: before the first round, with the clients' states on the device or on
+            the host. It is consumed.
+        base: the base that all clients share.
+        federation: the pool, and the clients' examples and tests.
+        key: of all rounds.
+        cell: what the phase belongs to.
+        store: keeps every round.
+        display: shows every round.
+        on_round: called with a round's record and its seconds, unless models were
+            scored while it was computed.
+    """
     shared = Shared(base, federation.pool)
-    owing = phase.wire, shared, progress, federation.train
-    progress = rounds.owing(phase.algorithm, *owing)
-    seen = _nothing_seen(phase, shared, progress, federation)
-    saved = store.begin_phase(cell, phase.name, (progress, seen))
-    saved = saved or Saved(0, (progress, seen), [], 0.0)
+    look = _Look(phase, shared, federation)
+    progress, saved = _begin(look, progress, cell, store)
+    args = phase.round, shared, federation.train, progress, key
+    steps = rounds.iterate(*args, first=saved.round, last=phase.rounds)
     display.skip(saved.round)
-    for number in store.traced(phase.name, range(saved.round, phase.rounds)):
-        began = time.monotonic()
-        progress, seen = saved.state
-        progress, report = phase.round(shared, progress, federation.train, key, number)
-        report, clients = jax.device_get(report), len(federation.train.count)
-        record = record_of(cell, phase.name, number, report, clients)
-        seconds = saved.seconds + time.monotonic() - began
-        history = [*saved.history, record]
-        if due := _due(phase, history, progress, clients):
-            args = shared, progress, federation, number + 1, seconds
-            mark, models = _look(phase, *args)
-            seen = seen | {n: (mark, models if n in phase.keep else ()) for n in due}
-        saved = Saved(number + 1, (progress, seen), history, seconds)
+    ahead, scored = isinstance(progress, HostProgress), False
+    began = time.monotonic()
+    for step in store.traced(phase.name, steps):
+        progress, seconds = step.progress, time.monotonic() - began
+        record = record_of(
+            cell, phase.name, step.number, step.report, _clients(federation)
+        )
+        saved, due = _add(look, saved, progress, record, seconds)
+        if ahead:  # the next round is being computed already
+            began = time.monotonic()
         store.end_round(cell, phase.name, saved)
+        if on_round and not (ahead and scored):
+            on_round(record, seconds)
+        scored = bool(due)
         display.round(f"{cell.name} {phase.name}", record["loss"])
         name_left_out(saved.history, cell, store)
-    return _outcome(phase, shared, saved, federation)
+        if not ahead:
+            began = time.monotonic()
+    return _outcome(look, progress, saved)
 
 
-def name_left_out(history: list[dict], cell: Cell, store: Store) -> None:
-    """A line for a client that is left out now and was not in the round before."""
+class _Look(NamedTuple):
+    """What is needed to look at a phase after some rounds."""
+
+    phase: Phase
+    shared: Shared
+    federation: Federation
+
+    @property
+    def chosen(self) -> np.ndarray | None:
+        """The phase's clients; None for all."""
+        clients = self.phase.clients
+        return None if clients is None else np.asarray(clients, np.int32)
+
+    @property
+    def num_clients(self) -> int:
+        """The number of the phase's clients."""
+        chosen = self.chosen
+        return _clients(self.federation) if chosen is None else len(chosen)
+
+    def progress_of(self, progress: AnyProgress) -> Progress:
+        """The progress of the phase's clients, on the device."""
+        return rounds.progress_of(self.phase.algorithm, progress, self.chosen)
+
+    @property
+    def test(self) -> Any:
+        """The tests of the phase's clients."""
+        if self.chosen is None:
+            return self.federation.test
+        return jax.tree.map(lambda x: x[self.chosen], self.federation.test)
+
+
+def _clients(federation: Federation) -> int:
+    return len(federation.train.count)
+
+
+# --- Beginning and ending ------------------------------------------------------------
+
+
+def _begin(
+    look: _Look, progress: AnyProgress, cell: Cell, store: Store
+) -> tuple[AnyProgress, Saved]:
+    """The state before the next round, and what is kept so far.
+
+    States on the host go on from the last round alone: after an earlier one, or where
+    they are lost, the phase starts over.
+    """
+    name = look.phase.name
+    if isinstance(progress, Progress):
+        algorithm, wire = look.phase.algorithm, look.phase.wire
+        train = look.federation.train
+        progress = with_feedback(algorithm, wire, look.shared, progress, train)
+    nothing = rounds.checkpoint(progress), _nothing_seen(look, progress)
+    saved = store.begin_phase(cell, name, nothing)
+    if saved and not rounds.resumable(progress, saved.round):
+        store.warn(f"{cell.name} {name}: starting over, as the last round is lost")
+        store.forget_phase(cell, name)
+        saved = store.begin_phase(cell, name, nothing)
+    if saved:
+        return rounds.resume(progress, saved.state[0]), saved
+    if isinstance(progress, HostProgress):
+        progress.states.clear()
+    return progress, Saved(0, nothing, [], 0.0)
+
+
+def _outcome(look: _Look, progress: AnyProgress, saved: Saved) -> Outcome:
+    phase, number, seen = look.phase, look.phase.rounds, saved.state[1]
+    chosen = look.progress_of(progress)
+    marks = {int(mark.round): mark for mark, _ in seen.values() if mark.round > 0}
+    return Outcome(
+        _models(look, chosen, number),
+        known(phase.algorithm.turn(number), look.shared, chosen.server, number),
+        progress,
+        saved.history,
+        sum(map(int, _received(look, chosen, number))),
+        saved.seconds,
+        {number: marks[number] for number in sorted(marks)},
+        {number: seen[number][1] for number in phase.keep},
+    )
+
+
+def _nothing_seen(look: _Look, progress: AnyProgress) -> dict[int, tuple[Mark, Any]]:
+    """Zeros in the place of what the marks see."""
+    phase, number = look.phase, look.phase.rounds
+    if not phase.slots:
+        return {}
+
+    def see() -> tuple[Mark, Models]:
+        return _see(look, look.progress_of(progress), number, 0.0)
+
+    zeros = lambda x: jnp.zeros(x.shape, x.dtype)
+    mark, models = jax.tree.map(zeros, jax.eval_shape(see))
+    return {n: (mark, models if n in phase.keep else ()) for n in phase.slots}
+
+
+# --- After a round -------------------------------------------------------------------
+
+
+def _add(
+    look: _Look,
+    saved: Saved,
+    progress: AnyProgress,
+    record: dict[str, Any],
+    seconds: float,
+) -> tuple[Saved, list[int]]:
+    """What is kept after one more round, and the slots that it fills."""
+    history, seen = [*saved.history, record], saved.state[1]
+    number, seconds = len(history), saved.seconds + seconds
+    due = _due(look, progress, history)
+    if due:
+        chosen = look.progress_of(progress)
+        mark, models = _see(look, chosen, number, seconds)
+        keep = look.phase.keep
+        if number in keep:  # the next round takes the state itself
+            models = jax.tree.map(jnp.copy, models)
+        seen = seen | {n: (mark, models if n in keep else ()) for n in due}
+    state = rounds.checkpoint(progress), seen
+    return Saved(number, state, history, seconds), due
+
+
+def _due(
+    look: _Look, progress: AnyProgress, history: list[dict[str, Any]]
+) -> list[int]:
+    """The slots that the round just done fills."""
+    phase, clients, final = look.phase, _clients(look.federation), 0
+    if phase.budget:
+        everybody = rounds.progress_of(phase.algorithm, progress)
+        received = model_bytes(
+            phase.algorithm, everybody, clients=clients, number=len(history)
+        )
+        final = sum(map(int, received))
+    return due_slots(phase, history, clients=clients, final_bytes=final)
+
+
+def _see(
+    look: _Look, chosen: Progress, number: int, seconds: float
+) -> tuple[Mark, Models]:
+    """The phase's clients after some rounds, and their models."""
+    turn = look.phase.algorithm.turn(number)
+    models = _models(look, chosen, number)
+    shared = known(turn, look.shared, chosen.server, number)
+    scores = look.phase.evaluate(shared, models, look.test)
+    received = _received(look, chosen, number)
+    return Mark(jnp.int32(number), scores, received, jnp.float32(seconds)), models
+
+
+def _models(look: _Look, chosen: Progress, number: int) -> Models:
+    clients, algorithm = look.num_clients, look.phase.algorithm
+    return personalised(algorithm, look.shared, chosen, clients=clients, number=number)
+
+
+def _received(look: _Look, chosen: Progress, number: int) -> jax.Array:
+    """Bytes that each of the phase's clients receives to have its model."""
+    clients, algorithm = look.num_clients, look.phase.algorithm
+    return model_bytes(algorithm, chosen, clients=clients, number=number)
+
+
+def due_slots(
+    phase: Phase, history: list[dict[str, Any]], *, clients: int, final_bytes: int
+) -> list[int]:
+    """The slots that the last round of the history fills.
+
+    Args:
+        phase: its marks and budget.
+        history: a record a round.
+        clients: the number of all clients.
+        final_bytes: what all of them would receive to have their models then.
+    """
+    due = [len(history)] if len(history) in phase.marks else []
+    if phase.budget is None:
+        return due
+    sent = [line["bytes_up"] + line["bytes_down"] for line in history]
+    steps = [line["steps"] / clients for line in history]
+    spent = sum(sent) + final_bytes, sum(steps)
+    last = sent[-1], steps[-1]
+    ends = zip(_ENDS, phase.budget, spent, last, strict=True)
+    return due + [slot for slot, limit, now, more in ends if now <= limit < now + more]
+
+
+def name_left_out(history: list[dict[str, Any]], cell: Cell, store: Store) -> None:
+    """Warn of every client that is left out now and was not in the round before."""
     before = set(history[-2]["left_out"]) if len(history) > 1 else set()
     for client in sorted(set(history[-1]["left_out"]) - before):
         store.warn(
@@ -140,79 +362,9 @@ def name_left_out(history: list[dict], cell: Cell, store: Store) -> None:
         )
 
 
-def _outcome(phase, shared, saved, federation) -> Outcome:
-    (progress, seen), number = saved.state, phase.rounds
-    found = {int(mark.round): mark for mark, _ in seen.values() if mark.round > 0}
-    clients = len(federation.train.count)
-    return Outcome(
-        _models(phase, shared, progress, clients, number),
-        rounds.known(phase.algorithm.turn(number), shared, progress.server, number),
-        progress,
-        saved.history,
-        sum(map(int, _received(phase, progress, clients, number))),
-        saved.seconds,
-        {number: found[number] for number in sorted(found)},
-        {number: seen[number][1] for number in phase.keep},
-    )
-
-
-def _models(phase, shared, progress, clients, number) -> Models:
-    return rounds.personalised(
-        phase.algorithm, shared, progress, clients=clients, number=number
-    )
-
-
-def _received(phase, progress, clients, number) -> jax.Array:
-    """Bytes that every client receives after some rounds, to have its model."""
-    algorithm = phase.algorithm.turn(number)
-
-    def one(_, state):
-        received = algorithm.broadcast(progress.server, state)
-        announced = algorithm.announce(progress.server)
-        return jnp.uint32(ledger.payload_bytes((received, announced)))
-
-    return jax.vmap(one)(jnp.arange(clients), progress.states)
-
-
-def _due(phase: Phase, history: list[dict], progress, clients: int) -> list[int]:
-    """The slots that the round just done fills."""
-    number = len(history)
-    due = [number] if number in phase.marks else []
-    if phase.budget is None:
-        return due
-    final = sum(map(int, _received(phase, progress, clients, number)))
-    sent = [line["bytes_up"] + line["bytes_down"] for line in history]
-    steps = [line["steps"] / clients for line in history]
-    spent = sum(sent) + final, sum(steps)
-    ends = zip(_ENDS, phase.budget, spent, (sent[-1], steps[-1]), strict=True)
-    return due + [slot for slot, most, now, more in ends if now <= most < now + more]
-
-
-def _look(phase, shared, progress, federation, number, seconds) -> tuple[Mark, Models]:
-    clients = len(federation.train.count)
-    models = _models(phase, shared, progress, clients, number)
-    known = rounds.known(phase.algorithm.turn(number), shared, progress.server, number)
-    scores = phase.evaluate(known, models, federation.test)
-    received = _received(phase, progress, clients, number)
-    mark = Mark(jnp.int32(number), scores, received, jnp.float32(seconds))
-    if number not in phase.keep:
-        return mark, ()
-    return mark, jax.tree.map(jnp.copy, models)  # the next round takes the state itself
-
-
-def _nothing_seen(phase, shared, progress, federation) -> dict:
-    """Zeros in the place of what is seen at the marks."""
-    clients = len(federation.train.count)
-    models = lambda *args: _models(phase, *args, clients, phase.rounds)
-    shapes = jax.eval_shape(models, shared, progress)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    none = jnp.zeros(clients)
-    scores, received = Scores(none, none), none.astype(jnp.uint32)
-    mark = Mark(jnp.int32(0), scores, received, jnp.float32(0))
-    return {n: (mark, zeros if n in phase.keep else ()) for n in phase.slots}
-
-
-def record_of(cell: Cell, phase: str, number: int, report, clients: int) -> dict:
+def record_of(
+    cell: Cell, phase: str, number: int, report: Report, clients: int
+) -> dict[str, Any]:
     """A round's line in `metrics.jsonl`, from its report on the host."""
     left_out = report.cohort[~report.finite]
     losses = report.losses[np.isfinite(report.losses)]
@@ -233,7 +385,7 @@ def record_of(cell: Cell, phase: str, number: int, report, clients: int) -> dict
 
 
 def until(outcome: Outcome, number: int) -> Outcome:
-    """A phase as it was after some rounds, of those whose models are kept."""
+    """A phase as it was after some rounds, one of those whose models are kept."""
     if number == len(outcome.history):
         return outcome
     mark = outcome.marks[number]

@@ -215,10 +215,9 @@ def _work(at: Context, fisher: str = "exact") -> Work:
     """What the cost of a weight depends on."""
     adapter = jax.eval_shape(at.problem.adapter, at.key)
     return Work(
-        classes=at.federation.proportions.shape[1],
+        classes=at.federation.proportions.shape[1] if fisher == "exact" else 1,
         modules=len(adapter),
         points=at.experiment.merging.grid_points,
-        fisher=fisher,
     )
 
 

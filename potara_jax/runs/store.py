@@ -69,11 +69,8 @@ class Store(Protocol):
     def end_round(self, cell: Cell, phase: str, saved: Saved) -> None:
         """Keep a round."""
 
-    def last_round(self, cell: Cell, phase: str) -> int:
-        """The last round that was kept, whole or not; 0 where there is none."""
-
     def forget_phase(self, cell: Cell, phase: str) -> None:
-        """Drop all that is kept of a phase, clients' states included."""
+        """Drop the rounds that are kept of a phase."""
 
     def states_folder(self, cell: Cell) -> Path | None:
         """Where clients' states lie in files; None: in memory."""
@@ -122,10 +119,6 @@ class Memory:
 
     def end_round(self, cell: Cell, phase: str, saved: Saved) -> None:
         """Nothing is kept between rounds."""
-
-    def last_round(self, cell: Cell, phase: str) -> int:
-        """No round was kept."""
-        return 0
 
     def forget_phase(self, cell: Cell, phase: str) -> None:
         """Nothing was kept."""
@@ -196,14 +189,9 @@ class RunFolder(NamedTuple):
         checkpoints.save(self._phase(cell, phase), saved)
         self.add_line("metrics", saved.history[-1])
 
-    def last_round(self, cell: Cell, phase: str) -> int:
-        """The last round that was kept, whole or not; 0 where there is none."""
-        return checkpoints.last_round(self._phase(cell, phase))
-
     def forget_phase(self, cell: Cell, phase: str) -> None:
-        """Drop all that is kept of a phase, clients' states included."""
-        for path in (self.states_folder(cell), self._phase(cell, phase)):
-            shutil.rmtree(path, ignore_errors=True)
+        """Drop the rounds that are kept of a phase."""
+        shutil.rmtree(self._phase(cell, phase), ignore_errors=True)
 
     def states_folder(self, cell: Cell) -> Path:
         """Where clients' states lie in files."""
