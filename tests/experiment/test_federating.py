@@ -1,23 +1,29 @@
-import dataclasses
 import math
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
-from potara_jax.experiments.digits import Digits
 
-from potara_jax.experiment import federating, tuning
+from potara_jax.experiment import federating
+from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Problem
+from potara_jax.experiments import digits
 from potara_jax.federated.conditions import Conditions
-from potara_jax.federated.privacy import Privacy
-from potara_jax.federated.registry import load_all
-from potara_jax.federated.wire import AS_IT_IS
+from potara_jax.federated.registry import algorithms
+from potara_jax.federated.wire import AS_IT_IS, Privacy
 from tests.helpers_federated import problem as linear
 from tests.helpers_federated import task
 
 COUNTS = (4, 2, 1, 4)
-SMALL = Digits(clients=4, local_steps=2, batch_size=4, rank=2)
+SMALL = digits.EXPERIMENT.set(
+    {
+        "cells.clients": 4,
+        "training.steps": 2,
+        "training.batch_size": 4,
+        "lora.rank": 2,
+    }
+)
 
 
 def small_problem() -> Problem:
@@ -31,90 +37,133 @@ def small_problem() -> Problem:
     )
 
 
-def settings(**values) -> Digits:
-    return dataclasses.replace(SMALL, **values)
+def phase(name: str, experiment: Experiment):
+    algorithm = federating.make_algorithm(experiment, task, name)
+    given = small_problem()
+    return federating.federated_phase(experiment, given, algorithm, name=name, last=3)
+
+
+# --- Settings ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("cohort", "value"), [("0.5", 0.5), ("1.0", 1.0), ("1", 1), ("10", 10)]
 )
 def test_a_cohort_is_a_share_or_a_number(cohort, value):
-    found = federating.conditions(settings(cohort=cohort)).cohort
-    assert found == value and type(found) is type(value)
+    made = federating.conditions(SMALL.set({"participation.cohort": cohort})).cohort
+    assert made == value and type(made) is type(value)
 
 
 def test_conditions_are_the_settings():
-    asked = settings(
-        weighted_cohorts=True, dropout=0.1, stragglers=0.2, newcomers=0.3, cohort="2"
-    )
-    assert federating.conditions(asked) == Conditions(2, True, 0.1, 0.2, 0.3)
+    settings = {"weighted": True, "dropout": 0.1, "stragglers": 0.2, "newcomers": 0.3}
+    settings |= {"cohort": "2"}
+    named = {f"participation.{name}": value for name, value in settings.items()}
+    expected = Conditions(2, True, 0.1, 0.2, 0.3)
+    assert federating.conditions(SMALL.set(named)) == expected
 
 
 def test_the_wire_is_the_settings():
-    assert federating.the_wire(SMALL) == AS_IT_IS
-    coded = federating.the_wire(settings(compression="top_k", privacy_clip=0.5))
+    assert federating.wire_of(SMALL) == AS_IT_IS
+    settings = {"communication.compression": "top_k", "communication.privacy_clip": 0.5}
+    coded = federating.wire_of(SMALL.set(settings))
     assert coded.compression.feedback
     assert coded.privacy == Privacy(0.5, 1.0)
 
 
-PERSONAL = {"ditto", "fedsa", "fedalt", "apfl", "local", "fdlora", "feddpa_t"}
-COMMON = {"fedit", "ffa", "rolora", "fedprox", "fedex", "fedrpca", "scaffold", "flora"}
-RANKS = dict.fromkeys(("fedalt", "feddpa_t", "fdlora", "fedex", "flora"))
-RANKS |= {"pf2lora": 3}
+def test_conditions_that_cannot_be_met_are_refused():
+    federating.check(SMALL)
+    with pytest.raises(ValueError, match="newcomers"):
+        federating.check(SMALL.set({"participation.newcomers": 0.99}))
 
 
-@pytest.mark.parametrize("name", sorted(PERSONAL | COMMON))
-def test_personal_algorithms_give_every_client_its_own_model(name):
-    algorithm = federating.make(SMALL, task, name)
-    assert federating.is_personal(algorithm, small_problem()) == (name in PERSONAL)
+def test_marks_are_spread_evenly_up_to_the_last_round():
+    assert federating.marks_of(10, 4) == [2, 5, 7, 10]
+    assert federating.marks_of(2, 4) == [1, 2]
+    assert federating.marks_of(5, 0) == []
 
 
-@pytest.mark.parametrize("name", load_all())
-def test_models_that_can_be_merged_are_single_adapters_of_the_base(name):
-    algorithm = federating.make(SMALL, task, name)
-    found = federating.rank_of(algorithm, small_problem())
-    assert found == RANKS.get(name, 2)
+# --- Algorithms ----------------------------------------------------------------------
 
 
-def phase(name, asked):
-    algorithm = federating.make(asked, task, name)
-    given = small_problem()
-    return federating.federated_phase(asked, given, algorithm, name=name, last=3)
+def test_what_was_tuned_makes_every_algorithm():
+    for name in algorithms():
+        assert federating.tuned_algorithm(SMALL, task, name).name
 
 
-def test_epsilon_is_given_where_the_sum_is_all_that_is_taken():
-    asked = settings(privacy_clip=1.0, privacy_noise=4.0)
-    found = federating.epsilon(asked, phase("fedit", asked), small_problem())
-    assert 0 < found < 30
-    assert federating.epsilon(asked, phase("fedex", asked), small_problem()) is None
-    assert federating.epsilon(SMALL, phase("fedit", SMALL), small_problem()) is None
-
-
-def test_without_noise_epsilon_is_infinite():
-    asked = settings(privacy_clip=1.0, privacy_noise=0.0)
-    found = federating.epsilon(asked, phase("rolora", asked), small_problem())
-    assert found == math.inf
-
-
-def test_what_was_chosen_makes_every_algorithm():
-    for name in load_all():
-        assert tuning.make(SMALL, task, name).name
+def test_an_unknown_algorithm_is_refused():
+    with pytest.raises(ValueError, match=r"the algorithm is fedx: .* one of apfl,"):
+        federating.make_algorithm(SMALL, task, "fedx")
 
 
 def test_a_local_rate_is_used_in_place_of_the_settings():
     given = linear(COUNTS)
-    shared = given.shared
-    for rate in (0.0, 0.1):
-        train = federating.training(SMALL, rate or None)
+    shared, examples = given.shared, given.examples
+    one = examples._replace(index=examples.index[0], count=examples.count[0])
+    for rate in (None, 0.1):
+        train = federating.training(SMALL, rate)
         moved, _ = train(
             task.objective(shared.base),
             given.adapter,
             shared.pool,
-            given.examples._replace(
-                index=given.examples.index[0], count=given.examples.count[0]
-            ),
+            one,
             jax.random.key(0),
         )
         size = jnp.abs(moved["dense"]["b"] - given.adapter["dense"]["b"]).max()
-        expected = (rate or SMALL.learning_rate) * SMALL.local_steps
+        expected = (rate or SMALL.training.learning_rate) * SMALL.training.steps
         assert size == pytest.approx(expected, rel=0.2)
+
+
+# --- What an algorithm's model is ----------------------------------------------------
+
+RANKS = dict.fromkeys(("fedalt", "feddpa_t", "fdlora", "fedex", "flora"))
+RANKS |= {"pf2lora": 3}
+
+
+@pytest.mark.parametrize("name", algorithms())
+def test_models_that_can_be_merged_are_single_adapters_of_the_base(name):
+    algorithm = federating.make_algorithm(SMALL, task, name)
+    rank = federating.model_rank(algorithm, small_problem())
+    assert rank == RANKS.get(name, 2)
+
+
+@pytest.mark.parametrize("name", [*RANKS, "fedit"])
+def test_only_a_single_adapter_of_the_rank_is_merged(name):
+    experiment = SMALL.set({"federated.algorithm": name})
+    if name == "fedit":
+        federating.check_mergeable(experiment, small_problem())
+        return
+    with pytest.raises(ValueError, match=f"federated.algorithm is {name}: its model"):
+        federating.check_mergeable(experiment, small_problem())
+
+
+# --- Privacy -------------------------------------------------------------------------
+
+
+def private(noise: float) -> Experiment:
+    return SMALL.set(
+        {"communication.privacy_clip": 1.0, "communication.privacy_noise": noise}
+    )
+
+
+def test_epsilon_is_given_where_the_sum_is_all_that_is_taken():
+    experiment = private(4.0)
+    assert 0 < federating.epsilon(experiment, phase("fedit", experiment)) < 30
+    assert federating.epsilon(experiment, phase("fedex", experiment)) is None
+    assert federating.epsilon(SMALL, phase("fedit", SMALL)) is None
+
+
+def test_an_algorithm_that_does_not_declare_it_is_refused_privacy():
+    experiment = private(4.0)
+    declared = phase("fedit", experiment)
+    undeclared = declared.algorithm._replace(sum_only=None)
+    federating.check_private(SMALL, undeclared)
+    federating.check_private(experiment, declared.algorithm)
+    with pytest.raises(ValueError, match="sum_only"):
+        federating.check_private(experiment, undeclared)
+    with pytest.raises(ValueError, match="sum_only"):
+        federating.epsilon(experiment, declared._replace(algorithm=undeclared))
+
+
+def test_without_noise_epsilon_is_infinite():
+    experiment = private(0.0)
+    assert federating.epsilon(experiment, phase("rolora", experiment)) == math.inf

@@ -7,21 +7,21 @@ from potara_jax.runs.profiling import keep_compiled, traced
 
 @pytest.mark.parametrize("rounds", [2, 3, 6])
 def test_a_few_rounds_are_traced(tmp_path, rounds):
-    notes, step = [], jax.jit(lambda x: x @ x)
-    for number in traced(range(rounds), tmp_path / "trace", notes.append):
+    lines, step = [], jax.jit(lambda x: x @ x)
+    for number in traced(range(rounds), tmp_path / "trace", lines.append):
         jax.block_until_ready(step(jax.numpy.ones((3 + number, 3 + number))))
-    assert notes == [f"profile: {tmp_path / 'trace'}"]
+    assert lines == [f"profile: {tmp_path / 'trace'}"]
     assert list(tmp_path.rglob("perfetto_trace.json.gz"))
     assert list(tmp_path.rglob("*.xplane.pb"))
 
 
 def test_a_trace_ends_where_the_rounds_break_off(tmp_path):
-    notes = []
+    lines = []
     with pytest.raises(KeyboardInterrupt):
-        for number in traced(range(9), tmp_path / "trace", notes.append):
+        for number in traced(range(9), tmp_path / "trace", lines.append):
             if number == 2:
                 raise KeyboardInterrupt
-    assert len(notes) <= 1
+    assert len(lines) <= 1
     jax.profiler.start_trace(tmp_path / "another")  # nothing is being traced any more
     jax.profiler.stop_trace()
 
@@ -32,7 +32,7 @@ def test_nothing_is_traced_unless_wanted():
 
 @pytest.fixture
 def forgotten():
-    """JAX as it is when nobody has told it where to keep programs."""
+    """JAX before anybody has set where it keeps programs."""
     name = "jax_compilation_cache_dir"
     before = getattr(jax.config, name)
     jax.config.update(name, None)

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from potara_jax.runs import progress as module
-from potara_jax.runs.progress import Display
+from potara_jax.runs.progress import Display, Silent
 
 
 @pytest.fixture
@@ -45,3 +45,14 @@ def test_a_terminal_has_a_bar(clock):
             clock[0] += 30
     shown = out.getvalue()
     assert "3/5" in shown and "weights 3/3, 0:30 left" in shown
+
+
+def test_silence_passes_lines_on_and_shows_nothing(capsys):
+    lines = []
+    with Silent(lines.append) as progress:
+        progress.skip(1)
+        progress.round("federated", 0.5)
+        progress.log("a line")
+        assert list(progress.each("weights", "ab")) == ["a", "b"]
+    assert lines == ["a line"]
+    assert capsys.readouterr().out == ""

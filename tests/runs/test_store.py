@@ -1,21 +1,23 @@
-"""The run folder keeps what it has, and refuses what is not its own."""
+"""The run folder keeps what it has, and refuses what is no run's."""
 
 import json
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from potara_jax.runs import files
 from potara_jax.runs.checkpoints import Saved
-from potara_jax.runs.store import Cell, open_store
+from potara_jax.runs.store import Cell, Memory, open_folder
 
-CONFIG = {"experiment": "digits", "rank": 8, "seeds": [0]}
+CONFIG = {"experiment": "digits", "lora.rank": 8, "cells.seeds": [0]}
 CELL = Cell("0.1", 0)
 
 
 def opened(path, config=None, *, rerun=False):
     path.mkdir(exist_ok=True)
-    return open_store(path, config or CONFIG, rerun=rerun, warn=print)
+    return open_folder(path, config or CONFIG, rerun=rerun, warn=print)
 
 
 def record(number: int, phase: str = "federated") -> dict:
@@ -35,27 +37,27 @@ def lines(store) -> list[dict]:
 
 def test_a_run_without_a_round_makes_room_for_another(tmp_path):
     opened(tmp_path / "run")
-    other = {**CONFIG, "rank": 4}
+    other = {**CONFIG, "lora.rank": 4}
     opened(tmp_path / "run", other)
     assert json.loads((tmp_path / "run/config.json").read_text()) == other
 
 
 def test_another_configuration_is_refused_by_the_setting_that_differs(tmp_path):
     rounds(opened(tmp_path / "run"), 1)
-    with pytest.raises(ValueError, match="--rank 8, not 4"):
-        opened(tmp_path / "run", {**CONFIG, "rank": 4})
+    with pytest.raises(ValueError, match=r"lora\.rank 8, not 4"):
+        opened(tmp_path / "run", {**CONFIG, "lora.rank": 4})
 
 
 def test_a_folder_of_another_job_or_with_damaged_settings_is_named(tmp_path):
-    how = {"job": "run", **CONFIG}
-    rounds(opened(tmp_path / "run", how), 1)
+    run = {"job": "run", **CONFIG}
+    rounds(opened(tmp_path / "run", run), 1)
     with pytest.raises(ValueError, match="a run of digits, not a study of digits"):
-        opened(tmp_path / "run", {**how, "job": "study"})
+        opened(tmp_path / "run", {**run, "job": "study"})
     for content in (b"\xff", b"[1]"):
         (tmp_path / "run/config.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"config\.json is damaged.*--rerun"):
-            opened(tmp_path / "run", how)
-    opened(tmp_path / "run", how, rerun=True)
+            opened(tmp_path / "run", run)
+    opened(tmp_path / "run", run, rerun=True)
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
@@ -72,7 +74,7 @@ def test_rerun_clears_a_run_and_nothing_else(tmp_path):
     rounds(store, 2)
     store.end_cell(CELL, {"methods": []})
     (store.path / "notes.txt").write_text("mine")
-    fresh = opened(tmp_path / "run", {**CONFIG, "rank": 4}, rerun=True)
+    fresh = opened(tmp_path / "run", {**CONFIG, "lora.rank": 4}, rerun=True)
     assert fresh.cell(CELL) is None
     assert fresh.begin_phase(CELL, "federated", jnp.ones(2)) is None
     assert (fresh.path / "notes.txt").read_text() == "mine"
@@ -100,6 +102,18 @@ def test_a_torn_line_and_lines_after_the_checkpoint_are_made_anew(tmp_path):
     assert lines(store) == expected
 
 
+def test_a_configuration_that_lacks_a_setting_is_another_one(tmp_path):
+    rounds(opened(tmp_path / "run"), 1)
+    with pytest.raises(ValueError, match=r"local\.rounds None, not 2 \(and 1 more"):
+        opened(tmp_path / "run", {**CONFIG, "local.rounds": 2, "local.start": "shared"})
+
+
+def test_data_that_have_changed_are_named(tmp_path):
+    rounds(opened(tmp_path / "run", {**CONFIG, files.DATA: "a"}), 1)
+    with pytest.raises(ValueError, match="on data, or a checkpoint, that have changed"):
+        opened(tmp_path / "run", {**CONFIG, files.DATA: "b"})
+
+
 def test_two_runs_cannot_have_one_folder(tmp_path):
     with files.locked(tmp_path):
         second = files.locked(tmp_path)
@@ -124,8 +138,8 @@ def test_damaged_results_are_reported_and_made_anew(tmp_path, name):
     assert store.cell(CELL) is not None and store.results() is not None
     for number, content in enumerate((b'{"methods": [', b"\xff{", b"{}", b"[1]"), 1):
         (store.path / name).write_bytes(content)
-        found = store.results() if name == "results.json" else store.cell(CELL)
-        assert found is None
+        value = store.results() if name == "results.json" else store.cell(CELL)
+        assert value is None
         assert len(lines) == number and name in lines[-1]
 
 
@@ -133,3 +147,53 @@ def test_unreadable_json_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json"):
         files.read_json(tmp_path / "config.json")
+
+
+# --- Both stores ---------------------------------------------------------------------
+
+ADAPTERS = {"block/query": {"a": jnp.ones((2, 3, 1)), "b": jnp.zeros((2, 1, 4))}}
+
+
+@pytest.fixture(params=["folder", "memory"])
+def store(request, tmp_path):
+    return opened(tmp_path / "run") if request.param == "folder" else Memory(print)
+
+
+def test_a_cells_record_and_lines_come_back(store):
+    assert store.cell(CELL) is None
+    store.end_cell(CELL, {"methods": [1]})
+    assert store.cell(CELL) == {"methods": [1]}
+    assert store.cell(Cell("0.5", 0)) is None
+    assert store.lines("speed") == []
+    for number in (1, 2):
+        store.add_line("speed", {"round": number})
+    assert store.lines("speed") == [{"round": 1}, {"round": 2}]
+
+
+def test_adapters_come_back_by_method(store):
+    for name in ("potara core", "local"):
+        store.keep_adapters(CELL, name, ADAPTERS)
+    assert sorted(store.methods(CELL)) == ["local", "potara core"]
+    assert store.methods(Cell("0.5", 0)) == []
+    jax.tree.map(
+        np.testing.assert_array_equal, store.adapters(CELL, "potara core"), ADAPTERS
+    )
+    with pytest.raises(ValueError, match=r"not finished|no adapters of 'ties'"):
+        store.adapters(CELL, "ties")
+
+
+def test_a_phase_that_is_forgotten_begins_anew(store):
+    for number in (1, 2):
+        history = [record(i) for i in range(1, number + 1)]
+        store.end_round(CELL, "federated", Saved(number, jnp.ones(2), history, 0.0))
+    store.forget_phase(CELL, "federated")
+    assert store.begin_phase(CELL, "federated", jnp.ones(2)) is None
+
+
+def test_damaged_adapters_are_named(tmp_path):
+    store = opened(tmp_path / "run")
+    store.keep_adapters(CELL, "local", ADAPTERS)
+    (path,) = (tmp_path / "run").rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"local\.safetensors is damaged.*--rerun"):
+        store.adapters(CELL, "local")
