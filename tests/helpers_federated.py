@@ -14,8 +14,9 @@ import numpy as np
 import optax
 from hypothesis import settings
 
+from potara_jax import federated
 from potara_jax.adapters.lora import Adapter
-from potara_jax.clients.task import classification
+from potara_jax.clients.task import of_classes
 from potara_jax.clients.training import Train
 from potara_jax.data.federation import Batch, Ragged, pack
 from potara_jax.federated import rounds
@@ -23,6 +24,7 @@ from potara_jax.federated.algorithms.fedit import fedit
 from potara_jax.federated.algorithms.local import local_only
 from potara_jax.federated.conditions import EVERYBODY
 from potara_jax.federated.interface import Shared
+from potara_jax.federated.progress import Progress, with_feedback
 
 INPUTS, RANK, OUTPUTS, SCALE = 5, 2, 3, 0.5
 
@@ -44,7 +46,7 @@ def linear(base, adapter, inputs):
     return inputs @ base["w"] + SCALE * hidden @ entry["b"]
 
 
-task = classification(linear, add=fold)
+task = of_classes(linear, add=fold)
 
 # Batches of four are all of a client's examples where their number divides four.
 whole_batches = Train(optax.sgd(0.1), steps=3, batch_size=4)
@@ -92,10 +94,10 @@ def poisoned(given: Problem, client: int, value: float) -> Problem:
     return given._replace(shared=given.shared._replace(pool=pool))
 
 
-def start(algorithm, given: Problem, conditions=EVERYBODY) -> rounds.Progress:
+def start(algorithm, given: Problem, conditions=EVERYBODY) -> Progress:
     """The state before the first round, every client from the problem's adapter."""
-    adapters = rounds.stack(given.adapter, clients=len(given.examples.count))
-    return rounds.start(algorithm, adapters, conditions)
+    adapters = federated.stack(given.adapter, clients=len(given.examples.count))
+    return federated.start(algorithm, adapters, conditions)
 
 
 def run(algorithm, given: Problem, *, number=1, seed=0, **options):
@@ -104,7 +106,7 @@ def run(algorithm, given: Problem, *, number=1, seed=0, **options):
     progress = start(algorithm, given, conditions)
     if "wire" in options:
         args = options["wire"], given.shared, progress, given.examples
-        progress = rounds.owing(algorithm, *args)
+        progress = with_feedback(algorithm, *args)
     step, key = make_round(algorithm, **options), jax.random.key(seed)
     for index in range(number):
         progress, report = step(given.shared, progress, given.examples, key, index)

@@ -18,9 +18,10 @@ import numpy as np
 
 from potara_jax.clients.axis import AT_ONCE, Layout, over_clients
 from potara_jax.clients.mesh import make_mesh, replicated, split_base
-from potara_jax.federated import rounds, streaming
+from potara_jax.federated import rounds
 from potara_jax.federated.conditions import EVERYBODY, Conditions
-from potara_jax.federated.registry import load_all
+from potara_jax.federated.registry import algorithms
+from potara_jax.federated.streaming import start_on_host
 from tests.helpers_federated import problem, start, task, whole_batches
 
 CLIENTS, ROUNDS = 16, 3
@@ -47,7 +48,7 @@ def _whole(x):
 
 def algorithm(name: str):
     """An algorithm on the linear model, by plain gradient descent."""
-    return load_all()[name].make(task, whole_batches)
+    return algorithms()[name].make(task, whole_batches)
 
 
 def after_rounds(name: str, case: str, layout=AT_ONCE) -> tuple:
@@ -80,14 +81,18 @@ def rounds_on_devices() -> dict:
 
 def streamed(name: str, layout=AT_ONCE) -> list:
     """The server's and all clients' states after streamed rounds."""
-    given = problem(COUNTS)
-    host = jax.tree.map(np.asarray, given.examples)
-    parts = given.shared.base, given.adapter, given.shared.pool, host
-    how = {"conditions": CONDITIONS["ragged"], "layout": layout}
-    stream = streaming.Streaming(algorithm(name), *parts, **how)
-    states = streaming.states_of(stream)
-    *_, last = streaming.stream(stream, states, jax.random.key(0), last=ROUNDS)
-    return values((last.server, states.take(np.arange(CLIENTS)).state))
+    given, conditions = problem(COUNTS), CONDITIONS["ragged"]
+    step = rounds.make_round(algorithm(name), conditions=conditions, layout=layout)
+    begin = start_on_host(
+        algorithm(name),
+        given.shared,
+        given.adapter,
+        given.examples,
+        conditions=conditions,
+    )
+    args = step, given.shared, given.examples, begin, jax.random.key(0)
+    *_, last = rounds.iterate(*args, last=ROUNDS)
+    return values((last.progress.server, begin.states.take(np.arange(CLIENTS)).state))
 
 
 def streamed_on_devices() -> dict:

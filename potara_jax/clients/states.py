@@ -10,57 +10,89 @@ import numpy as np
 
 
 class ClientStates:
-    """Pytrees `[C, ...]` of arrays on the host, of which rows are taken and put back.
+    """Pytrees `[C, ...]` of arrays on the host; rows are taken out and put back.
 
-    like: one client's pytree, of arrays or their shapes. folder: where the arrays are
-    files, mapped into memory, so that they may be larger than it; what is there already
-    is kept. Default: in memory. Rows that were never put back are not `begun`, and take
-    no memory and no space on disk.
+    `begun` `[C]` says whose rows were ever put back; the others take no memory, and no
+    space on disk. `rounds` is the number of the last round that put rows back, 0 before
+    the first: a checkpoint of an earlier round does not fit these states any more.
     """
 
-    def __init__(self, like: Any, clients: int, folder: Path | None = None):
+    def __init__(self, like: Any, clients: int, folder: Path | None = None) -> None:
+        """Allocate all clients' arrays, or map their files into memory.
+
+        Args:
+            like: one client's pytree, of arrays or of their shapes.
+            clients: `C`.
+            folder: where the arrays are files, so that they may be larger than memory;
+                existing files are kept. Default: in memory.
+
+        Raises:
+            ValueError: the folder holds the states of another federation.
+        """
+        self.clients = clients
         self._structure = jax.tree.structure(like)
-        shapes = [
-            ((clients, *x.shape), np.dtype(x.dtype)) for x in jax.tree.leaves(like)
-        ]
+        self._like = [(x.shape, np.dtype(x.dtype)) for x in jax.tree.leaves(like)]
+        self._folder = folder
+        self._open()
+
+    def _open(self) -> None:
         self._leaves = [
-            _array(folder and folder / f"state-{i}.npy", *shape)
-            for i, shape in enumerate(shapes)
+            self._array(f"state-{i}", shape, dtype)
+            for i, (shape, dtype) in enumerate(self._like)
         ]
-        self.begun = _array(folder and folder / "begun.npy", (clients,), np.dtype(bool))
+        self.begun = self._array("begun", (), np.dtype(bool))
+        self._rounds = self._array("rounds", (), np.dtype(np.int32), rows=1)
 
-    def take(self, index: np.ndarray) -> Any:
-        """Rows `[c, ...]`; zeros for clients that have not begun."""
-        return jax.tree.unflatten(self._structure, [x[index] for x in self._leaves])
+    def _array(
+        self, name: str, shape: tuple[int, ...], dtype: np.dtype, rows: int = 0
+    ) -> np.ndarray:
+        path = None if self._folder is None else self._folder / f"{name}.npy"
+        return _array(path, (rows or self.clients, *shape), dtype)
 
-    def put(self, index: np.ndarray, rows: Any) -> None:
-        """Put rows `[c, ...]` back; these clients have begun."""
-        for leaf, new in zip(self._leaves, jax.tree.leaves(rows), strict=True):
-            leaf[index] = new
-        self.begun[index] = True
-
-    def flush(self) -> None:
-        """Wait until everything is in its files, where it is in files."""
-        for leaf in (*self._leaves, self.begun):
-            if isinstance(leaf, np.memmap):
-                leaf.flush()
+    @property
+    def rounds(self) -> int:
+        """The number of the last round that put rows back; 0 before the first."""
+        return int(self._rounds[0])
 
     @property
     def nbytes(self) -> int:
         """Bytes of all clients' rows, begun or not."""
         return sum(leaf.nbytes for leaf in self._leaves)
 
+    def take(self, index: np.ndarray) -> Any:
+        """Rows `[c, ...]`; zeros for clients that have not begun."""
+        return jax.tree.unflatten(self._structure, [x[index] for x in self._leaves])
 
-def _array(path: Path | None, shape, dtype) -> np.ndarray:
+    def put(self, index: np.ndarray, rows: Any, *, rounds: int) -> None:
+        """Put rows `[c, ...]` back after so many rounds; these clients have begun."""
+        self._rounds[0] = rounds  # first, so that half-written rows are known as such
+        for leaf, new in zip(self._leaves, jax.tree.leaves(rows), strict=True):
+            leaf[index] = new
+        self.begun[index] = True
+
+    def clear(self) -> None:
+        """Forget all rows: no client has begun."""
+        for path in self._folder.glob("*.npy") if self._folder else ():
+            path.unlink()
+        self._open()
+
+    def flush(self) -> None:
+        """Wait until all files are written, if the arrays are files."""
+        for leaf in (*self._leaves, self.begun, self._rounds):
+            if isinstance(leaf, np.memmap):
+                leaf.flush()
+
+
+def _array(path: Path | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     if path is None:
         return np.zeros(shape, dtype)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return np.lib.format.open_memmap(path, "w+", dtype, shape)
-    found = np.lib.format.open_memmap(path, "r+")
-    if (found.shape, found.dtype) != (shape, dtype):
+    kept = np.lib.format.open_memmap(path, "r+")
+    if (kept.shape, kept.dtype) != (shape, dtype):
         raise ValueError(
-            f"{path} holds {found.dtype}{list(found.shape)}, not {dtype}{list(shape)}: "
+            f"{path} holds {kept.dtype}{list(kept.shape)}, not {dtype}{list(shape)}: "
             "it is of another federation; remove it or name another folder"
         )
-    return found
+    return kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from potara_jax.federated.progress import (
     personalised,
     with_feedback,
 )
-from potara_jax.federated.rounds import Round
+from potara_jax.federated.rounds import Round, Step
 from potara_jax.federated.streaming import HostProgress
 from potara_jax.federated.wire import Wire
 from potara_jax.runs.checkpoints import Saved
@@ -147,30 +147,19 @@ def run_phase(
         on_round: called with a round's record and its seconds, unless models were
             scored while it was computed.
     """
-    shared = Shared(base, federation.pool)
-    look = _Look(phase, shared, federation)
-    progress, saved = _begin(look, progress, cell, store)
-    args = phase.round, shared, federation.train, progress, key
+    look = _Look(phase, Shared(base, federation.pool), federation, cell)
+    progress, saved = _begin(look, progress, store)
+    args = phase.round, look.shared, federation.train, progress, key
     steps = rounds.iterate(*args, first=saved.round, last=phase.rounds)
     display.skip(saved.round)
-    ahead, scored = isinstance(progress, HostProgress), False
-    began = time.monotonic()
-    for step in store.traced(phase.name, steps):
-        progress, seconds = step.progress, time.monotonic() - began
-        record = record_of(
-            cell, phase.name, step.number, step.report, _clients(federation)
-        )
-        saved, due = _add(look, saved, progress, record, seconds)
-        if ahead:  # the next round is being computed already
-            began = time.monotonic()
+    for done in _rounds_done(look, store.traced(phase.name, steps), saved):
+        progress, saved = done.progress, done.saved
         store.end_round(cell, phase.name, saved)
-        if on_round and not (ahead and scored):
-            on_round(record, seconds)
-        scored = bool(due)
+        record = saved.history[-1]
+        if on_round and done.seconds is not None:
+            on_round(record, done.seconds)
         display.round(f"{cell.name} {phase.name}", record["loss"])
         name_left_out(saved.history, cell, store)
-        if not ahead:
-            began = time.monotonic()
     return _outcome(look, progress, saved)
 
 
@@ -180,6 +169,12 @@ class _Look(NamedTuple):
     phase: Phase
     shared: Shared
     federation: Federation
+    cell: Cell
+
+    @property
+    def all_clients(self) -> int:
+        """The number of all clients."""
+        return len(self.federation.train.count)
 
     @property
     def chosen(self) -> np.ndarray | None:
@@ -191,7 +186,7 @@ class _Look(NamedTuple):
     def num_clients(self) -> int:
         """The number of the phase's clients."""
         chosen = self.chosen
-        return _clients(self.federation) if chosen is None else len(chosen)
+        return self.all_clients if chosen is None else len(chosen)
 
     def progress_of(self, progress: AnyProgress) -> Progress:
         """The progress of the phase's clients, on the device."""
@@ -205,22 +200,18 @@ class _Look(NamedTuple):
         return jax.tree.map(lambda x: x[self.chosen], self.federation.test)
 
 
-def _clients(federation: Federation) -> int:
-    return len(federation.train.count)
-
-
 # --- Beginning and ending ------------------------------------------------------------
 
 
 def _begin(
-    look: _Look, progress: AnyProgress, cell: Cell, store: Store
+    look: _Look, progress: AnyProgress, store: Store
 ) -> tuple[AnyProgress, Saved]:
     """The state before the next round, and what is kept so far.
 
     States on the host go on from the last round alone: after an earlier one, or where
     they are lost, the phase starts over.
     """
-    name = look.phase.name
+    name, cell = look.phase.name, look.cell
     if isinstance(progress, Progress):
         algorithm, wire = look.phase.algorithm, look.phase.wire
         train = look.federation.train
@@ -271,33 +262,61 @@ def _nothing_seen(look: _Look, progress: AnyProgress) -> dict[int, tuple[Mark, A
 # --- After a round -------------------------------------------------------------------
 
 
-def _add(
-    look: _Look,
-    saved: Saved,
-    progress: AnyProgress,
-    record: dict[str, Any],
-    seconds: float,
-) -> tuple[Saved, list[int]]:
-    """What is kept after one more round, and the slots that it fills."""
-    history, seen = [*saved.history, record], saved.state[1]
-    number, seconds = len(history), saved.seconds + seconds
-    due = _due(look, progress, history)
+class _Done(NamedTuple):
+    """A round that is done, and what is kept after it.
+
+    `seconds`: its own; None if models were scored while it was computed.
+    """
+
+    progress: AnyProgress
+    saved: Saved
+    seconds: float | None
+
+
+def _rounds_done(look: _Look, steps: Iterable[Step], saved: Saved) -> Iterator[_Done]:
+    """The rounds, timed without the scoring of models.
+
+    With states on the host the next round is computed while the caller keeps this one,
+    so it is timed from before that; else from after that.
+    """
+    scored, began = False, time.monotonic()
+    for step in steps:
+        seconds = time.monotonic() - began
+        saved, scores = _add(look, saved, step, seconds)
+        ahead = isinstance(step.progress, HostProgress)
+        began = time.monotonic()
+        yield _Done(step.progress, saved, None if ahead and scored else seconds)
+        scored, began = scores, began if ahead else time.monotonic()
+
+
+def _add(look: _Look, saved: Saved, step: Step, seconds: float) -> tuple[Saved, bool]:
+    """What is kept after one more round, and whether models were scored."""
+    args = look.cell, look.phase.name, step.number, step.report
+    history = [*saved.history, record_of(*args, look.all_clients)]
+    seen, seconds = saved.state[1], saved.seconds + seconds
+    due = _due(look, step.progress, history)
     if due:
-        chosen = look.progress_of(progress)
-        mark, models = _see(look, chosen, number, seconds)
-        keep = look.phase.keep
-        if number in keep:  # the next round takes the state itself
-            models = jax.tree.map(jnp.copy, models)
-        seen = seen | {n: (mark, models if n in keep else ()) for n in due}
-    state = rounds.checkpoint(progress), seen
-    return Saved(number, state, history, seconds), due
+        seen = seen | _seen(look, step, seconds, due)
+    state = rounds.checkpoint(step.progress), seen
+    return Saved(step.number + 1, state, history, seconds), bool(due)
+
+
+def _seen(
+    look: _Look, step: Step, seconds: float, due: list[int]
+) -> dict[int, tuple[Mark, Models]]:
+    """What the slots that are due see after a round."""
+    number, keep = step.number + 1, look.phase.keep
+    mark, models = _see(look, look.progress_of(step.progress), number, seconds)
+    if number in keep:  # the next round takes the state itself
+        models = jax.tree.map(jnp.copy, models)
+    return {slot: (mark, models if slot in keep else ()) for slot in due}
 
 
 def _due(
     look: _Look, progress: AnyProgress, history: list[dict[str, Any]]
 ) -> list[int]:
     """The slots that the round just done fills."""
-    phase, clients, final = look.phase, _clients(look.federation), 0
+    phase, clients, final = look.phase, look.all_clients, 0
     if phase.budget:
         everybody = rounds.progress_of(phase.algorithm, progress)
         received = model_bytes(

@@ -1,4 +1,4 @@
-"""Reductions over the cohort."""
+"""Reductions over the cohort, and what they need of pytrees."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Array = jax.Array
 
 
 def weighted_mean(stacked: Any, weights: Array) -> Any:
-    """`sum_c weights[c] * leaf[c]` of every leaf `[C, ...]`.
+    """`sum_c weights[c] * leaf[c]` of every leaf `[c, ...]`.
 
-    `weights` `[C]` sum to one. Summed in float32, given in the leaf's own dtype.
+    `weights` `[c]` sum to one. Sums in float32 and returns the leaf's dtype.
     """
 
-    def mean(leaf):
+    def mean(leaf: Array) -> Array:
         leaf = jnp.asarray(leaf)
         total = jnp.tensordot(weights, leaf.astype(jnp.float32), 1, precision="highest")
         return total.astype(leaf.dtype)
@@ -24,13 +24,18 @@ def weighted_mean(stacked: Any, weights: Array) -> Any:
     return jax.tree.map(mean, stacked)
 
 
+def is_float(x: Array) -> bool:
+    """Whether an array holds floating-point numbers."""
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
+
+
 def all_finite(tree: Any) -> Array:
-    """Whether a pytree's floating-point numbers are all finite; true where none is."""
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    """Whether all floats of a pytree are finite; true if it has none."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if is_float(leaf)]
     checks = [jnp.isfinite(leaf).all() for leaf in floats]
     return jnp.stack(checks).all() if checks else jnp.array(True)
 
 
 def select(condition: Array, chosen: Any, other: Any) -> Any:
-    """`chosen` where a scalar condition holds, else `other`, leaf by leaf."""
+    """`chosen` if a scalar condition holds, else `other`, leaf by leaf."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), chosen, other)

@@ -1,4 +1,4 @@
-"""The conditions of a federation: who takes part in a round, and how far they come.
+"""The conditions of a federation: who takes part in a round, and who finishes it.
 
 All of it is drawn from the key, the client and the round alone.
 """
@@ -18,16 +18,16 @@ Array = jax.Array
 
 
 class Conditions(NamedTuple):
-    """Who takes part, and how far they come; by default everybody, to the end.
+    """Who takes part in a round, and who finishes it; by default everybody.
 
-    cohort: a round's clients: a share of them in (0, 1], or their number.
-    by_examples: clients are drawn in proportion to their numbers of examples, and then
-      weigh alike; else drawn uniformly and weighed by their numbers of examples.
-    dropout: the probability that a client is lost after having trained: nothing of its
-      round arrives, and its state is as before.
-    stragglers: the probability that a client finishes a part of its steps alone, of
+    cohort: the clients of a round, as a share of them in (0, 1] or as their number.
+    by_examples: draw clients in proportion to their numbers of examples, and weight
+      them equally; else draw them uniformly, weighted by their numbers of examples.
+    dropout: the probability that a client is lost after training: nothing that it sends
+      arrives, and its state stays as it was.
+    stragglers: the probability that a client finishes only a part of its steps, of
       uniform length.
-    newcomers: the share of clients, the last ones, that are in no round's cohort.
+    newcomers: the share of clients, the last ones, that no round's cohort contains.
     """
 
     cohort: float | int = 1.0
@@ -41,7 +41,11 @@ EVERYBODY = Conditions()
 
 
 def check(conditions: Conditions) -> None:
-    """Raise `ValueError` where a number is not in its range."""
+    """Check the ranges of all numbers.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
     cohort = conditions.cohort
     if isinstance(cohort, float) and not 0 < cohort <= 1:
         raise ValueError(f"the fraction of a cohort is {cohort}: it must be in (0, 1]")
@@ -54,9 +58,10 @@ def check(conditions: Conditions) -> None:
 
 
 def present(conditions: Conditions, clients: int) -> int:
-    """How many clients can be in a cohort: all but the newcomers, which are the last.
+    """The number of clients that a cohort may contain: the first ones, no newcomers.
 
-    Raises `ValueError` where none is left.
+    Raises:
+        ValueError: all clients are newcomers.
     """
     left = clients - math.ceil(conditions.newcomers * clients - 1e-9)
     if left < 1:
@@ -65,23 +70,28 @@ def present(conditions: Conditions, clients: int) -> int:
 
 
 def size(conditions: Conditions, clients: int) -> Size:
-    """The number of clients that may be drawn, and of a round's cohort."""
-    there, cohort = present(conditions, clients), conditions.cohort
+    """The number of clients that may be drawn, and of those in a round's cohort.
+
+    Raises:
+        ValueError: all clients are newcomers.
+    """
+    num_present, cohort = present(conditions, clients), conditions.cohort
     if isinstance(cohort, float):
-        cohort = max(1, math.ceil(cohort * there - 1e-9))  # .07 of 100 are 7
-    return Size(there, min(cohort, there))
+        cohort = max(1, math.ceil(cohort * num_present - 1e-9))  # .07 of 100 are 7
+    return Size(num_present, min(cohort, num_present))
 
 
 def draw_cohort(
     conditions: Conditions, counts: Array, key: Array, number: Array | int
 ) -> Array:
-    """The clients `[c]` of a round, sorted, of clients with `counts` `[C]` examples."""
-    there, cohort = size(conditions, len(counts))
-    if cohort == there:
-        return jnp.arange(there)
-    key = jax.random.fold_in(jax.random.fold_in(key, there), number)
-    chance = counts[:there] / counts[:there].sum() if conditions.by_examples else None
-    drawn = jax.random.choice(key, there, (cohort,), replace=False, p=chance)
+    """The sorted clients `[c]` of a round; `counts` `[C]`: all clients' examples."""
+    num_present, cohort = size(conditions, len(counts))
+    if cohort == num_present:
+        return jnp.arange(num_present)
+    key = jax.random.fold_in(jax.random.fold_in(key, num_present), number)
+    present_counts = counts[:num_present]
+    chance = present_counts / present_counts.sum() if conditions.by_examples else None
+    drawn = jax.random.choice(key, num_present, (cohort,), replace=False, p=chance)
     return jnp.sort(drawn)
 
 
@@ -92,10 +102,10 @@ def slowed(conditions: Conditions, examples: Ragged, key: Array) -> Ragged:
     late, share = jax.random.split(jax.random.fold_in(key, 1))
     late = jax.random.bernoulli(late, conditions.stragglers)
     share = jnp.where(late, jax.random.uniform(share), 1.0)
-    own = 1.0 if examples.share is None else examples.share
-    return examples._replace(share=share * own)
+    full = 1.0 if examples.share is None else examples.share
+    return examples._replace(share=share * full)
 
 
 def lost(conditions: Conditions, key: Array) -> Array:
-    """Whether one client is lost after having trained."""
+    """Whether one client is lost after training."""
     return jax.random.bernoulli(jax.random.fold_in(key, 2), conditions.dropout)

@@ -1,8 +1,8 @@
 """One interface for federated algorithms: pure functions for one client and the server.
 
 An algorithm never sees the client axis, chunks, padding, cohorts or bytes. What travels
-is a value: `broadcast` and `announce` return what a client receives, `client` what it
-sends, and the ledger counts the bytes of those very values.
+is a value: `broadcast` and `announce` return what a client receives, `client` returns
+what it sends, and the ledger counts the bytes of those very values.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ Model = Any
 
 
 class Shared(NamedTuple):
-    """What all clients have alike: the base, the pool, and what the server announced.
+    """What is the same for all clients.
 
-    `round` counts from 0; `common` is the algorithm's own, see `Algorithm.common`.
+    `base` and `pool`; `round` counts from 0; `common` is what the server has announced,
+    see `Algorithm.common`.
     """
 
     base: Params
@@ -33,14 +34,14 @@ class Shared(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How many clients there are, and how many of them a round has."""
+    """The number of clients that may be drawn, and of those in each round's cohort."""
 
     clients: int
     cohort: int
 
 
 class Update(NamedTuple):
-    """What a client's round gives: its new state, what it sends, losses `[S]`."""
+    """A client's round: its new state, what it sends, and its losses `[S]`."""
 
     state: State
     upload: Payload
@@ -50,25 +51,38 @@ class Update(NamedTuple):
 class Algorithm(NamedTuple):
     """A federated algorithm.
 
+    Functions that every algorithm has:
+
     `init(adapter, size) -> server`: the server's state before the first round.
     `init_client(adapter, client) -> state`: what one client keeps between rounds; the
       client's number is an array.
-    `broadcast(server, state) -> payload`: what one client of a round's cohort receives.
+    `broadcast(server, state) -> payload`: what a client of the cohort receives.
     `client(shared, payload, state, examples, key) -> Update`: one client's round.
-    `aggregate(server, uploads, weights) -> server`: uploads stacked over the cohort
-      `[c, ...]`; `weights` `[c]` sum to one, zero for a client that is left out.
-    `personalise(shared, payload, state) -> model`: what a client ends with.
+    `aggregate(server, uploads, weights) -> server`: uploads are stacked over the cohort
+      `[c, ...]`; `weights` `[c]` sum to one and are zero for a client that is left out.
+    `personalise(shared, payload, state) -> model`: the model that a client ends with.
 
-    and, where an algorithm needs them,
+    What the algorithm is (tests/federated/test_declarations.py proves it):
+
+    `personal`: clients end with different models, because these depend on their states.
+    `sum_only`: the uploads reach the server's state only through sums over the cohort
+      of floating-point numbers, weighted by `weights` or plain, and what a client
+      receives does not depend on its state. Only then do clipping and noise give
+      differential privacy. None: undeclared, so there is no account of privacy.
+    `changes_base`: `rebase` depends on the server.
+
+    Functions with a default:
 
     `announce(server) -> payload`: what every client receives before every round, in
-      its cohort or not; and `common(server) -> value`: what the clients know of the
-      server by all announcements so far (or by the seed), as `shared.common`.
-    `rebase(base, server) -> base`: the base as all clients have it by then; one, shared
-      by all, and never a client's own.
+      the cohort or not.
+    `common(server) -> value`: what clients know of the server from all announcements so
+      far, or from the seed; they get it as `shared.common`.
+    `rebase(base, server) -> base`: the base after the announcements so far; it is the
+      same for all clients.
     `predict(task) -> task`: the task on a client's *model*, where that is not an
       adapter.
-    `turns`: algorithms of the same states that take turns, round by round.
+
+    `turns`: algorithms with the same states that take turns, round by round.
     """
 
     name: str
@@ -78,6 +92,9 @@ class Algorithm(NamedTuple):
     client: Callable[[Shared, Payload, State, Ragged, Array], Update]
     aggregate: Callable[[Server, Payload, Array], Server]
     personalise: Callable[[Shared, Payload, State], Model]
+    personal: bool
+    sum_only: bool | None
+    changes_base: bool = False
     announce: Callable[[Server], Payload] = lambda server: ()
     common: Callable[[Server], Any] = lambda server: ()
     rebase: Callable[[Params, Server], Params] = lambda base, server: base
@@ -85,5 +102,5 @@ class Algorithm(NamedTuple):
     turns: tuple[Algorithm, ...] = ()
 
     def turn(self, number: int) -> Algorithm:
-        """The algorithm of a round."""
+        """The algorithm of round `number`."""
         return self.turns[number % len(self.turns)] if self.turns else self

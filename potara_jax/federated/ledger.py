@@ -12,10 +12,10 @@ Array = jax.Array
 
 
 class Part(NamedTuple):
-    """A payload of which only a part travels: the rest of its entries is padding.
+    """A payload of which only a part travels; its other entries are padding.
 
-    `kept` of every `of` entries travel, such as a client's own rank of the largest.
-    Both are int32, `kept` may differ by client.
+    `kept` of every `of` entries travel, such as a client's rank of the largest rank.
+    Both are int32; `kept` may differ by client.
     """
 
     value: Any
@@ -24,20 +24,20 @@ class Part(NamedTuple):
 
 
 def payload_bytes(payload: Any) -> Array | int:
-    """Bytes of a pytree of arrays, from its leaves' shapes and dtypes.
+    """Bytes of a pytree of arrays, from the shapes and dtypes of its leaves.
 
-    An int, unless a `Part` of it depends on values: then an array.
+    An int, unless the pytree contains a `Part`: then an array.
     """
     parts = jax.tree.leaves(payload, is_leaf=_is_part)
     return sum(_bytes(part) for part in parts)
 
 
-def _bytes(part) -> Array | int:
-    if _is_part(part):
+def _bytes(part: Part | Array) -> Array | int:
+    if isinstance(part, Part):
         whole = payload_bytes(part.value)
         return (whole * (part.kept / part.of)).astype(jnp.uint32)
     return math.prod(part.shape) * jnp.dtype(part.dtype).itemsize
 
 
-def _is_part(x) -> bool:
+def _is_part(x: Any) -> bool:
     return isinstance(x, Part)

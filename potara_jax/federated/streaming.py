@@ -1,179 +1,197 @@
 """Rounds of a federation whose clients' states do not fit the device.
 
-States lie in `ClientStates`, examples and, if need be, the pool on the host. Only a
-cohort's are on the device, and the next cohort's travel there while a round is
-computed. A round gives what `rounds.make_round` gives, to the bit.
+The states are in `ClientStates`; the examples and, if need be, the pool are on the
+host. Only a cohort's are on the device, and the next cohort's travel there while a
+round is computed. The results are those of states on the device, to the bit.
 
 Dimension letters: `C` all clients, `c` the cohort, `N` examples of the largest client.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from potara_jax.adapters.lora import Adapter, Params
-from potara_jax.clients.axis import AT_ONCE, Layout
+from potara_jax.clients.axis import Layout
 from potara_jax.clients.fitting import jit_over_clients
 from potara_jax.clients.mesh import by_client, everywhere, put, replicated
 from potara_jax.clients.states import ClientStates
 from potara_jax.data.federation import Batch, Ragged, take
 from potara_jax.federated import conditions as conditions_
-from potara_jax.federated import rounds
+from potara_jax.federated.cohort_round import Members, Report, make_cohort_round
 from potara_jax.federated.conditions import EVERYBODY, Conditions
-from potara_jax.federated.interface import Algorithm, Shared
-from potara_jax.federated.rounds import Members, Progress, Report
+from potara_jax.federated.interface import Algorithm, Server, Shared
+from potara_jax.federated.progress import Progress, replaced, with_feedback
 from potara_jax.federated.wire import AS_IT_IS, Wire
 
 Array = jax.Array
-Server = Any
+Program = Callable[..., tuple[Server, "Rows", Report]]
 
 
 class Rows(NamedTuple):
-    """What a client keeps: its state, and what it owes in each of the turns."""
+    """What clients keep: their states, and what they owe in each of the turns."""
 
     state: Any
-    owed: tuple
+    owed: tuple[Any, ...]
 
 
-class Round(NamedTuple):
-    """A round's result, on the host: `rows` `[c, ...]` of the report's cohort."""
+class HostProgress(NamedTuple):
+    """`Progress` with the clients' states on the host.
 
-    number: int
-    server: Server
-    rows: Rows
-    report: Report
-
-
-class Streaming(NamedTuple):
-    """A federation to be streamed.
-
-    adapter: what every client starts from. examples: all clients', as NumPy arrays.
-    pool: on the device; or as NumPy arrays on the host, whence a cohort's is gathered.
+    `server`: the server's state. `states`: all clients' `Rows`; a client that has not
+    begun starts from `adapter`. `cohort` `[c]` and `rows` `[c, ...]`: the clients of
+    the last round and what they keep since, which is not in `states` yet; -1 and zeros
+    before the first round.
     """
 
-    algorithm: Algorithm
-    base: Params
+    server: Server
+    states: ClientStates
     adapter: Adapter
-    pool: Batch
-    examples: Ragged
-    conditions: Conditions = EVERYBODY
-    wire: Wire = AS_IT_IS
-    layout: Layout = AT_ONCE
-
-    @property
-    def clients(self) -> int:
-        """The number of all clients."""
-        return len(self.examples.count)
+    cohort: np.ndarray
+    rows: Rows
 
 
-def start(given: Streaming) -> Server:
-    """The server's state before the first round."""
-    size = conditions_.size(given.conditions, given.clients)
-    return given.algorithm.init(given.adapter, size)
+def start_on_host(
+    algorithm: Algorithm,
+    shared: Shared,
+    adapter: Adapter,
+    examples: Ragged,
+    *,
+    conditions: Conditions = EVERYBODY,
+    wire: Wire = AS_IT_IS,
+    folder: Path | None = None,
+) -> HostProgress:
+    """The state before the first round, with the clients' states on the host.
 
+    Args:
+        algorithm: of the rounds.
+        shared: base and pool.
+        adapter: what the server and every client start from.
+        examples: all clients', `[C, N]`.
+        conditions: of the rounds.
+        wire: of the rounds.
+        folder: where the states are kept in files; default: in memory.
 
-def states_of(given: Streaming, **where) -> ClientStates:
-    """Room for all clients' rows; `where` is as `ClientStates` has it."""
-    first = jax.tree.map(lambda x: x[:1], given.examples)
-    rows = jax.eval_shape(lambda: _first_rows(given, jnp.arange(1), first))
+    Raises:
+        ValueError: the folder holds the states of another federation, or all clients
+            are newcomers.
+    """
+    clients = len(examples.count)
+    size = conditions_.size(conditions, clients)
+    server = algorithm.init(adapter, size)
+
+    def first_rows(examples: Ragged) -> Rows:
+        begun = Progress(server, _first_states(algorithm, adapter, jnp.arange(1)))
+        owed = with_feedback(algorithm, wire, shared, begun, examples).owed
+        return Rows(begun.states, owed)
+
+    rows = jax.eval_shape(first_rows, jax.tree.map(lambda x: x[:1], examples))
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
-    return ClientStates(one, given.clients, **where)
+    states = ClientStates(one, clients, folder)
+    nobody = np.full(size.cohort, -1, np.int32)
+    return HostProgress(server, states, adapter, nobody, states.take(0 * nobody))
 
 
 def stream(
-    given: Streaming,
-    states: ClientStates,
+    programs: Sequence[Program],
+    shared: Shared,
+    examples: Ragged,
+    progress: HostProgress,
     key: Array,
     *,
+    conditions: Conditions,
+    layout: Layout,
+    first: int,
     last: int,
-    first: int = 0,
-    server: Server = None,
-) -> Iterator[Round]:
-    """Rounds `first` to `last - 1`, one after the other.
+) -> Iterator[tuple[int, HostProgress, Report]]:
+    """Rounds `first` to `last - 1` from `progress`, on the host: `rounds.iterate`.
 
-    While a round is looked at, the next one is computed; a round's rows are put into
-    `states` when the one after it is asked for. So whoever keeps a round's server and
-    rows can go on after it: `states` with those rows in it, and that server.
-
-    server: the server's state before `first`; default: `start`'s. Raises `ValueError`
-    where a condition is out of range.
+    programs: one for each of the algorithm's turns, by `host_program`.
     """
-    programs, draw = _programs(given), _cohorts(given, key)
-    server, before = start(given) if server is None else server, None
+    mesh, examples = layout.mesh, jax.tree.map(np.asarray, examples)
+    draw = _cohorts(conditions, examples, key)
+    base = shared.base if mesh is None else everywhere(mesh, shared.base)
+    _put_back(progress, first)
+    running = None
     for number in range(first, last):
-        sent = _sent(given, states, draw(number), before)
+        cohort = draw(number)
+        sent = _sent(mesh, shared.pool, examples, progress, cohort)
         program = programs[number % len(programs)]
-        server, rows, report = program(server, sent, key, np.int32(number))
-        if before:
-            yield from _landed(before, states)
-        before = Round(number, server, rows, report)
-    if before:
-        yield from _landed(before, states)
+        kept = progress.adapter, progress.server
+        server, rows, report = program(base, *kept, sent, key, number)
+        if running:
+            yield from _landed(*running)
+        progress = progress._replace(server=server, cohort=cohort, rows=rows)
+        running = number, progress, report
+    if running:
+        yield from _landed(*running)
+    progress.states.flush()
 
 
-def _landed(before: Round, states: ClientStates) -> Iterator[Round]:
-    here = before._replace(
-        **jax.device_get({n: getattr(before, n) for n in ("server", "rows", "report")})
-    )
-    yield here
-    states.put(here.report.cohort, here.rows)
+def _landed(
+    number: int, progress: HostProgress, report: Report
+) -> Iterator[tuple[int, HostProgress, Report]]:
+    """A round on the host; its rows are put back once the caller has seen it."""
+    server, rows, report = jax.device_get((progress.server, progress.rows, report))
+    progress = progress._replace(server=server, rows=rows)
+    yield number, progress, report
+    _put_back(progress, number + 1)
 
 
-def models(
-    given: Streaming, states: ClientStates, after: Round, clients: np.ndarray
-) -> tuple[Shared, Any]:
-    """What these clients know and the models that they have after a round, `[c, ...]`.
-
-    After the round that `stream` gave last.
-    """
-    rows = _rows_after(given, states, after, clients)
-    shared = Shared(given.base, given.pool)
-    progress, number = Progress(after.server, rows.state), after.number + 1
-    how = {"clients": len(clients), "number": number}
-    found = rounds.personalised(given.algorithm, shared, progress, **how)
-    turn = given.algorithm.turn(number)
-    return rounds.known(turn, shared, after.server, number), found
+def _put_back(progress: HostProgress, rounds: int) -> None:
+    if progress.cohort[0] >= 0:
+        progress.states.put(progress.cohort, progress.rows, rounds=rounds)
 
 
-def _rows_after(given, states, after: Round, clients: np.ndarray) -> Rows:
-    examples = jax.tree.map(lambda x: np.asarray(x)[clients], given.examples)
-    place = _places(clients, np.asarray(after.report.cohort))
-    own = clients, examples, states.take(clients), states.begun[clients]
-    sent = _Sent(*own[:2], (), *own[2:], after.rows, place)
-    return _rows(given, jax.tree.map(jnp.asarray, sent))
+def select_on_host(
+    algorithm: Algorithm, progress: HostProgress, clients: np.ndarray
+) -> Progress:
+    """Some clients' states `[c, ...]`, on the device."""
+    kept = _kept(progress, clients)
+    rows = _newest(algorithm, progress.adapter, jax.tree.map(jnp.asarray, kept))
+    return Progress(progress.server, rows.state, rows.owed)
 
 
 # --- On the host ---------------------------------------------------------------------
 
 
-class _Sent(NamedTuple):
-    """What goes to the device for a round.
+class _Kept(NamedTuple):
+    """What some clients keep, wherever that is.
 
-    rows: as they are in the states, where clients have `begun`; but `before[place]`
-    where `place` is not negative: those of clients that the round before had too.
-    pool: the cohort's, and `examples` into it, where the whole one is on the host.
+    For each client: its number; its row in the states, where it has `begun`; and its
+    place in the last round's cohort, whose rows are `latest`, or -1.
     """
 
-    client: Array
+    client: np.ndarray
+    rows: Rows
+    begun: np.ndarray
+    place: np.ndarray
+    latest: Rows
+
+
+class _Sent(NamedTuple):
+    """What goes to the device for a round; `pool` may be the cohort's part of it."""
+
+    kept: _Kept
     examples: Ragged
     pool: Batch
-    rows: Rows
-    begun: Array
-    before: Rows
-    place: Array
 
 
-def _cohorts(given: Streaming, key: Array) -> Callable[[int], np.ndarray]:
+def _cohorts(
+    conditions: Conditions, examples: Ragged, key: Array
+) -> Callable[[int], np.ndarray]:
     """A function from a round to its cohort, computed beside the accelerator."""
     host = jax.local_devices(backend="cpu")[0]
-    counts, key = jax.device_put((np.asarray(given.examples.count), key), host)
-    draw = jax.jit(lambda n: conditions_.draw_cohort(given.conditions, counts, key, n))
+    counts, key = jax.device_put((examples.count, key), host)
+    draw = jax.jit(lambda n: conditions_.draw_cohort(conditions, counts, key, n))
 
     def cohort(number: int) -> np.ndarray:
         with jax.default_device(host):
@@ -182,106 +200,124 @@ def _cohorts(given: Streaming, key: Array) -> Callable[[int], np.ndarray]:
     return cohort
 
 
-def _sent(given: Streaming, states: ClientStates, cohort, before: Round | None):
-    examples = jax.tree.map(lambda x: np.asarray(x)[cohort], given.examples)
-    pool = given.pool
-    if isinstance(pool.labels, np.ndarray):
-        pool, examples = _own_pool(pool, examples)
-    own = cohort, examples, states.take(cohort), states.begun[cohort]
-    if before is None:
-        earlier, place = own[2], np.full(len(cohort), -1, np.int32)
-    else:
-        earlier, place = before.rows, _places(cohort, np.asarray(before.report.cohort))
-    own, pool, earlier, place = _put(given.layout.mesh, own, pool, earlier, place)
-    return _Sent(*own[:2], pool, *own[2:], earlier, place)
+def _sent(
+    mesh: Mesh | None,
+    pool: Batch,
+    examples: Ragged,
+    progress: HostProgress,
+    cohort: np.ndarray,
+) -> _Sent:
+    examples = jax.tree.map(lambda x: x[cohort], examples)
+    if isinstance(jax.tree.leaves(pool)[0], np.ndarray):
+        pool, examples = _part_of(pool, examples)
+    return _put(mesh, _Sent(_kept(progress, cohort), examples, pool))
 
 
-def _put(mesh, own, pool, earlier, place):
+def _kept(progress: HostProgress, clients: np.ndarray) -> _Kept:
+    states = progress.states
+    place = _places(clients, progress.cohort)
+    return _Kept(
+        clients, states.take(clients), states.begun[clients], place, progress.rows
+    )
+
+
+def _put(mesh: Mesh | None, sent: _Sent) -> _Sent:
     """Arrays on their way to the device, or the devices."""
     if mesh is None:
-        return jax.device_put((own, pool, earlier, place))
-    own, place = put((own, place), by_client(mesh, len(place)))
-    return own, *everywhere(mesh, (pool, earlier)), place
+        return jax.device_put(sent)
+    split = by_client(mesh, len(sent.kept.client))
+    kept = _Kept(*put(sent.kept[:-1], split), everywhere(mesh, sent.kept.latest))
+    return _Sent(kept, put(sent.examples, split), everywhere(mesh, sent.pool))
 
 
-def _own_pool(pool: Batch, examples: Ragged) -> tuple[Batch, Ragged]:
-    """The cohort's part of a pool, and its examples as indices into that."""
+def _part_of(pool: Batch, examples: Ragged) -> tuple[Batch, Ragged]:
+    """The clients' part of a pool, and their examples as indices into that."""
     clients, size = examples.index.shape
-    own = take(pool, examples.index.ravel())
+    part = take(pool, examples.index.ravel())
     index = np.arange(clients * size, dtype=np.int32).reshape(clients, size)
-    return own, examples._replace(index=index)
+    return part, examples._replace(index=index)
 
 
-def _places(cohort: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Where each client was in the cohort before; -1 where it was not."""
-    place = np.searchsorted(before, cohort).clip(max=len(before) - 1)
-    return np.where(before[place] == cohort, place, -1).astype(np.int32)
+def _places(clients: np.ndarray, cohort: np.ndarray) -> np.ndarray:
+    """Each client's place in a sorted cohort; -1 if it is not in it."""
+    place = np.searchsorted(cohort, clients).clip(max=len(cohort) - 1)
+    return np.where(cohort[place] == clients, place, -1).astype(np.int32)
 
 
 # --- On the device -------------------------------------------------------------------
 
 
-def _programs(given: Streaming) -> list[Callable]:
-    turns = given.algorithm.turns or (given.algorithm,)
-    return [_program(given, turn, place) for place, turn in enumerate(turns)]
+def host_program(
+    algorithm: Algorithm,
+    place: int,
+    *,
+    conditions: Conditions,
+    wire: Wire,
+    layout: Layout,
+) -> Program:
+    """The jitted round of a turn, which is at a `place` among an algorithm's turns."""
+    make = partial(_make_program, algorithm, place, conditions, wire)
+    clients = lambda base, adapter, server, sent, *_: len(sent.kept.client)
+    program, mesh = jit_over_clients(make, layout, clients), layout.mesh
 
-
-def _program(given: Streaming, turn: Algorithm, place: int) -> Callable:
-    """`program(server, sent, key, number) -> (server, rows, report)`, jitted."""
-    mesh = given.layout.mesh
-    base = given.base if mesh is None else everywhere(mesh, given.base)
-    program = jit_over_clients(
-        partial(_make_program, given, turn, place),
-        given.layout,
-        lambda base, server, sent, *_: len(sent.client),
-    )
-
-    def placed(server, sent, key, number):
+    def placed(
+        base: Params, adapter: Adapter, server: Server, sent: _Sent, key: Array, n: int
+    ) -> tuple[Server, Rows, Report]:
         if mesh is not None:
-            server, key = everywhere(mesh, (server, key))
-        return program(base, server, sent, key, number)
+            adapter, server, key = everywhere(mesh, (adapter, server, key))
+        return program(base, adapter, server, sent, key, np.int32(n))
 
     return placed
 
 
-def _make_program(given: Streaming, turn: Algorithm, place: int, layout: Layout):
-    how = {"conditions": given.conditions, "wire": given.wire, "layout": layout}
-    run = rounds.make_turn(turn, **how)
+def _make_program(
+    algorithm: Algorithm,
+    place: int,
+    conditions: Conditions,
+    wire: Wire,
+    layout: Layout,
+) -> Program:
+    turn = algorithm.turn(place)
+    run = make_cohort_round(turn, conditions=conditions, wire=wire, layout=layout)
 
-    def program(base, server, sent: _Sent, key, number):
-        rows = _rows(given, sent)
+    def program(
+        base: Params,
+        adapter: Adapter,
+        server: Server,
+        sent: _Sent,
+        key: Array,
+        number: Array,
+    ) -> tuple[Server, Rows, Report]:
+        rows = _newest(algorithm, adapter, sent.kept)
         owed = rows.owed[place] if rows.owed else ()
-        members = Members(sent.client, sent.examples, rows.state, owed)
+        members = Members(sent.kept.client, sent.examples, rows.state, owed)
         shared = Shared(base, sent.pool)
         server, members, report = run(shared, server, members, key, number)
-        owed = rounds.replaced(rows.owed, place, members.owed)
+        owed = replaced(rows.owed, place, members.owed)
         return _pinned(layout.mesh, (server, Rows(members.states, owed), report))
 
     return program
 
 
-def _pinned(mesh, result):
+def _pinned(mesh: Mesh | None, result: Any) -> Any:
     """On all devices: every host keeps all clients' rows."""
     if mesh is None:
         return result
     return jax.lax.with_sharding_constraint(result, replicated(mesh))
 
 
-def _rows(given: Streaming, sent: _Sent) -> Rows:
-    """Every member's rows, from where they are newest."""
-    first = _first_rows(given, sent.client, sent.examples)
+def _newest(algorithm: Algorithm, adapter: Adapter, kept: _Kept) -> Rows:
+    """Every client's row, from where it is newest."""
+    states = _first_states(algorithm, adapter, kept.client)
+    begin = Rows(states, jax.tree.map(jnp.zeros_like, kept.rows.owed))
 
-    def newest(first, kept, before):
-        wide = lambda mask: mask.reshape(-1, *[1] * (first.ndim - 1))
-        kept = jnp.where(wide(sent.begun), kept, first)
-        return jnp.where(wide(sent.place >= 0), before[sent.place], kept)
+    def newest(begin: Array, row: Array, latest: Array) -> Array:
+        wide = lambda mask: mask.reshape(-1, *[1] * (begin.ndim - 1))
+        row = jnp.where(wide(kept.begun), row, begin)
+        return jnp.where(wide(kept.place >= 0), latest[kept.place], row)
 
-    return jax.tree.map(newest, first, sent.rows, sent.before)
+    return jax.tree.map(newest, begin, kept.rows, kept.latest)
 
 
-def _first_rows(given: Streaming, clients, examples: Ragged) -> Rows:
-    begin = lambda client: given.algorithm.init_client(given.adapter, client)
-    states = jax.vmap(begin)(clients)
-    progress = Progress(start(given), states)
-    owing = given.wire, Shared(given.base, given.pool), progress, examples
-    return Rows(states, rounds.owing(given.algorithm, *owing).owed)
+def _first_states(algorithm: Algorithm, adapter: Adapter, clients: Array) -> Any:
+    return jax.vmap(lambda client: algorithm.init_client(adapter, client))(clients)

@@ -1,8 +1,8 @@
-"""What may happen to an upload on its way: compression, clipping and noise.
+"""What happens to an upload on its way: compression, clipping and noise.
 
-All of it acts on an upload's *change*: what it differs by from what the client
-received, where the two are alike in structure (most algorithms), else the upload as it
-is. The server, which knows what it sent, adds that again. So a wire composes with any
+All of it acts on an upload's *change*: its difference from what the client received,
+if the two have the same structure (in most algorithms), else the upload itself. The
+server, which knows what it sent, adds that again. So a wire composes with any
 algorithm, and the ledger counts the message that travels.
 """
 
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from potara_jax.federated.aggregation import is_float
 from potara_jax.federated.privacy import Privacy, clipped
-from potara_jax.federated.probing import is_float
 
 Array = jax.Array
 Message = Any
@@ -35,7 +35,7 @@ class Compression(NamedTuple):
 
 
 class Wire(NamedTuple):
-    """The way of an upload to the server; as it is by default."""
+    """The way of an upload to the server; by default it arrives as it is."""
 
     compression: Compression | None = None
     privacy: Privacy | None = None
@@ -53,7 +53,15 @@ class Sent(NamedTuple):
 
 
 def send(wire: Wire, upload: Any, received: Any, owed: Any, key: Array) -> Sent:
-    """One client's upload through the wire; the server clips what it decodes."""
+    """Send one client's upload; the server clips what it decodes.
+
+    Args:
+        wire: compression and privacy.
+        upload: what the client sends.
+        received: what the client received in this round.
+        owed: what feedback has kept back so far, like `upload`; unused without.
+        key: consumed.
+    """
     if wire == AS_IT_IS:
         return Sent(upload, upload, owed)
     known = _reference(upload, received)
@@ -64,30 +72,34 @@ def send(wire: Wire, upload: Any, received: Any, owed: Any, key: Array) -> Sent:
     return Sent(message, _map_floats(jnp.add, arrived, known), owed)
 
 
-def _compressed(how: Compression | None, change, owed, key):
-    if how is None:
+def _compressed(
+    compression: Compression | None, change: Any, owed: Any, key: Array
+) -> tuple[Message, Any, Any]:
+    if compression is None:
         return change, change, owed
-    if how.feedback:
+    if compression.feedback:
         change = _map_floats(jnp.add, change, owed)
-    message = how.encode(change, key)
-    arrived = how.decode(message, change)
-    left = _map_floats(jnp.subtract, change, arrived) if how.feedback else owed
+    message = compression.encode(change, key)
+    arrived = compression.decode(message, change)
+    left = _map_floats(jnp.subtract, change, arrived) if compression.feedback else owed
     return message, arrived, left
 
 
-def _reference(upload, received):
-    """What the client received, where that is of the upload's kind, else zeros."""
-    shape = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-    alike = jax.tree.structure(upload) == jax.tree.structure(received)
-    if alike and shape(upload) == shape(received):
+def _reference(upload: Any, received: Any) -> Any:
+    """What the client received if that looks like the upload, else zeros."""
+    if _structure(upload) == _structure(received):
         return received
     return jax.tree.map(jnp.zeros_like, upload)
 
 
-def _map_floats(fn, tree, other):
-    """`fn` over two trees' floating-point leaves; others are the first tree's."""
-    apply = lambda x, y: fn(x, y) if is_float(x) else x
-    return jax.tree.map(apply, tree, other)
+def _structure(tree: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(x.shape, x.dtype) for x in leaves]
+
+
+def _map_floats(fn: Callable[[Array, Array], Array], tree: Any, other: Any) -> Any:
+    """`fn` of two trees' floating-point leaves; other leaves are the first tree's."""
+    return jax.tree.map(lambda x, y: fn(x, y) if is_float(x) else x, tree, other)
 
 
 # --- Ways to compress ----------------------------------------------------------------
@@ -95,13 +107,15 @@ def _map_floats(fn, tree, other):
 
 def bfloat16() -> Compression:
     """Two bytes a number, rounded to nearest."""
-    cast = lambda dtype: lambda x: x.astype(dtype) if is_float(x) else x
-    return Compression(
-        lambda tree, key: jax.tree.map(cast(jnp.bfloat16), tree),
-        lambda message, like: jax.tree.map(
-            lambda x, y: x.astype(y.dtype), message, like
-        ),
-    )
+
+    def encode(tree: Any, key: Array) -> Message:
+        narrow = lambda x: x.astype(jnp.bfloat16) if is_float(x) else x
+        return jax.tree.map(narrow, tree)
+
+    def decode(message: Message, like: Any) -> Any:
+        return jax.tree.map(lambda x, y: x.astype(y.dtype), message, like)
+
+    return Compression(encode, decode)
 
 
 def int8() -> Compression:
@@ -111,19 +125,19 @@ def int8() -> Compression:
     the probability of its fraction (QSGD, Alistarh et al. 2017, arXiv 1610.02132).
     """
 
-    def encode(tree, key):
+    def encode(tree: Any, key: Array) -> Message:
         leaves, structure = jax.tree.flatten(tree)
         keys = jax.random.split(key, len(leaves))
         coded = [_to_int8(x, k) for x, k in zip(leaves, keys, strict=True)]
         return jax.tree.unflatten(structure, coded)
 
-    def decode(message, like):
+    def decode(message: Message, like: Any) -> Any:
         return jax.tree.map(_from_int8, like, message)
 
     return Compression(encode, decode)
 
 
-def _to_int8(x, key):
+def _to_int8(x: Array, key: Array) -> Any:
     if not is_float(x):
         return x
     scale = jnp.maximum(jnp.abs(x).max(), 1e-30) / 127
@@ -131,31 +145,37 @@ def _to_int8(x, key):
     return {"code": at_random.clip(-127, 127).astype(jnp.int8), "scale": scale}
 
 
-def _from_int8(like, coded):
+def _from_int8(like: Array, coded: Any) -> Array:
     if not is_float(like):
         return coded
     return (coded["code"] * coded["scale"]).astype(like.dtype)
 
 
 def top_k(share: float) -> Compression:
-    """The share of an array's entries of largest magnitude, each with its place.
+    """The entries of an array of largest magnitude, each with its place.
 
-    Four bytes more an entry for the place (Stich et al. 2018, arXiv 1809.07599). What
-    is not sent is owed. Raises `ValueError` where the share is not in (0, 1].
+    Four more bytes an entry for the place (Stich et al. 2018, arXiv 1809.07599). What
+    is not sent is owed.
+
+    Args:
+        share: of the entries, in (0, 1].
+
+    Raises:
+        ValueError: the share is out of its range.
     """
     if not 0 < share <= 1:
         raise ValueError(f"a top-k share is {share}: it must be in (0, 1]")
 
-    def encode(tree, key):
+    def encode(tree: Any, key: Array) -> Message:
         return jax.tree.map(lambda x: _largest(x, share), tree)
 
-    def decode(message, like):
+    def decode(message: Message, like: Any) -> Any:
         return jax.tree.map(_put_back, like, message)
 
     return Compression(encode, decode, feedback=True)
 
 
-def _largest(x, share):
+def _largest(x: Array, share: float) -> Any:
     if not is_float(x):
         return x
     flat = x.ravel()
@@ -163,7 +183,7 @@ def _largest(x, share):
     return {"value": flat[place], "place": place.astype(jnp.int32)}
 
 
-def _put_back(like, sparse):
+def _put_back(like: Array, sparse: Any) -> Array:
     if not is_float(like):
         return sparse
     flat = jnp.zeros(like.size, like.dtype)

@@ -6,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 
+from potara_jax import federated
 from potara_jax.clients.axis import Layout
 from potara_jax.clients.training import Train
-from potara_jax.federated import rounds
 from potara_jax.federated.conditions import Conditions
-from potara_jax.federated.registry import load_all
+from potara_jax.federated.progress import known
+from potara_jax.federated.registry import algorithms
 from tests.helpers_federated import (
     assert_close,
     assert_equal,
@@ -24,7 +25,7 @@ from tests.helpers_federated import (
 # One pool and the same largest client, so that rounds are compiled once for both.
 COUNTS, FULL, POOL = (4, 2, 1, 4), (4, 4, 4, 4), 16
 train = Train(optax.sgd(0.1), steps=3, batch_size=4)
-ALGORITHMS = {name: entry.make(task, train) for name, entry in load_all().items()}
+ALGORITHMS = {name: entry.make(task, train) for name, entry in algorithms().items()}
 every = pytest.mark.parametrize("name", ALGORITHMS)
 # States, several ranks, a changing base, announcements, turns, two adapters.
 of_every_kind = pytest.mark.parametrize(
@@ -35,9 +36,9 @@ of_every_kind = pytest.mark.parametrize(
 
 def models(name, given, progress, number=4):
     algorithm = ALGORITHMS[name]
-    shared = rounds.known(algorithm.turn(number), given.shared, progress.server, number)
+    shared = known(algorithm.turn(number), given.shared, progress.server, number)
     clients = len(given.examples.count)
-    found = rounds.personalised(
+    found = federated.personalised(
         algorithm, given.shared, progress, clients=clients, number=number
     )
     predict = algorithm.predict(task).logits
@@ -51,7 +52,7 @@ def ordered(given, order):
 
 @every
 def test_every_algorithm_is_listed_with_a_summary(name):
-    entry = load_all()[name]
+    entry = algorithms()[name]
     assert entry.summary
     assert name == "local" or "20" in entry.reference
 

@@ -8,13 +8,14 @@ import numpy as np
 import optax
 import pytest
 
+from potara_jax import federated
 from potara_jax.adapters import algebra
 from potara_jax.clients.training import Train
-from potara_jax.federated import factors, ledger, rounds
+from potara_jax.federated import factors, ledger
 from potara_jax.federated.algorithms.feddpa import instance_wise
 from potara_jax.federated.algorithms.fedopt import with_server_optimizer
 from potara_jax.federated.interface import Size
-from potara_jax.federated.registry import load_all
+from potara_jax.federated.registry import algorithms
 from tests.helpers_federated import (
     SCALE,
     assert_close,
@@ -29,7 +30,7 @@ from tests.helpers_federated import (
 COUNTS = (4, 2, 1, 4)
 WEIGHTS = jnp.array(COUNTS) / sum(COUNTS)
 train = Train(optax.sgd(0.1), steps=3, batch_size=4)
-REGISTRY = load_all()
+REGISTRY = algorithms()
 
 
 def make(name, **how):
@@ -40,7 +41,7 @@ FEDIT, LOCAL = make("fedit"), make("local")
 
 
 def models(algorithm, given, progress, number=4):
-    return rounds.personalised(
+    return federated.personalised(
         algorithm,
         given.shared,
         progress,

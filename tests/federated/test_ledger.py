@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from potara_jax import federated
 from potara_jax.adapters import lora
-from potara_jax.clients.task import classification
+from potara_jax.clients.task import of_classes
 from potara_jax.data.federation import Batch, pack
 from potara_jax.federated import rounds
 from potara_jax.federated.algorithms.fedit import fedit
@@ -55,12 +56,12 @@ def test_bytes_of_a_fedit_round_equal_the_closed_formula():
     sites = lora.find_sites(model, images, targets=["query", "out", "up", "embed"])
     head = lora.trained_modules(base, ["head"])
     adapter = lora.init(jax.random.key(1), sites, rank=rank) | head
-    task = classification(lora.bind(model, scale=2.0))
+    task = of_classes(lora.bind(model, scale=2.0))
     idle = lambda objective, params, pool, examples, key: (params, jnp.zeros(1))
     algorithm = fedit(task, idle)
     _, report = rounds.make_round(algorithm)(
         Shared(base, Batch(images, jnp.zeros(6, jnp.int32))),
-        rounds.start(algorithm, rounds.stack(adapter, clients=clients)),
+        federated.start(algorithm, federated.stack(adapter, clients=clients)),
         pack(np.arange(6).reshape(clients, 2)),
         jax.random.key(2),
         0,

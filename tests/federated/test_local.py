@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from potara_jax.federated import rounds
+from potara_jax import federated
 from tests.helpers_federated import (
     ALGORITHMS,
     assert_close,
@@ -71,7 +71,9 @@ def test_local_training_lowers_every_clients_loss():
 
 def test_personalised_adapters_of_local_training_are_the_clients_own():
     progress, _ = run(LOCAL, problem(), number=2)
-    adapters = rounds.personalised(LOCAL, problem().shared, progress, clients=CLIENTS)
+    adapters = federated.personalised(
+        LOCAL, problem().shared, progress, clients=CLIENTS
+    )
     assert_equal(adapters, progress.states)
     assert differs(client_of(adapters, 0), client_of(adapters, 1))
 
@@ -79,7 +81,7 @@ def test_personalised_adapters_of_local_training_are_the_clients_own():
 @pytest.mark.parametrize("counts", [(7,), (4, 2, 1, 4)])
 def test_personalised_adapters_of_fedit_are_the_servers(counts):
     progress, _ = run(FEDIT, problem(counts), number=2)
-    adapters = rounds.personalised(
+    adapters = federated.personalised(
         FEDIT, problem(counts).shared, progress, clients=len(counts)
     )
     assert jax.tree.leaves(adapters)[0].shape[0] == len(counts)

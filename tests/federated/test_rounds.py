@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from potara_jax import federated
 from potara_jax.clients.axis import Layout
 from potara_jax.federated import conditions, rounds
 from potara_jax.federated.conditions import Conditions
@@ -71,6 +72,8 @@ def counting(spoil=None) -> Algorithm:
         client=client,
         aggregate=lambda server, uploads, weights: weights @ uploads["sum"],
         personalise=lambda shared, received, state: {},
+        personal=False,
+        sum_only=True,
     )
 
 
@@ -302,9 +305,9 @@ def test_progress_is_donated_and_what_is_shared_is_not(algorithm):
 @pytest.mark.parametrize("clients", [1, 4])
 def test_start_copies_so_that_the_adapters_survive(algorithm, clients):
     shared, examples, adapter = problem() if clients == CLIENTS else problem((7,))
-    adapters = rounds.stack(adapter, clients=clients)
+    adapters = federated.stack(adapter, clients=clients)
     before = jax.tree.map(np.array, adapters)
-    progress, key = rounds.start(algorithm, adapters), jax.random.key(0)
+    progress, key = federated.start(algorithm, adapters), jax.random.key(0)
     make_round(algorithm)(shared, progress, examples, key, 0)
     assert_equal(adapters, before)
 
@@ -313,13 +316,13 @@ def test_start_gives_every_client_its_own_adapter_and_the_server_the_first():
     adapters = {
         "dense": {"a": jnp.arange(24.0).reshape(4, 3, 2), "b": jnp.ones((4, 2))}
     }
-    assert_equal(rounds.start(LOCAL, adapters), rounds.Progress((), adapters))
+    assert_equal(federated.start(LOCAL, adapters), federated.Progress((), adapters))
     first = jax.tree.map(lambda x: x[0], adapters)
-    assert_equal(rounds.start(FEDIT, adapters), rounds.Progress(first, ()))
+    assert_equal(federated.start(FEDIT, adapters), federated.Progress(first, ()))
 
 
 def test_stack_repeats_over_a_new_axis():
     tree = {"x": jnp.arange(6).reshape(2, 3), "y": jnp.float32(2)}
-    stacked = rounds.stack(tree, clients=3)
+    stacked = federated.stack(tree, clients=3)
     np.testing.assert_array_equal(stacked["x"], [np.arange(6).reshape(2, 3)] * 3)
     np.testing.assert_array_equal(stacked["y"], [2, 2, 2])

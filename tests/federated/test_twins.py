@@ -5,10 +5,10 @@ import numpy as np
 import optax
 import pytest
 
+from potara_jax import federated
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
-from potara_jax.federated import rounds
-from potara_jax.federated.registry import load_all
+from potara_jax.federated.registry import algorithms
 from tests.helpers_federated import OUTPUTS, SCALE, assert_close, linear, problem, run
 from tests.helpers_federated import task as classify
 
@@ -26,7 +26,7 @@ several_rounds = pytest.mark.parametrize("number", [1, 2, 3])
 
 
 def make(name, **how):
-    return load_all()[name].make(task, train, **how)
+    return algorithms()[name].make(task, train, **how)
 
 
 class Client:
@@ -65,7 +65,7 @@ def mean(clients, values):
 
 def assert_models(algorithm, given, number, expected):
     progress, _ = run(algorithm, given, number=number)
-    found = rounds.personalised(
+    found = federated.personalised(
         algorithm, given.shared, progress, clients=2, number=number
     )
     for place, (a, b) in enumerate(expected):

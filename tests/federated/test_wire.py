@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from potara_jax.clients.axis import Layout
-from potara_jax.federated import ledger, rounds, wire
+from potara_jax.federated import ledger, wire
 from potara_jax.federated.conditions import Conditions
-from potara_jax.federated.privacy import Privacy, clipped, epsilon, noised
-from potara_jax.federated.probing import sums_alone
-from potara_jax.federated.registry import load_all
+from potara_jax.federated.privacy import Privacy, clipped, noised
+from potara_jax.federated.registry import algorithms
 from potara_jax.federated.wire import Wire
 from tests.helpers_federated import (
     assert_close,
@@ -31,7 +30,7 @@ WAYS = {
     "top_k": (wire.top_k(0.25), 8 * (math.ceil(2.5) + math.ceil(1.5))),
 }
 each_way = pytest.mark.parametrize("way", WAYS)
-REGISTRY = load_all()
+REGISTRY = algorithms()
 
 
 def make(name):
@@ -193,37 +192,6 @@ def test_noise_comes_from_the_seed_and_the_round():
     other, _ = run(make("fedit"), given, number=2, wire=how, seed=1)
     assert_close(one, same)
     assert differs(one, other)
-
-
-def test_epsilon_of_full_cohorts_is_that_of_the_gaussian_mechanism():
-    """A round's Renyi divergence of order `x` is `x / (2 (noise / 2)^2)`."""
-    found = epsilon(Privacy(1.0, 8.0), clients=10, cohort=10, rounds=5, delta=1e-5)
-    orders = np.linspace(1.01, 100, 20000)
-    divergence = 5 * orders / (2 * 4.0**2)
-    slack = np.log1p(-1 / orders) - (np.log(1e-5) + np.log(orders)) / (orders - 1)
-    assert found == pytest.approx((divergence + slack).min(), rel=0.01)
-
-
-def test_epsilon_falls_with_noise_and_grows_with_rounds_and_cohorts():
-    at = lambda noise=4.0, cohort=10, rounds=20: epsilon(
-        Privacy(1.0, noise), clients=100, cohort=cohort, rounds=rounds, delta=1e-5
-    )
-    assert at(noise=8.0) < at() < at(rounds=40)
-    assert at() < at(cohort=50) < at(cohort=100)
-    assert at(noise=0) == math.inf
-
-
-PRIVATE = ("fedit", "ffa", "fedsa", "fedprox", "ditto", "scaffold", "fedadam")
-SEEN_ONE_BY_ONE = ("fedex", "lora_fair", "fedrpca", "fedalt")
-
-
-@pytest.mark.parametrize("name", PRIVATE + SEEN_ONE_BY_ONE)
-def test_which_algorithms_need_the_sum_alone(name):
-    given, algorithm = problem(COUNTS), make(name)
-    progress = start(algorithm, given)
-    upload = rounds.upload_shape(algorithm, given.shared, progress, given.examples)
-    found = sums_alone(algorithm, progress.server, progress.states, upload)
-    assert found == (name in PRIVATE)
 
 
 def test_a_part_counts_its_share_alone():

@@ -53,4 +53,5 @@ def apfl(
         personalise=lambda shared, received, state: interpolate(
             state["own"], received, state["alpha"]
         ),
+        personal=True,
     )

@@ -38,4 +38,5 @@ def ditto(task: Task, train: Train, *, strength: float = 0.1) -> Algorithm:
         init_client=lambda adapter, client: adapter,
         client=client,
         personalise=lambda shared, received, own: own,
+        personal=True,
     )

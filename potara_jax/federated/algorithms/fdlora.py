@@ -66,6 +66,7 @@ def fdlora(
             "personal": personal,
             "shared": received,
         },
+        personal=True,
         predict=lambda task: task.of(
             lambda model: interpolate(model["personal"], model["shared"], 0.5)
         ),

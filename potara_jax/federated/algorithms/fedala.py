@@ -57,6 +57,7 @@ def fedala(
         init_client=init_client,
         client=client,
         personalise=lambda shared, received, state: state["own"],
+        personal=True,
     )
 
 

@@ -63,6 +63,8 @@ def fedalt(task: Task, train: Train) -> Algorithm:
         client=client,
         aggregate=aggregate,
         personalise=lambda shared, rest, state: _mixed(state, rest),
+        personal=True,
+        sum_only=False,  # what a client receives depends on its factors
     )
 
 

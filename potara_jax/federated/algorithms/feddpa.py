@@ -64,6 +64,7 @@ def feddpa_t(
         },
         client=client,
         personalise=personalise,
+        personal=True,
         predict=lambda task: instance_wise(task, largest=largest, to_local=to_local),
     )
 

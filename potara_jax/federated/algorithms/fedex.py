@@ -46,6 +46,8 @@ def fedex(task: Task, train: Train) -> Algorithm:
         init=init,
         broadcast=lambda server, state: server["adapter"],
         aggregate=aggregate,
+        sum_only=False,
+        changes_base=True,
         announce=lambda server: server["residual"],
         rebase=lambda base, server: task.add(base, server["deltas"]),
     )

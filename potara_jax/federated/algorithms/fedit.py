@@ -32,4 +32,6 @@ def fedit(task: Task, train: Train) -> Algorithm:
         client=client,
         aggregate=lambda server, uploads, weights: weighted_mean(uploads, weights),
         personalise=lambda shared, received, state: received,
+        personal=False,
+        sum_only=True,
     )

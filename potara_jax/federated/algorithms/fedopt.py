@@ -15,9 +15,9 @@ import optax
 
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
+from potara_jax.federated.aggregation import is_float
 from potara_jax.federated.algorithms.fedit import fedit
 from potara_jax.federated.interface import Algorithm
-from potara_jax.federated.probing import is_float
 from potara_jax.federated.registry import algorithm
 
 _PAPER = "Reddi et al. 2021, arXiv 2003.00295"

@@ -57,4 +57,6 @@ def _with_head(name, client) -> Algorithm:
         client=client,
         aggregate=lambda server, uploads, weights: weighted_mean(uploads, weights),
         personalise=lambda shared, received, head: received | head,
+        personal=True,
+        sum_only=True,
     )

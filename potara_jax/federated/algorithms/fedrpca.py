@@ -43,7 +43,9 @@ def fedrpca(
         }
         return weighted_mean(uploads, weights) | amplified
 
-    return fedit(task, train)._replace(name="FedRPCA", aggregate=aggregate)
+    return fedit(task, train)._replace(
+        name="FedRPCA", aggregate=aggregate, sum_only=False
+    )
 
 
 def robust_pca(matrix, *, iterations: int):

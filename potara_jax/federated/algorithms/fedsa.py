@@ -31,4 +31,6 @@ def fedsa(task: Task, train: Train) -> Algorithm:
         client=client,
         aggregate=lambda server, uploads, weights: weighted_mean(uploads, weights),
         personalise=lambda shared, received, private: join(received, private),
+        personal=True,
+        sum_only=True,
     )

@@ -34,5 +34,7 @@ def ffa(task: Task, train: Train) -> Algorithm:
             server | {"rest": weighted_mean(uploads, weights)}
         ),
         personalise=lambda shared, received, state: join(shared.common, received),
+        personal=False,
+        sum_only=True,
         common=lambda server: server["a"],
     )

@@ -50,6 +50,8 @@ def flexlora(task: Task, train: Train, *, ranks: tuple[int, ...] = ()) -> Algori
         client=client,
         aggregate=aggregate,
         personalise=lambda shared, received, rank: opened(received),
+        personal=len(set(ranks)) > 1,
+        sum_only=False,
     )
 
 

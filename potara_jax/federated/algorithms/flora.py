@@ -66,6 +66,9 @@ def flora(task: Task, train: Train, *, ranks: tuple[int, ...] = ()) -> Algorithm
         personalise=lambda shared, received, rank: factors.join(
             shared.common, received
         ),
+        personal=False,
+        sum_only=False,
+        changes_base=True,
         announce=lambda server: server["stack"],
         common=lambda server: server["initial"],
         rebase=lambda base, server: task.add(base, server["deltas"]),

@@ -56,7 +56,10 @@ def hetlora(
         return mean | factors.mean_whole(uploads, weights)
 
     return flexlora(task, train, ranks=ranks)._replace(
-        name="HetLoRA", client=client, aggregate=aggregate
+        name="HetLoRA",
+        client=client,
+        aggregate=aggregate,
+        personal=True,  # clients' ranks fall one by one
     )
 
 

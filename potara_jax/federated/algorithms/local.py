@@ -30,4 +30,6 @@ def local_only(task: Task, train: Train) -> Algorithm:
         client=client,
         aggregate=lambda server, uploads, weights: server,
         personalise=lambda shared, received, state: state,
+        personal=True,
+        sum_only=True,  # nothing is uploaded
     )

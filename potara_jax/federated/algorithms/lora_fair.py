@@ -53,7 +53,9 @@ def lora_fair(
         corrected = algebra.map_factors(correct, stack, factors.factors(mean))
         return mean | corrected
 
-    return fedit(task, train)._replace(name="LoRA-FAIR", aggregate=aggregate)
+    return fedit(task, train)._replace(
+        name="LoRA-FAIR", aggregate=aggregate, sum_only=False
+    )
 
 
 def _parts(stack, mean):

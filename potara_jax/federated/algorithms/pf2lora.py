@@ -46,6 +46,7 @@ def pf2lora(task: Task, train: Train, *, share: float = 0.5) -> Algorithm:
         init_client=lambda adapter, client: small(adapter),
         client=client,
         personalise=lambda shared, received, own: _both(received, own),
+        personal=True,
     )
 
 

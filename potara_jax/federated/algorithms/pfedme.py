@@ -64,4 +64,5 @@ def pfedme(
         init_client=lambda adapter, client: adapter,
         client=client,
         personalise=lambda shared, received, theta: theta,
+        personal=True,
     )

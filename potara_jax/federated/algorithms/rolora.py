@@ -45,6 +45,8 @@ def _turn(task, train, *, trained, fixed) -> Algorithm:
             server, weighted_mean(uploads, weights)
         ),
         personalise=lambda shared, received, state: shared.common,
+        personal=False,
+        sum_only=True,
         announce=fixed,
         common=lambda server: server,
     )

@@ -66,6 +66,8 @@ def scaffold(task: Task, train: Train, *, learning_rate: float = 0.5) -> Algorit
         client=client,
         aggregate=aggregate,
         personalise=lambda shared, received, state: received["x"],
+        personal=False,
+        sum_only=True,
     )
 
 
