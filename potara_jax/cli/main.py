@@ -28,6 +28,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 USER_ERROR = 2
 INTERRUPTED = 130
+_annotated: Any = Annotated
+_union: Any = Union  # both with types that are made at run time
 _NO_READER = 141  # as of a program that SIGPIPE ends
 
 # Each command's module, with `command(words) -> (type to parse, text for --help)`, and
@@ -100,8 +102,8 @@ def _tree(words: list[str]) -> Any:
         if name == asked:
             kind, text = importlib.import_module(module).command(words)
         named = tyro.conf.subcommand(name, description=text or summary)
-        branches.append(Annotated[kind, named])
-    return Union[tuple(branches)]  # noqa: UP007, which is made of a tuple
+        branches.append(_annotated[kind, named])
+    return _union[tuple(branches)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,7 +133,7 @@ def bootstrap_program(programs: Programs) -> Callable[..., Any]:
 def estimator(programs: Programs, weighing: Weighing) -> Estimator:
     """The estimator of a weighing, with the experiment's settings."""
     experiment, task = programs.experiment, programs.task
-    options = {
+    options: dict[str, Any] = {
         "points": experiment.merging.grid_points,
         "damping": damping(experiment),
     }
@@ -179,12 +179,14 @@ def _combine_program(task: Task, combination: Combination) -> Callable[..., Adap
 
 def _with_grams(task: Task, entry: Any) -> Callable[[Client], Merge]:
     """A merge that needs the inputs that either model has on the client's samples."""
+    read = task.inputs
+    assert read is not None, "a task without inputs has no such merge"
 
     def method(client: Client) -> Merge:
         gram = lambda x: jnp.einsum("td,te->de", x, x, precision="highest")
 
-        def grams(adapter):
-            rows = task.inputs(client.base, adapter, client.examples)
+        def grams(adapter: Adapter) -> dict[str, jax.Array]:
+            rows = read(client.base, adapter, client.examples)
             samples = len(client.weight)
             apart = lambda x: x.reshape(samples, -1, x.shape[-1])
             real = (client.weight > 0)[:, None, None]

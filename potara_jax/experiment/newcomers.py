@@ -55,7 +55,7 @@ def welcome(at: Context, joining: Phase | None, outcome: Outcome) -> Outcome:
         store=at.store,
         display=at.progress,
     )
-    scores = joining.evaluate(joined.shared, joined.models, federation.test)
+    scores = joining.score(joined.shared, joined.models, federation.test)
     return _with_newcomers(outcome, joined.models, scores, at.present)
 
 

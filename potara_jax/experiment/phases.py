@@ -62,7 +62,12 @@ class Phase(NamedTuple):
     marks: Sequence[int] = ()
     keep: Sequence[int] = ()
     budget: Budget | None = None
-    clients: Sequence[int] | None = None
+    clients: Sequence[int] | np.ndarray | None = None
+
+    def score(self, shared: Shared, models: Models, test: Any) -> Scores:
+        """The scores of models, of a phase that has a way to score."""
+        assert self.evaluate is not None, f"{self.name} has no way to score"
+        return self.evaluate(shared, models, test)
 
     @property
     def algorithm(self) -> Algorithm:
@@ -333,7 +338,7 @@ def _see(
     turn = look.phase.algorithm.turn(number)
     models = _models(look, chosen, number)
     shared = known(turn, look.shared, chosen.server, number)
-    scores = look.phase.evaluate(shared, models, look.test)
+    scores = look.phase.score(shared, models, look.test)
     received = _received(look, chosen, number)
     return Mark(jnp.int32(number), scores, received, jnp.float32(seconds)), models
 

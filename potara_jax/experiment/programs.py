@@ -56,7 +56,9 @@ class Programs:
     @cached_property
     def evaluate_ensemble(self) -> Callable[..., Scores]:
         """Scores the mixed predictions of two adapters a client."""
-        return evaluator(self.task.again(ensemble), layout=self.layout)
+        again = self.task.again
+        assert again is not None, "a task of one model alone has no ensemble"
+        return evaluator(again(ensemble), layout=self.layout)
 
     @cached_property
     def curves(self) -> Callable[..., jax.Array]:

@@ -156,7 +156,7 @@ def _all_cells(
             record = job.run_cell(at)
             store.end_cell(cell, record)
             display.log(job.summary(at, record))
-    records = [store.cell(cell) for cell in cells]
+    records = [record for cell in cells if (record := store.cell(cell)) is not None]
     return job.results(records) | {"metric": problem.task.metric._asdict()}
 
 

@@ -139,4 +139,4 @@ def _heldout_accuracy(at: Context, phase: Phase, outcome: Outcome) -> float:
     index, count, _ = at.federation.heldout
     real = jnp.arange(index.shape[1]) < count[:, None]
     test = Weighted(index, real / jnp.maximum(count[:, None], 1))
-    return mean_accuracy(at, phase.evaluate(outcome.shared, outcome.models, test))
+    return mean_accuracy(at, phase.score(outcome.shared, outcome.models, test))

@@ -11,6 +11,7 @@ from rich import progress as bars
 from rich.console import Console
 
 _SECONDS_BETWEEN_LINES = 10.0
+_TASK = bars.TaskID(0)  # the bar's only one
 Item = TypeVar("Item")
 
 
@@ -34,7 +35,11 @@ class Silent:
     """Shows nothing; lines for the user go to `log`."""
 
     def __init__(self, log: Callable[[str], None] = lambda text: None) -> None:
-        self.log = log
+        self._log = log
+
+    def log(self, text: str) -> None:
+        """A line for the user."""
+        self._log(text)
 
     def __enter__(self) -> Self:
         return self
@@ -64,7 +69,8 @@ class Display:
         self._total, self._done, self._computed = total, 0, 0
         self._started = self._last = time.monotonic()
         self._bar = _bar(console) if console.is_terminal else None
-        self._task = self._bar.add_task("", total=total) if self._bar else None
+        if self._bar:
+            self._bar.add_task("", total=total)
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -88,7 +94,7 @@ class Display:
         """Rounds that were done in an earlier start."""
         self._done += rounds
         if self._bar:
-            self._bar.update(self._task, completed=self._done)
+            self._bar.update(_TASK, completed=self._done)
 
     def round(self, name: str, loss: float | None) -> None:
         """One round is done: its name, and its mean training loss, if it has one."""
@@ -97,7 +103,7 @@ class Display:
         self._done, self._computed = self._done + 1, self._computed + 1
         text = f"{name}, " + ("no finite loss" if loss is None else f"loss {loss:.3f}")
         if self._bar:
-            self._bar.update(self._task, completed=self._done)
+            self._bar.update(_TASK, completed=self._done)
         left = _left(self._started, self._computed - 1, self._total - self._done)
         self._now(f"{self._done}/{self._total} ", text, left)
 
@@ -113,7 +119,7 @@ class Display:
         """Show the current step; the bar shows the rounds, and their time, itself."""
         if self._bar:
             more = "" if rounds else f", {left} left"
-            self._bar.update(self._task, description=text + more)
+            self._bar.update(_TASK, description=text + more)
         elif time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
             self.log(f"{rounds}{text}, {left} left")

@@ -238,7 +238,7 @@ class RunFolder(NamedTuple):
         adapters: Adapter = {}
         for name, x in flat.items():
             module, _, parameter = name.rpartition("/")
-            adapters.setdefault(module, {})[parameter] = x
+            adapters.setdefault(module, {})[parameter] = jax.numpy.asarray(x)
         return adapters
 
     def methods(self, cell: Cell) -> list[str]:
