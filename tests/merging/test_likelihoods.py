@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from potara_jax.merging import likelihoods
+from potara_jax.merging.curvature import curvature
 
 LENGTH, CLASSES = 5, 4
 RNG = np.random.default_rng(0)
@@ -60,3 +61,46 @@ def test_exact_weights_are_the_probabilities():
     values, weight = likelihoods.exact(one)(None, None, (None, 0), KEY)
     np.testing.assert_allclose(values, LOG_P[0], rtol=1e-5)
     np.testing.assert_allclose(weight, np.exp(LOG_P[0]), rtol=1e-5)
+
+
+# --- Tasks without logits -----------------------------------------------------------
+
+RESIDUALS = jnp.array([0.5, -2.0, 1.5])
+INPUTS = jnp.array([[1.0, 2.0], [0.5, -1.0], [3.0, 0.0]])
+
+
+def half_squared(base, adapter, batch):
+    inputs, targets = batch
+    return (base * inputs @ adapter - targets) ** 2 / 2
+
+
+def test_the_fisher_of_a_loss_is_that_of_its_gradients():
+    """Of a linear regression: the mean of `residual^2 input^2`."""
+    likelihood = likelihoods.empirical_of_loss(half_squared)
+    adapter = jnp.array([0.3, -0.7])
+    found = curvature(
+        lambda theta, example, key: likelihood(1.0, theta, example, key),
+        adapter,
+        2 * adapter,
+        (INPUTS, INPUTS @ adapter - RESIDUALS),
+        jnp.ones(3),
+        KEY,
+    )
+    expected = (np.square(RESIDUALS)[:, None] * np.square(INPUTS)).mean(0)
+    np.testing.assert_allclose(found.federated, expected, rtol=1e-5)
+    assert np.abs(found.local - expected).min() > 0.1
+
+
+def test_of_cross_entropy_it_is_the_empirical_fishers():
+    loss = lambda base, adapter, batch: (
+        -jnp.take_along_axis(
+            jax.nn.log_softmax(base * adapter * LOGITS[:1]), batch[1][:, None], 1
+        )[:, 0]
+    )
+    of_one = lambda base, adapter, example: base * adapter * LOGITS[0]
+    example = (None, jnp.int32(2))
+    for adapter in (1.0, 0.4):
+        found, weight = likelihoods.empirical_of_loss(loss)(1.0, adapter, example, KEY)
+        expected, one = likelihoods.empirical(of_one)(1.0, adapter, example, KEY)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_array_equal(weight, one)

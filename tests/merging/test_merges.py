@@ -1,311 +1,364 @@
-from functools import partial
+"""Every merge against its mathematics on dense deltas, in float64 NumPy."""
+
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from potara_jax import merging
 from potara_jax.adapters.lora import is_factors
-from potara_jax.merging import merges, spaces
-from tests.helpers import assert_close, dense, factors, pick, stack
+from potara_jax.merging import registry, spaces
+from tests.helpers import assert_close, dense, factors, gauge, normal, regauged, stack
 
-PATHS = ("body", "neck")
+INPUTS, OUTPUTS, RANK = 9, 7, 2
+KEY = jax.random.key(5)
+MERGES = registry.merges()
+DATA_FREE = {name: e for name, e in MERGES.items() if e.needs == "nothing"}
+EVERYWHERE = [(name, space) for name, e in DATA_FREE.items() for space in e.spaces]
+everywhere = pytest.mark.parametrize(("name", "space"), EVERYWHERE)
 
 
-def network(seed, rank=2):
+def adapter(seed, rank=RANK):
     rng = np.random.default_rng(seed)
     return {
-        "body": factors(seed, inputs=6, outputs=5, rank=rank),
-        "neck": factors(seed + 1, inputs=5, outputs=4, rank=rank),
-        "head": {
-            "kernel": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),
-            "bias": jnp.asarray(rng.normal(size=3), jnp.float32),
-        },
+        "first": factors(seed, INPUTS, OUTPUTS, rank),
+        "second": factors(seed + 1, INPUTS, OUTPUTS, rank),
+        "head": {"bias": normal(rng, (4,))},
     }
 
 
-FEDERATED, LOCAL = network(0), network(10)
+ONE, TWO, THREE = adapter(0), adapter(10), adapter(20)
+FIRST, SECOND = dense(ONE["first"]), dense(TWO["first"])
 
 
-@partial(jax.jit, static_argnames=("space", "rank"))
-def merge(federated, local, weight, space="core", rank=None):
-    both = federated, local
-    return merges.merge(both, merges.pair(weight), space=space, rank=rank)
-
-
-def deltas(adapter):
-    """Dense deltas, and whole modules as they are."""
-    return {p: dense(e) if is_factors(e) else e for p, e in adapter.items()}
-
-
-def mix(weight, federated, local):
-    return jax.tree.map(
-        lambda f, own: weight * f + (1 - weight) * own, federated, local
-    )
-
-
-def truncated(matrix, rank):
-    u, sigma, v = np.linalg.svd(matrix)
-    return (u[:, :rank] * sigma[:rank]) @ v[:rank]
-
-
-exact_spaces = pytest.mark.parametrize("space", ["delta", "core", "knots"])
-all_spaces = pytest.mark.parametrize("space", ["delta", "core", "knots", "factor"])
-
-
-# --- One weight ----------------------------------------------------------------------
-
-
-@exact_spaces
-def test_exact_merges_sum_the_deltas(space):
-    merged = merge(FEDERATED, LOCAL, 0.3, space=space)
-    assert_close(deltas(merged), mix(0.3, deltas(FEDERATED), deltas(LOCAL)))
-
-
-def test_the_factor_merge_averages_the_factors():
-    assert_close(
-        merge(FEDERATED, LOCAL, 0.3, space="factor"), mix(0.3, FEDERATED, LOCAL)
-    )
-
-
-def test_the_factor_merge_misses_the_product_of_differences():
-    w = 0.3
-    exact = deltas(merge(FEDERATED, LOCAL, w, space="delta"))
-    factor = deltas(merge(FEDERATED, LOCAL, w, space="factor"))
-    for path in PATHS:
-        apart = {n: FEDERATED[path][n] - LOCAL[path][n] for n in "ab"}
-        missed = w * (1 - w) * dense(apart)
-        assert np.abs(missed).max() > 0.1
-        assert_close(exact[path] - factor[path], missed)
-
-
-@all_spaces
-@pytest.mark.parametrize(("weight", "parent"), [(1.0, FEDERATED), (0.0, LOCAL)])
-def test_the_ends_are_the_parents(space, weight, parent):
-    merged = merge(FEDERATED, LOCAL, weight, space=space)
-    assert_close(deltas(merged), deltas(parent))
-
-
-@pytest.mark.parametrize(("space", "rank"), [("factor", 2), ("delta", 4), ("core", 4)])
-def test_a_merge_is_made_of_plain_factors_of_the_documented_rank(space, rank):
-    merged = merge(FEDERATED, LOCAL, 0.3, space=space)
-    for path in PATHS:
-        assert set(merged[path]) == {"a", "b"}
-        assert merged[path]["a"].shape[-1] == merged[path]["b"].shape[-2] == rank
-
-
-@all_spaces
-def test_whole_modules_are_merged_linearly(space):
-    merged = merge(FEDERATED, LOCAL, 0.3, space=space)
-    assert_close(merged["head"], mix(0.3, FEDERATED["head"], LOCAL["head"]))
-
-
-# --- Truncation ----------------------------------------------------------------------
-
-
-@all_spaces
-def test_a_truncated_merge_is_the_dense_svds(space):
-    full = merge(FEDERATED, LOCAL, 0.3, space=space)
-    merged = merge(FEDERATED, LOCAL, 0.3, space=space, rank=1)
-    for path in PATHS:
-        assert merged[path]["a"].shape[-1] == 1
-        expected = truncated(dense(full[path]), 1)
-        assert_close(dense(merged[path]), expected, atol=2e-5)
-    assert_close(merged["head"], full["head"])
-
-
-def test_truncating_keeps_whole_modules_and_no_others():
-    cut = merges.truncate(FEDERATED, rank=1)
-    assert set(cut) == set(FEDERATED)
-    assert cut["head"] is FEDERATED["head"]
-
-
-# --- Many weights --------------------------------------------------------------------
-
-
-@all_spaces
-def test_every_module_has_its_own_weight(space):
-    weight = {"body": 0.2, "neck": 0.9, "head": 0.6}
-    merged = merge(FEDERATED, LOCAL, weight, space=space)
-    for path, own in weight.items():
-        alone = merge({path: FEDERATED[path]}, {path: LOCAL[path]}, own, space=space)
-        assert_close(deltas(merged)[path], deltas(alone)[path])
-
-
-@jax.jit
-def core(federated, local):
-    return spaces.core((federated, local)).thetas
-
-
-@jax.jit
-def assembled(theta):
-    return spaces.core((FEDERATED, LOCAL)).assemble(theta)
-
-
-def mix_each(weight, federated, local):
-    return jax.tree.map(
-        lambda w, f, own: w * f + (1 - w) * own, weight, federated, local
-    )
-
-
-def weights_like(tree, seed=3):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.float32(rng.uniform(size=x.shape)), tree)
-
-
-def test_core_weighs_every_parameter_of_the_core():
-    cores, others = core(FEDERATED, LOCAL)
-    weight = weights_like(cores)
-    merged = merge(FEDERATED, LOCAL, weight, space="core")
-    mixed = mix_each(weight, cores, others)
-    assert_close(deltas(merged), deltas(assembled(mixed)))
-
-
-def test_factor_weighs_every_parameter_of_the_factors():
-    weight = weights_like(FEDERATED)
-    merged = merge(FEDERATED, LOCAL, weight, space="factor")
-    expected = mix_each(weight, FEDERATED, LOCAL)
-    assert_close(merged, expected)
-
-
-def test_equal_weights_for_all_parameters_are_one_weight():
-    cores, _ = core(FEDERATED, LOCAL)
-    weight = jax.tree.map(lambda x: jnp.full(x.shape, 0.3), cores)
-    merged = merge(FEDERATED, LOCAL, weight, space="core")
-    assert_close(deltas(merged), mix(0.3, deltas(FEDERATED), deltas(LOCAL)))
-
-
-def test_per_module_repeats_one_weight_and_keeps_many():
-    assert merges.per_module(0.3, FEDERATED) == dict.fromkeys(FEDERATED, 0.3)
-    many = {"body": 0.1}
-    assert merges.per_module(many, FEDERATED) is many
-
-
-# --- Clients, scanned layers, errors -------------------------------------------------
-
-
-@all_spaces
-def test_clients_are_merged_each_with_its_weight(space):
-    federated, local = stack([FEDERATED, LOCAL]), stack([LOCAL, network(20)])
-    weight = jnp.array([0.2, 0.7])
-    merged = jax.vmap(partial(merge, space=space))(federated, local, weight)
-    for client in range(2):
-        alone = merge(
-            pick(federated, client), pick(local, client), weight[client], space=space
+@cache
+def compiled(method, space, rank):
+    def run(adapters, weights, key):
+        return merging.merge(
+            adapters, weights, method=method, space=space, rank=rank, key=key
         )
-        assert_close(deltas(pick(merged, client)), deltas(alone))
+
+    return jax.jit(run)
 
 
-@exact_spaces
-def test_scanned_layers_are_merged_layer_by_layer(space):
-    federated, local = ({"layers": factors(seed, lead=(3,))} for seed in (0, 1))
-    merged = merge(federated, local, 0.3, space=space, rank=2)["layers"]
-    expected = mix(0.3, dense(federated["layers"]), dense(local["layers"]))
-    for layer in range(3):
-        cut = truncated(expected[layer], 2)
-        assert_close(dense(merged)[layer], cut, atol=2e-5)
+@cache
+def plain_method(name):
+    """The method at its defaults: one object, so that it is compiled once."""
+    return MERGES[name].make()
 
 
-@exact_spaces
-def test_parents_may_have_different_ranks(space):
-    local = network(10, rank=1)
-    merged = merge(FEDERATED, local, 0.3, space=space)
-    assert_close(deltas(merged), mix(0.3, deltas(FEDERATED), deltas(local)))
+def merged(method, adapters=(ONE, TWO), weights=None, space=None, rank=None):
+    """The dense deltas of a merge, and whole modules as they are."""
+    method = plain_method(method) if isinstance(method, str) else method
+    weights = weights or [1 / len(adapters)] * len(adapters)
+    out = compiled(method, space, rank)(tuple(adapters), list(weights), KEY)
+    return {p: dense(e) if is_factors(e) else e for p, e in out.items()}
 
 
-def test_an_unknown_space_is_refused():
-    with pytest.raises(ValueError, match=r"'linear'.*'dense'.*delta, core, knots"):
-        merges.merge((FEDERATED, LOCAL), space="dense")
+def first(method, weights=(0.5, 0.5), **how):
+    return merged(method, weights=list(weights), **how)["first"]
 
 
-@pytest.mark.parametrize("space", ["factor", "delta"])
-def test_a_rank_above_the_merged_one_is_refused(space):
-    with pytest.raises(ValueError, match="to rank 5"):
-        merges.merge((FEDERATED, LOCAL), space=space, rank=5)
+def close(found, expected, atol=1e-4):
+    assert_close(found, expected, atol=atol)
 
 
-# --- What does not fit ----------------------------------------------------------------
+# --- Against dense NumPy -------------------------------------------------------------
 
 
-def test_weights_of_clients_are_refused_and_not_spread_over_columns():
-    clients = stack([{"m": factors(seed, rank=4)} for seed in range(8)])
-    weight = jnp.linspace(0, 1, 8)
-    with pytest.raises(ValueError, match="one is a scalar; use jax"):
-        merges.merge((clients, clients), (weight, 1 - weight))
+def thin(matrix, rank):
+    u, sigma, v = np.linalg.svd(matrix)
+    return u[:, :rank], sigma[:rank], v[:rank]
 
 
-@pytest.mark.parametrize(
-    ("adapters", "weights", "message"),
-    [
-        ([], None, "no adapter"),
-        ([{"m": {"w": jnp.ones(3)}}, {"m": {"w": jnp.ones(2)}}], None, "'m'"),
-        ([{"m": {"w": 1.0}}, {"m": {"w": 1.0, "c": 1.0}}], None, "'m'"),
-        ([{"m": factors(0)}, {"m": {"w": jnp.ones(2)}}], None, "'m'"),
-        ([{"m": factors(0)}], [{"other": 1.0}], "none for 'm'"),
-    ],
-)
-def test_adapters_and_weights_that_do_not_fit_are_named(adapters, weights, message):
-    with pytest.raises(ValueError, match=message):
-        merges.merge(adapters, weights)
+def polar(matrix):
+    u, _, v = np.linalg.svd(matrix, full_matrices=False)
+    return u @ v
 
 
-def test_ties_with_a_negative_weight_takes_what_agrees_after_weighing():
-    one, other = ({"m": {"a": jnp.eye(1) * x, "b": jnp.eye(1)}} for x in (2.0, -1.0))
-    merge = partial(merges.merge, method=merges.ties(density=1.0), space="factor")
-    merged = merge((one, other), (1.0, -0.5))["m"]["a"]
-    np.testing.assert_allclose(merged, (2.0 + 0.5) / 1.5, rtol=1e-6)
+def test_task_arithmetic_is_the_scaled_sum():
+    expected = 0.4 * (FIRST + SECOND)
+    close(first(merging.task_arithmetic(scale=0.4), space="delta"), expected)
+    expected = 0.4 * 2 * (0.3 * FIRST + 0.7 * SECOND)
+    close(first(merging.task_arithmetic(scale=0.4), (0.3, 0.7), space="core"), expected)
 
 
-def test_slerp_and_wudi_refuse_weights_that_they_cannot_use():
-    pair = [{"m": factors(seed)} for seed in range(2)]
-    with pytest.raises(ValueError, match="'slerp' divides by the sum"):
-        merges.merge(pair, (1.0, -1.0), method=merges.slerp())
-    with pytest.raises(ValueError, match="'wudi' needs weights of 0 or more"):
-        merges.merge(pair, (1.0, -1.0), method=merges.wudi())
+def test_tsv_makes_the_singular_vectors_orthogonal():
+    u, sigma, v = zip(thin(FIRST, RANK), thin(SECOND, RANK), strict=True)
+    diagonal = np.diag(np.concatenate([0.6 * sigma[0], 1.4 * sigma[1]]))
+    expected = polar(np.hstack(u)) @ diagonal @ polar(np.vstack(v))
+    close(first(merging.tsv(), (0.3, 0.7)), expected)
 
 
-@pytest.mark.parametrize("make", [merges.ties, merges.tsv, merges.iso, merges.dare])
-def test_a_scale_that_is_no_number_is_refused(make):
-    with pytest.raises(ValueError, match="scale is nan"):
-        make(scale=float("nan"))
+def test_iso_makes_the_used_singular_values_equal():
+    total = FIRST + SECOND
+    u, sigma, v = thin(total, 2 * RANK)
+    close(first(merging.iso()), u @ v * sigma.mean())
+    close(first(merging.iso(scale=0.5)), u @ v * sigma.mean() / 2)
 
 
-@pytest.mark.parametrize("scale", [1e-10, 1e10])
-@pytest.mark.parametrize("method", [merges.slerp(), merges.ties(density=0.5)])
-def test_merges_of_small_and_large_deltas_are_the_same_but_for_scale(method, scale):
-    pair = [{"m": factors(seed)} for seed in range(2)]
-    scaled = [{"m": x["m"] | {"a": scale * x["m"]["a"]}} for x in pair]
-    merge = partial(merges.merge, weights=(0.3, 0.7), method=method, space="core")
-    expected, found = dense(merge(pair)["m"]), dense(merge(scaled)["m"])
-    np.testing.assert_allclose(found / scale, expected, rtol=1e-3, atol=1e-4)
+def test_wudi_solves_its_normal_equations():
+    weights = (0.3, 0.7)
+    grams = [x @ x.T / np.sum(x**2) for x in (FIRST, SECOND)]
+    total = sum(w * g for w, g in zip(weights, grams, strict=True))
+    towards = sum(
+        w * g @ x for w, g, x in zip(weights, grams, (FIRST, SECOND), strict=True)
+    )
+    expected = np.linalg.pinv(total, rcond=1e-9) @ towards
+    close(first(merging.wudi(), weights), expected, atol=1e-3)
+    for x in (FIRST, SECOND):  # inputs of different subspaces: no interference is left
+        close(x.T @ expected, x.T @ x, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision_factors_are_merged_in_float32(dtype):
-    pair = [{"m": jax.tree.map(lambda x: x.astype(dtype), factors(s))} for s in (0, 1)]
-    single = jax.tree.map(lambda x: x.astype(jnp.float32), pair)
-    for space in spaces.SPACES:
-        merged = merges.merge(pair, (0.3, 0.7), space=space)["m"]
-        expected = merges.merge(single, (0.3, 0.7), space=space)["m"]
-        assert merged["a"].dtype == jnp.float32
-        assert_close(dense(merged), dense(expected))
+def test_a_strong_ridge_draws_wudi_to_the_sum():
+    close(first(merging.wudi(ridge=1e6)), FIRST + SECOND, atol=1e-3)
+    near = first(merging.wudi(ridge=1e-6))
+    close(near, first(merging.wudi()), atol=1e-2)
 
 
-def test_weights_of_parameters_are_refused_in_another_space():
-    adapters = [network(0), network(1)]
-    core = spaces.SPACES["core"].coordinates(adapters).thetas[0]
-    weight = jax.tree.map(lambda x: jnp.full(x.shape, 0.3), core)
-    with pytest.raises(ValueError, match=r"a weight for each of \['m'\], where its"):
-        merges.merge(adapters, [weight, weight], space="delta")
+def naive_ties(values, weights, density):
+    kept = [
+        np.sort(np.abs(x).ravel())[::-1][round(density * x.size) - 1] for x in values
+    ]
+    trimmed = [x * (np.abs(x) >= k) for x, k in zip(values, kept, strict=True)]
+    sign = np.where(
+        sum(w * x for w, x in zip(weights, trimmed, strict=True)) >= 0, 1, -1
+    )
+    agree = [w * (x * sign > 0) for w, x in zip(weights, trimmed, strict=True)]
+    total = sum(w * x for w, x in zip(agree, trimmed, strict=True))
+    return total / np.where(sum(agree) > 0, sum(agree), 1)
 
 
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ({"method": "ties"}, "method is 'ties'"),
-        ({"weights": 0.3}, "a list with one an"),
-    ],
-)
-def test_what_is_no_method_or_no_weights_is_refused(how, said):
-    with pytest.raises(ValueError, match=said):
-        merges.merge([network(0), network(1)], **how)
+def test_ties_by_hand():
+    values = [jnp.array([[4.0, -1.0, 3.0, 0.5]]), jnp.array([[2.0, 5.0, -6.0, 1.0]])]
+    combine = merging.ties(density=0.5).combine
+    found = combine(values, [0.5, 0.5], None)  # 4 0 3 0 and 0 5 -6 0
+    np.testing.assert_allclose(found, [[4, 5, -6, 0]])
+    found = combine(values, [0.75, 0.25], None)
+    np.testing.assert_allclose(found, [[4, 5, 3, 0]])
+    found = merging.ties(density=1.0).combine(values, [0.75, 0.25], None)
+    np.testing.assert_allclose(found, [[3.5, 5, 3, 0.625]])
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
+def test_ties_of_factors_is_the_loops(density):
+    out = merging.merge(
+        (ONE, TWO), [0.4, 0.6], method=merging.ties(density=density), space="factor"
+    )
+    for name in "ab":
+        values = [np.asarray(x["first"][name], np.float64) for x in (ONE, TWO)]
+        assert_close(out["first"][name], naive_ties(values, (0.4, 0.6), density))
+
+
+def test_ties_in_knots_space_is_that_of_the_dense_svd():
+    """Of `[t_1 t_2]`, deltas as `[outputs, inputs]`, side by side (Stoica et al.)."""
+    u, sigma, v = thin(np.hstack([FIRST.T, SECOND.T]), 2 * RANK)
+    rows = np.split(sigma[:, None] * v, 2, axis=1)
+    expected = u @ naive_ties(rows, (0.5, 0.5), 0.4)
+    close(first(merging.ties(density=0.4), space="knots"), expected.T)
+
+
+def test_regmean_is_the_dense_least_squares():
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(40, INPUTS)) for _ in range(2)]
+    grams = [x.T @ x for x in inputs]
+    as_jax = [{"first": jnp.float32(g)} for g in grams]
+    shrunk = [0.9 * g + 0.1 * np.diag(np.diag(g)) for g in grams]
+    expected = np.linalg.solve(
+        0.3 * shrunk[0] + 0.7 * shrunk[1],
+        0.3 * shrunk[0] @ FIRST + 0.7 * shrunk[1] @ SECOND,
+    )
+    only = [{"first": x["first"]} for x in (ONE, TWO)]
+    method = merging.regmean(as_jax, off_diagonal=0.9)
+    close(merged(method, only, [0.3, 0.7])["first"], expected, atol=1e-3)
+
+
+def test_regmean_is_the_mean_where_no_input_has_been():
+    none = [{"first": jnp.zeros((INPUTS, INPUTS))}] * 2
+    only = [{"first": x["first"]} for x in (ONE, TWO)]
+    found = merged(merging.regmean(none), only, [0.3, 0.7])["first"]
+    close(found, 0.3 * FIRST + 0.7 * SECOND)
+
+
+def test_slerp_keeps_to_the_arc():
+    x, y = (np.asarray(t["first"]["a"], np.float64) for t in (ONE, TWO))
+    angle = np.arccos(np.sum(x * y) / np.sqrt(np.sum(x**2) * np.sum(y**2)))
+    t = 0.7
+    expected = (np.sin((1 - t) * angle) * x + np.sin(t * angle) * y) / np.sin(angle)
+    out = merging.merge((ONE, TWO), [0.3, t], method=merging.slerp(), space="factor")
+    assert_close(out["first"]["a"], expected)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_slerp_of_parallel_adapters_is_linear(sign):
+    x = jnp.array([[1.0, 2.0]])
+    found = merging.slerp().combine([x, sign * 2 * x], [0.25, 0.75], None)
+    np.testing.assert_allclose(found, 0.25 * x + 0.75 * sign * 2 * x, rtol=1e-6)
+
+
+def test_slerp_refuses_three():
+    with pytest.raises(ValueError, match="'slerp' merges two adapters, not 3"):
+        merging.merge((ONE, TWO, THREE), method=merging.slerp())
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+def test_dares_mean_and_variance(draws):
+    density, x, y = 0.3, jnp.array([[2.0, -1.0]]), jnp.array([[0.5, 3.0]])
+    combine = merging.dare(density=density, draws=draws).combine
+    draw = lambda key: combine([x, y], [0.5, 0.5], merging.Place("", key))
+    found = np.asarray(jax.vmap(draw)(jax.random.split(KEY, 20000)), np.float64)
+    np.testing.assert_allclose(found.mean(0), (x + y) / 2, atol=0.05)
+    variance = (np.square(x) + np.square(y)) / 4 * (1 - density) / density / draws
+    np.testing.assert_allclose(found.var(0), variance, rtol=0.06)
+
+
+def test_dare_keeps_everything_at_density_one():
+    close(first(merging.dare(density=1.0), space="core"), (FIRST + SECOND) / 2)
+
+
+def test_dare_drops_entries_of_every_module_on_their_own():
+    same = {"one": ONE["first"], "two": ONE["first"]}
+    out = merged(merging.dare(), [same, same], space="factor")
+    assert np.abs(out["one"] - out["two"]).max() > 0.1
+
+
+def test_dare_without_a_key_is_refused():
+    with pytest.raises(ValueError, match="'dare' draws at random: give it a key"):
+        merging.merge((ONE, TWO), method=merging.dare())
+
+
+@pytest.mark.parametrize("make", [merging.ties, merging.dare])
+@pytest.mark.parametrize("density", [0.0, 1.5, -1.0])
+def test_a_share_must_be_one(make, density):
+    with pytest.raises(ValueError, match=f"density is {density}"):
+        make(density=density)
+
+
+# --- What holds for all of them ------------------------------------------------------
+
+
+@everywhere
+def test_whole_modules_are_averaged(name, space):
+    out = merged(name, weights=[0.25, 0.75], space=space)
+    expected = 0.25 * ONE["head"]["bias"] + 0.75 * TWO["head"]["bias"]
+    assert_close(out["head"]["bias"], expected)
+
+
+@pytest.mark.parametrize("name", DATA_FREE)
+def test_clients_are_merged_each_on_its_own(name):
+    run = compiled(plain_method(name), None, None)
+    keys, half = jax.random.split(KEY, 2), [0.5, 0.5]
+    each = jax.vmap(lambda x, y, key: run((x, y), half, key))
+    together = each(stack([ONE, TWO]), stack([TWO, THREE]), keys)
+    for client, pair in enumerate([(ONE, TWO), (TWO, THREE)]):
+        alone = run(pair, half, keys[client])["first"]
+        own = {k: v[client] for k, v in together["first"].items()}
+        close(dense(own), dense(alone), atol=1e-3)
+
+
+EXACT = [(n, s) for n, s in EVERYWHERE if s not in ("factor",) and n != "dare"]
+
+
+@pytest.mark.parametrize(("name", "space"), EXACT)
+def test_only_factor_space_sees_the_gauge(name, space):
+    """Signs of joint basis vectors turn both adapters' coordinates alike."""
+    turned = TWO | {p: regauged(TWO[p], gauge(3)) for p in ("first", "second")}
+    found = merged(name, (ONE, turned), space=space)
+    expected = merged(name, (ONE, TWO), space=space)
+    for path in ("first", "second"):
+        close(found[path], expected[path], atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["linear", "ties", "slerp"])
+def test_factor_space_sees_the_gauge(name):
+    turned = TWO | {"first": regauged(TWO["first"], gauge(3))}
+    found = merged(name, (ONE, turned), space="factor")["first"]
+    assert np.abs(found - merged(name, space="factor")["first"]).max() > 0.05
+
+
+SYMMETRIC = [(n, s) for n, s in EVERYWHERE if n != "dare" and s != "aligned"]
+
+
+@pytest.mark.parametrize(("name", "space"), SYMMETRIC)
+def test_the_order_of_adapters_does_not_matter(name, space):
+    found = merged(name, (ONE, TWO), [0.3, 0.7], space=space)
+    expected = merged(name, (TWO, ONE), [0.7, 0.3], space=space)
+    close(found["first"], expected["first"], atol=2e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in DATA_FREE if name != "slerp"])
+def test_three_adapters_are_merged(name):
+    out = merged(name, (ONE, TWO, THREE))
+    assert np.isfinite(out["first"]).all() and np.abs(out["first"]).max() > 0
+    swapped = merged(name, (THREE, TWO, ONE))
+    if name != "dare":
+        close(out["first"], swapped["first"], atol=2e-3)
+
+
+IDENTITIES = {
+    "linear": merging.linear(),
+    "ties": merging.ties(density=1.0),
+    "dare": merging.dare(density=1.0),
+    "slerp": merging.slerp(),
+    "wudi": merging.wudi(),
+}
+
+
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_an_adapter_merged_with_itself_is_itself(name):
+    out = merged(IDENTITIES[name], (ONE, ONE))
+    close(out["first"], FIRST, atol=1e-3)
+
+
+@pytest.mark.parametrize("space", ["delta", "core", "knots"])
+def test_ranks_may_differ_where_deltas_are_merged(space):
+    other = adapter(10, rank=1)
+    expected = (FIRST + dense(other["first"])) / 2
+    close(merged("linear", (ONE, other), space=space)["first"], expected)
+
+
+@pytest.mark.parametrize("space", ["factor", "aligned"])
+def test_ranks_must_agree_where_factors_are_merged(space):
+    with pytest.raises(ValueError, match=rf"'first' has ranks 1, 2.*'{space}'.*delta"):
+        merging.merge((ONE, adapter(10, rank=1)), space=space)
+
+
+@pytest.mark.parametrize("name", ["linear", "ties", "tsv", "wudi"])
+def test_truncation_is_the_dense_svds(name):
+    u, sigma, v = thin(merged(name)["first"], 1)
+    close(merged(name, rank=1)["first"], u * sigma @ v, atol=2e-3)
+
+
+def test_other_modules_and_too_few_weights_are_refused():
+    with pytest.raises(ValueError, match="only one of two adapters has 'second'"):
+        merging.merge((ONE, {p: TWO[p] for p in TWO if p != "second"}))
+    with pytest.raises(ValueError, match="2 adapters need as many weights"):
+        merging.merge((ONE, TWO), [1.0])
+
+
+@pytest.mark.parametrize("name", ["ties", "slerp", "tsv", "iso", "wudi", "dare"])
+def test_a_space_in_which_a_method_makes_no_sense_is_refused(name):
+    with pytest.raises(ValueError, match=f"'{name}' does not merge in 'delta'"):
+        merging.merge((ONE, TWO), method=MERGES[name].make(), space="delta", key=KEY)
+
+
+# --- Spaces --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("space", spaces.SPACES)
+def test_coordinates_stand_for_their_adapters(space):
+    found = spaces.SPACES[space].coordinates((ONE, TWO, THREE))
+    for own, theta in zip((ONE, TWO, THREE), found.thetas, strict=True):
+        back = spaces.plain(found.assemble(theta))
+        for path in ("first", "second"):
+            close(dense(back[path]), dense(own[path]))
+        assert back["head"] is own["head"]
+
+
+def test_aligned_factors_are_nearer_than_turned_ones():
+    turned = {"first": regauged(ONE["first"], gauge(1))}
+    one = {"first": ONE["first"]}
+    first_theta, second_theta = spaces.aligned((one, turned)).thetas
+    assert_close(second_theta["first"], first_theta["first"], atol=1e-3)

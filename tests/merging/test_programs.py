@@ -8,19 +8,16 @@ import pytest
 from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
 
+from potara_jax import merging
 from potara_jax.adapters import lora
 from potara_jax.clients.axis import AT_ONCE, Layout
-from potara_jax.clients.task import classification
-from potara_jax.data.federation import Batch
-from potara_jax.merging import estimators, merges, spaces, weights
+from potara_jax.merging import Client, Samples, loss_curves, personalise, spaces
 from potara_jax.merging.curvature import curvature, real
-from potara_jax.merging.estimators import Client, segment_loss
-from potara_jax.merging.likelihoods import LIKELIHOODS
-from potara_jax.merging.programs import Samples, loss_curves, personalise
+from potara_jax.merging.segment import segment_loss
 from tests.helpers import assert_close, dense, gauge, normal, pick, regauged, stack
 
 CLIENTS, SAMPLES, INPUTS = 3, 5, 6
-DAMPING = weights.laplace(1.0)
+DAMPING = merging.laplace(1.0)
 KEY = jax.random.key(3)
 TRAINED_ON = jnp.array([10.0, 20.0, 30.0])
 
@@ -30,6 +27,11 @@ class Model(nn.Module):
     def __call__(self, x):
         x = nn.tanh(nn.Dense(5, name="body")(x))
         return nn.Dense(3, name="head")(x)
+
+
+class Batch(NamedTuple):
+    inputs: jax.Array
+    labels: jax.Array
 
 
 class Problem(NamedTuple):
@@ -57,26 +59,29 @@ def problem():
 
 
 PROBLEM = problem()
-task = classification(lora.bind(Model(), scale=0.5))
 
 
 def logits(base, adapter, example):
     return lora.bind(Model(), scale=0.5)(base, adapter, example.inputs)
 
 
-EXACT = LIKELIHOODS["exact"](logits)
-SAMPLED = LIKELIHOODS["sampled"](logits)
+def loss(base, adapter, batch):
+    log_p = jax.nn.log_softmax(logits(base, adapter, batch))
+    return -jnp.take_along_axis(log_p, batch.labels[:, None], 1)[:, 0]
+
+
+EXACT, SAMPLED = merging.exact(logits), merging.sampled(logits)
 
 
 def potara(likelihood=EXACT, *, rank=None, layout=AT_ONCE, **how):
     """Curvature and merge in one space."""
-    estimator = estimators.potara(likelihood, DAMPING, **how)
+    estimator = merging.potara(likelihood, DAMPING, **how)
     space = how.get("space", "core")
     return personalise(estimator, space=space, rank=rank, layout=layout)
 
 
 def hermite_program(**how):
-    return personalise(estimators.hermite(task.loss), space="delta", **how)
+    return personalise(merging.hermite(loss), space="delta", **how)
 
 
 @partial(jax.jit, static_argnames=("likelihood", "settings"))
@@ -114,9 +119,9 @@ def by_hand(
         real(*samples),
         jax.random.fold_in(KEY, client),
     )
-    weight = weights.potara_weight(measured, DAMPING, trained_on, per=per)
-    both, pair = (federated, local), merges.pair(weight)
-    return weight, merges.merge(both, pair, space=space, rank=rank)
+    weight = merging.potara_weight(measured, DAMPING, trained_on, per=per)
+    both, pair = (federated, local), merging.pair(weight)
+    return weight, merging.merge(both, pair, space=space, rank=rank)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +191,7 @@ def scans_of(program, *args):
     [
         (partial(potara, space="factor"), (TRAINED_ON, KEY)),
         (hermite_program, (TRAINED_ON, KEY)),
-        (partial(loss_curves, task.loss), (jnp.zeros(2),)),
+        (partial(loss_curves, loss), (jnp.zeros(2),)),
     ],
     ids=["potara", "hermite", "loss_curves"],
 )
@@ -275,7 +280,7 @@ def test_the_factor_weight_sees_the_gauge(matrix):
 # --- The loss along the segment ------------------------------------------------------
 
 
-losses = jax.jit(partial(task.loss, PROBLEM.base))
+losses = jax.jit(partial(loss, PROBLEM.base))
 
 
 def client_loss(client, adapter):
@@ -290,7 +295,7 @@ def loss_at(federated, local, samples, weight):
     client = Client(
         PROBLEM.base, federated, local, samples.examples, real_ones, None, None
     )
-    return segment_loss(task.loss, client)(weight)
+    return segment_loss(loss, client)(weight)
 
 
 def client_segment(client):
@@ -330,7 +335,7 @@ def test_the_hermite_weight_minimises_the_cubic(hermite, client):
 
 
 def test_the_hermite_merge_is_the_exact_one(hermite):
-    merge = lambda f, own, w: merges.merge((f, own), merges.pair(w), space="delta")
+    merge = lambda f, own, w: merging.merge((f, own), merging.pair(w), space="delta")
     expected = jax.vmap(merge)(PROBLEM.federated, PROBLEM.local, hermite.weight)
     assert_close(hermite.adapter, expected, atol=1e-6)
     assert hermite.curvature is None
@@ -343,7 +348,7 @@ def test_the_hermite_merge_of_chunks_of_clients_is_the_same(hermite):
 
 def test_loss_curves_pass_through_every_clients_losses():
     points = jnp.array([0.0, 0.25, 1.0])
-    curves = loss_curves(task.loss)(*PROBLEM, points)
+    curves = loss_curves(loss)(*PROBLEM, points)
     assert curves.shape == (CLIENTS, 3)
     for client in range(CLIENTS):
         ends = (pick(t, client) for t in (PROBLEM.local, PROBLEM.federated))
@@ -355,5 +360,5 @@ def test_loss_curves_pass_through_every_clients_losses():
 
 def test_loss_curves_of_chunks_of_clients_are_the_same():
     points = jnp.array([0.0, 1.0])
-    curves = loss_curves(task.loss, layout=Layout(2))(*PROBLEM, points)
-    assert_close(curves, loss_curves(task.loss)(*PROBLEM, points))
+    curves = loss_curves(loss, layout=Layout(2))(*PROBLEM, points)
+    assert_close(curves, loss_curves(loss)(*PROBLEM, points))

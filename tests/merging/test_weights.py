@@ -1,317 +1,198 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from potara_jax.merging import weights
-from potara_jax.merging.curvature import Curvature
-from potara_jax.merging.weights import Traces
+from potara_jax import merging
+from potara_jax.adapters import algebra
+from potara_jax.merging import registry
+from potara_jax.merging.segment import segment_loss
 from tests.helpers import assert_close
-
-FINE = np.linspace(0, 1, 2001)
-EXAMPLES = jnp.float32(10.0)
-
-few = settings(deadline=None, max_examples=25)
-traces = st.floats(1e-3, 1e3)
-unit = st.floats(0, 1)
-closed_form = jax.jit(weights.closed_form)
-
-
-def weight(a, b, c):
-    return float(closed_form(Traces(*map(jnp.float32, (a, b, c)))))
-
-
-# --- The closed form -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "c", "expected"),
-    [
-        (1, 3, 0, 0.75),
-        (2, 1, 0.5, 0.25),
-        (1, 1, 0, 0.5),
-        (4, 4, 3, 0.5),
-        (5, 2, 1, 0.2),
-        (1e-30, 3e-30, 0, 0.75),
-        (1e30, 3e30, 0, 0.75),
-    ],
+from tests.merging.toy import (
+    CLASSES,
+    CLIENT,
+    EXAMPLES,
+    FEDERATED,
+    LOCAL,
+    logits,
+    loss,
+    one_example,
 )
-def test_the_closed_form_by_hand(a, b, c, expected):
-    assert weight(a, b, c) == pytest.approx(expected, abs=1e-6)
+
+AT = jax.jit(lambda w: segment_loss(loss, CLIENT)(w))
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "c", "expected"),
-    [
-        (2, 2, 2, 0.5),
-        (0, 0, 0, 0.5),
-        (0, 3, 0, 1),
-        (3, 0, 0, 0),
-        (1, 3, 1, 1),
-        (3, 1, 1, 0),
-        (1, 4, 2, 1),
-        (4, 1, 2, 0),
-    ],
-    ids=[
-        "one model",
-        "no variance at all",
-        "federated is certain",
-        "local is certain",
-        "local adds nothing",
-        "federated adds nothing",
-        "cross above federated",
-        "cross above local",
-    ],
-)
-def test_the_closed_form_where_it_degenerates(a, b, c, expected):
-    assert weight(a, b, c) == pytest.approx(expected, abs=1e-5)
+def measure(estimator, client=CLIENT):
+    return jax.jit(estimator.measure)(client)
 
 
-@few
-@given(traces, traces, unit)
-def test_the_weight_minimises_the_merged_variance(a, b, fraction):
-    c = fraction * min(a, b)
-    merged = lambda w: w**2 * a + (1 - w) ** 2 * b + 2 * w * (1 - w) * c
-    chosen = weight(a, b, c)
-    assert 0 <= chosen <= 1
-    assert merged(chosen) <= merged(FINE).min() * (1 + 1e-5)
+def test_the_constant_is_the_constant():
+    assert float(measure(merging.constant(0.3)).weight) == pytest.approx(0.3)
 
 
-@few
-@given(traces, traces, unit)
-def test_a_cross_trace_above_the_smaller_one_is_clamped(a, b, fraction):
-    above = min(a, b) + fraction * abs(a - b)
-    assert weight(a, b, above) == weight(a, b, min(a, b))
+# --- Curvature -----------------------------------------------------------------------
+
+EXACT = merging.exact(one_example)
 
 
-@few
-@given(traces, traces, st.floats(0, 0.9), st.floats(1e-6, 1e6))
-def test_scaling_all_traces_changes_nothing(a, b, fraction, scale):
-    c = fraction * min(a, b)
-    scaled = weight(scale * a, scale * b, scale * c)
-    assert scaled == pytest.approx(weight(a, b, c), abs=1e-5)
+@pytest.mark.parametrize("how", ["diagonal", "kronecker"])
+def test_potara_is_the_closed_form_of_what_it_measured(how):
+    damping = merging.relative(0.3)
+    found = measure(merging.potara(EXACT, damping, factorisation=how))
+    expected = merging.potara_weight(found.curvature, damping, CLIENT.trained_on)
+    assert 0 < float(found.weight) < 1
+    assert float(found.weight) == pytest.approx(float(expected), abs=1e-5)
 
 
-@few
-@given(traces, traces, st.floats(0, 0.9))
-def test_swapping_the_models_swaps_the_weight(a, b, fraction):
-    c = fraction * min(a, b)
-    assert weight(a, b, c) + weight(b, a, c) == pytest.approx(1, abs=1e-5)
-
-
-def test_the_closed_form_is_elementwise():
-    batched = closed_form(Traces(jnp.array([1.0, 2.0]), jnp.array([3.0, 1.0]), 0.5))
-    assert_close(batched, np.array([2.5 / 3, 0.25]))
-
-
-# --- Damping -------------------------------------------------------------------------
-
-
-def positive(seed):
-    rng = np.random.default_rng(seed)
-    leaf = lambda *shape: np.float32(rng.exponential(size=shape) ** 2)
-    return {"first": {"m": leaf(3, 3)}, "second": {"m": leaf(2, 4)}}
-
-
-def with_zeros(tree):
-    return jax.tree.map(lambda x: np.where(x < 0.3, np.float32(0), x), tree)
-
-
-FEDERATED, LOCAL = with_zeros(positive(0)), with_zeros(positive(1))
-CORRELATION = jax.tree.map(lambda x: np.float32(x / x.max()), positive(2))
-ALL = np.concatenate([x.ravel() for x in jax.tree.leaves((FEDERATED, LOCAL))])
-
-
-def curvature(federated=FEDERATED, local=LOCAL, rho=CORRELATION, square=2.0, apart=1.0):
-    mean = np.mean([x for t in (federated, local) for x in flat(t)], dtype=np.float64)
-    scalars = (jnp.float32(x) for x in (mean, square, apart))
-    return Curvature(federated, local, rho, *scalars)
-
-
-def flat(tree):
-    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
-
-
-CURVATURE = curvature()
-
-
-def expected_variances(fn):
-    return tuple(jax.tree.map(fn, tree) for tree in (FEDERATED, LOCAL))
-
-
-def test_laplace_is_the_inverse_of_the_posterior_precision():
-    actual = weights.laplace(0.5)(CURVATURE, EXAMPLES)
-    assert_close(actual, expected_variances(lambda f: 1 / (10 * f + 0.5)))
-
-
-def test_relative_adds_a_part_of_both_models_mean():
-    floor = 0.1 * ALL.mean()
-    actual = weights.relative(0.1)(CURVATURE, EXAMPLES)
-    assert_close(actual, expected_variances(lambda f: 1 / (f + floor)))
-
-
-def test_quantile_lifts_to_the_quantile_of_positive_entries():
-    floor = np.quantile(ALL[ALL > 0], 0.4)
-    assert (ALL == 0).any()
-    actual = weights.quantile(0.4)(CURVATURE, EXAMPLES)
-    assert_close(actual, expected_variances(lambda f: 1 / np.maximum(f, floor)))
-
-
-def test_harmonic_is_the_inverse_of_a_modules_mean():
-    floor = 0.1 * ALL.mean()
-    actual = weights.harmonic(0.1)(CURVATURE, EXAMPLES)
-    expected = expected_variances(
-        lambda f: np.full_like(f, 1 / (f.mean(dtype=np.float64) + floor))
+def test_both_factorisations_have_one_trace():
+    of = lambda how: (
+        measure(
+            merging.potara(EXACT, merging.relative(0.3), factorisation=how)
+        ).curvature
     )
-    assert_close(actual, expected)
+    diagonal, whole = of("diagonal"), of("kronecker")
+    total = lambda tree: {p: e["m"].sum() for p, e in tree.items()}
+    assert_close(total(whole.federated), total(diagonal.federated), atol=1e-3)
+    assert_close(total(whole.local), total(diagonal.local), atol=1e-3)
 
 
-def test_harmonic_is_below_relative():
-    traces_of = lambda damping: weights.variance_traces(
-        CURVATURE, damping, EXAMPLES, per="client"
-    )
-    harmonic, relative = map(traces_of, (weights.harmonic(0.1), weights.relative(0.1)))
-    assert float(harmonic.federated) < float(relative.federated)
-    assert float(harmonic.local) < float(relative.local)
+def test_fisher_weights_by_hand():
+    found = measure(merging.fisher(EXACT, floor=0.01, normalise=False))
+    f, own = (t["two"]["m"] for t in found.curvature[:2])
+    assert_close(found.weight["two"]["m"], (f + 0.01) / (f + own + 0.02))
 
 
-@pytest.mark.parametrize("name", ["relative", "quantile", "harmonic"])
-def test_only_laplace_sees_the_number_of_examples(name):
-    damping = weights.DAMPINGS[name](0.1)
-    few_of_them, many = (damping(CURVATURE, n) for n in (1.0, 100.0))
-    assert_close(few_of_them, many, atol=0)
+def test_normalised_fisher_weights_do_not_see_how_sharp_a_model_is():
+    found = measure(merging.fisher(EXACT))
+    scaled = jax.tree.map(lambda x: 1000 * x, found.curvature.federated)
+    other = found.curvature._replace(federated=scaled)
+    weight = merging.fisher_weight(other)
+    assert_close(weight, found.weight, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", weights.DAMPINGS)
+def test_what_has_no_curvature_is_refused():
+    with pytest.raises(ValueError, match="no curvature in space 'delta'"):
+        merging.potara(EXACT, merging.relative(0.1), space="delta")
+    with pytest.raises(ValueError, match="no weight per parameter"):
+        merging.potara(
+            EXACT, merging.relative(0.1), per="parameter", factorisation="kronecker"
+        )
+
+
+# --- The loss along the segment ------------------------------------------------------
+
+
+def test_grid_and_soup_are_the_best_of_their_points():
+    for estimator, points in ((merging.grid(loss), 21), (merging.soup(loss), 3)):
+        grid = np.linspace(0, 1, points)
+        best = grid[np.argmin([float(AT(np.float32(w))) for w in grid])]
+        assert float(measure(estimator).weight) == pytest.approx(best, abs=1e-6)
+
+
+def test_the_pooled_grid_is_the_best_for_all_clients():
+    estimator = merging.grid_pooled(loss, points=11)
+    own = np.asarray(measure(estimator))
+    other = own[::-1] * 3
+    found = estimator.decide(jnp.stack([own, other]), jnp.array([10.0, 30.0]))
+    mean = (10 * own + 30 * other) / 40
+    best = np.linspace(0, 1, 11)[np.argmin(mean)]
+    np.testing.assert_allclose(found.weight, [best, best], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["hermite_pooled", "hermite_bayes"])
+def test_what_clients_decide_together_is_within_the_segment(name):
+    estimator = registry.weights()[name].make(loss)
+    cubics = jax.tree.map(lambda x: jnp.stack([x, x]), measure(estimator))
+    found = estimator.decide(cubics, jnp.array([10.0, 10.0])).weight
+    assert found.shape == (2,) and np.all((found >= 0) & (found <= 1))
+    np.testing.assert_allclose(found[0], found[1])
+
+
 @pytest.mark.parametrize("per", ["client", "module"])
-def test_models_without_any_curvature_get_a_half_each(name, per):
-    zero = jax.tree.map(np.zeros_like, FEDERATED)
-    damping = weights.DAMPINGS[name](0.1)
-    found = weights.potara_weight(
-        curvature(zero, zero, zero), damping, EXAMPLES, per=per
-    )
-    for own in jax.tree.leaves(found):
-        assert float(own) == pytest.approx(0.5)
+def test_learned_weights_lose_less_than_those_they_start_from(per):
+    found = measure(merging.learned(loss, per=per, steps=60)).weight
+    values = np.stack(jax.tree.leaves(found))
+    assert len(values) == (1 if per == "client" else 2)
+    assert np.all((values >= 0) & (values <= 1))
+    assert float(AT(found)) < float(AT(jnp.float32(0.5)))
 
 
-@pytest.mark.parametrize("name", weights.DAMPINGS)
-def test_the_more_certain_model_gets_the_larger_weight(name):
-    sharper = jax.tree.map(lambda x: 4 * x + 1, LOCAL)
-    damping = weights.DAMPINGS[name](0.1)
-    independent = jax.tree.map(np.zeros_like, LOCAL)
-    found = weights.potara_weight(
-        curvature(sharper, LOCAL, independent), damping, EXAMPLES
-    )
-    assert 0.5 < float(found) < 1
+def test_a_learned_weight_is_where_the_grid_is():
+    learned = measure(merging.learned(loss, steps=200)).weight
+    grid = measure(merging.grid(loss, points=101)).weight
+    assert float(AT(learned)) <= float(AT(grid)) + 1e-3
 
 
-# --- One weight a client, a module, a parameter --------------------------------------
+def test_lorahub_is_no_worse_than_nothing_and_within_its_bounds():
+    weight = measure(merging.lorahub(loss, bound=0.8)).weight
+    assert max(map(abs, map(float, weight))) <= 0.8
+    at = segment_loss(loss, CLIENT, "factor")
+    cost = lambda w: float(at(w)) + 0.05 * np.abs(w).mean()
+    assert cost(weight) <= cost((jnp.float32(0), jnp.float32(0))) + 1e-6
 
 
-@pytest.mark.parametrize("name", ["relative", "quantile", "harmonic"])
-def test_the_curvatures_unit_changes_nothing(name):
-    damping = weights.DAMPINGS[name](0.1)
-    smaller = [jax.tree.map(lambda x: x * np.float32(1e-21), t) for t in CURVATURE[:2]]
-    found, expected = (
-        weights.potara_weight(curvature(*trees), damping, EXAMPLES)
-        for trees in (smaller, CURVATURE[:2])
-    )
-    assert float(found) == pytest.approx(float(expected), abs=1e-4)
+def test_padded_samples_change_no_weight():
+    changed = (EXAMPLES[0].at[-2:].set(jnp.nan), EXAMPLES[1].at[-2:].set(0))
+    client = CLIENT._replace(examples=changed)
+    for estimator in (merging.grid(loss), merging.gauss_newton(logits)):
+        found, expected = measure(estimator, client), measure(estimator)
+        assert_close(found.weight, expected.weight, atol=1e-5)
 
 
-def damped_traces(per):
-    return weights.variance_traces(CURVATURE, weights.relative(0.1), EXAMPLES, per=per)
+# --- Gauss-Newton --------------------------------------------------------------------
 
 
-def test_traces_of_a_parameter_are_its_variances():
-    found = damped_traces("parameter")["second"]["m"]
-    floor = 0.1 * ALL.mean()
-    s_f, s_l = (1 / (tree["second"]["m"] + floor) for tree in (FEDERATED, LOCAL))
-    rho = CORRELATION["second"]["m"]
-    assert_close(found, Traces(s_f, s_l, rho * np.sqrt(s_f * s_l)))
+def straight(base, adapter, examples):
+    """Logits that are linear in every delta, so in the weights."""
+    delta = lambda path: algebra.delta(adapter[path])
+    return base * (examples[0] @ delta("one")[:, :CLASSES] + examples[0] @ delta("two"))
 
 
-def test_traces_of_a_module_sum_over_its_parameters():
-    by_parameter, by_module = damped_traces("parameter"), damped_traces("module")
-    summed = {
-        path: Traces(*(x.sum() for x in entry["m"]))
-        for path, entry in by_parameter.items()
-    }
-    assert_close(by_module, summed)
-
-
-def test_traces_of_a_client_sum_over_its_modules():
-    by_module = damped_traces("module").values()
-    summed = Traces(*(sum(x) for x in zip(*by_module, strict=True)))
-    assert_close(damped_traces("client"), summed)
-
-
-@pytest.mark.parametrize("per", ["client", "module", "parameter"])
-def test_potaras_weight_is_the_closed_form_of_the_traces(per):
-    found = weights.potara_weight(CURVATURE, weights.relative(0.1), EXAMPLES, per=per)
-    expected = jax.tree.map(
-        lambda t: (
-            (t.local - np.minimum(t.cross, t.local))
-            / (t.federated + t.local - 2 * t.cross)
+def test_a_newton_step_is_numpys():
+    ridge = 0.2
+    found = measure(merging.gauss_newton(straight, steps=1, ridge=ridge)).weight
+    at = lambda w: np.asarray(
+        straight(
+            CLIENT.base,
+            merging.merge((FEDERATED, LOCAL), merging.pair({"one": w[0], "two": w[1]})),
+            EXAMPLES,
         ),
-        damped_traces(per),
-        is_leaf=lambda x: isinstance(x, Traces),
+        np.float64,
+    )[:-2]
+    z, labels = at((0.5, 0.5)), np.asarray(EXAMPLES[1])[:-2]
+    columns = np.stack(
+        [at((1.0, 0.5)) - at((0.0, 0.5)), at((0.5, 1.0)) - at((0.5, 0.0))], -1
     )
-    within = jax.tree.map(lambda w: np.clip(w, 0, 1), expected)
-    assert_close(found, within, atol=1e-3)
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    slope = np.einsum("nk,nkm->m", p - np.eye(CLASSES)[labels], columns) / len(z)
+    hessian = sum(
+        j.T @ (np.diag(q) - np.outer(q, q)) @ j for j, q in zip(columns, p, strict=True)
+    ) / len(z) + ridge * np.eye(2)
+    expected = np.clip(0.5 - np.linalg.solve(hessian, slope), 0, 1)
+    np.testing.assert_allclose([found["one"], found["two"]], expected, atol=1e-3)
 
 
-# --- The prior's precision -----------------------------------------------------------
+def test_a_strong_ridge_takes_halves():
+    found = measure(merging.gauss_newton(logits, ridge=1e6)).weight
+    np.testing.assert_allclose([found["one"], found["two"]], 0.5, atol=1e-4)
 
 
-def log_evidence(tau, found, examples):
-    """The log marginal likelihood of both models' Laplace posteriors, in float64."""
-    fisher = np.float64(np.concatenate([flat(found.federated), flat(found.local)]))
-    precision = np.log(float(examples) * fisher + tau).sum()
-    return 0.5 * (fisher.size * np.log(tau) - precision - tau * float(found.square))
+def test_gauss_newton_lowers_the_loss():
+    found = measure(merging.gauss_newton(logits, ridge=0.01)).weight
+    assert float(AT(found)) < float(AT(jnp.float32(0.5)))
 
 
-@pytest.mark.parametrize("square", [1e-3, 2.0, 50.0])
-def test_the_evidence_is_greatest_at_its_precision(square):
-    found = curvature(square=square)
-    tau = float(jax.jit(weights.evidence_precision)(found, EXAMPLES))
-    grid = np.exp(np.linspace(-12, 12, 4001))
-    best = grid[np.argmax([log_evidence(t, found, EXAMPLES) for t in grid])]
-    assert tau == pytest.approx(best, rel=1e-2)
+def test_a_search_over_parameters_is_refused():
+    estimator = partial(merging.learned, loss, per="parameter")
+    with pytest.raises(ValueError, match="'parameter': use client or module"):
+        estimator().measure(CLIENT)
 
 
-def test_evidence_is_laplace_at_that_precision():
-    tau = float(weights.evidence_precision(CURVATURE, EXAMPLES))
-    expected = weights.laplace(3 * tau)(CURVATURE, EXAMPLES)
-    assert_close(weights.evidence(3.0)(CURVATURE, EXAMPLES), expected)
-
-
-# --- The bias, and the damping's say -------------------------------------------------
-
-
-def test_models_that_are_no_further_apart_than_their_spread_have_no_bias():
-    near = curvature(apart=1e-6)
-    found = weights.bias_aware_weight(near, weights.laplace(1.0), EXAMPLES)
-    expected = weights.potara_weight(near, weights.laplace(1.0), EXAMPLES)
-    assert float(found) == pytest.approx(float(expected), abs=1e-6)
-
-
-def test_the_bias_aware_weight_by_hand():
-    far = curvature(apart=500.0)
-    traces = weights.variance_traces(far, weights.laplace(1.0), EXAMPLES)
-    assert traces.federated + traces.local - 2 * traces.cross < 500
-    found = weights.bias_aware_weight(far, weights.laplace(1.0), EXAMPLES)
-    expected = (traces.local - traces.cross) / 500
-    assert float(found) == pytest.approx(float(expected), rel=1e-4)
-
-
-def test_sensitivity_is_the_larger_move_within_a_decade():
-    at = lambda v: float(
-        weights.potara_weight(CURVATURE, weights.relative(v), EXAMPLES)
+def test_grid_pooled_takes_no_point_that_is_infinite_for_a_client():
+    decide = merging.grid_pooled(loss, points=3).decide
+    losses = jnp.array([[1.0, 2.0, 3.0], [1.0, 2.0, jnp.inf], [jnp.nan] * 3])
+    np.testing.assert_array_equal(
+        decide(losses, jnp.array([10, 90, 5])).weight, [0] * 3
     )
-    expected = max(abs(at(0.03) - at(0.3)), abs(at(3.0) - at(0.3)))
-    found = weights.sensitivity(CURVATURE, weights.relative, 0.3, EXAMPLES)
-    assert expected > 1e-3
-    assert float(found) == pytest.approx(expected, abs=1e-5)
