@@ -153,15 +153,20 @@ def test_epsilon_is_given_where_the_sum_is_all_that_is_taken():
 
 
 def test_an_algorithm_that_does_not_declare_it_is_refused_privacy():
-    experiment = private(4.0)
-    declared = phase("fedit", experiment)
-    undeclared = declared.algorithm._replace(sum_only=None)
+    experiment, given = private(4.0), small_problem()
+    declared = federating.make_algorithm(experiment, task, "fedit")
+    undeclared = declared._replace(sum_only=None)
     federating.check_private(SMALL, undeclared)
-    federating.check_private(experiment, declared.algorithm)
-    with pytest.raises(ValueError, match="sum_only"):
-        federating.check_private(experiment, undeclared)
-    with pytest.raises(ValueError, match="sum_only"):
-        federating.epsilon(experiment, declared._replace(algorithm=undeclared))
+    federating.check_private(experiment, declared)
+    rounds = federating.federated_phase(
+        experiment, given, undeclared, name="mine", last=3
+    )
+    for refused in (
+        lambda: federating.check_private(experiment, undeclared),
+        lambda: federating.epsilon(experiment, rounds),
+    ):
+        with pytest.raises(ValueError, match="sum_only"):
+            refused()
 
 
 def test_without_noise_epsilon_is_infinite():

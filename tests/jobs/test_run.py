@@ -1,6 +1,7 @@
-"""The main job as its user has it: in processes of its own."""
+"""A run in a folder, in processes of its own and killed; and a run in memory."""
 
-import dataclasses
+from __future__ import annotations
+
 import json
 import os
 import signal
@@ -9,30 +10,29 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from potara_jax.experiments.digits import Digits
+from rich.console import Console
 
-from potara_jax.data import digits
-from potara_jax.jobs.run import main
+import potara_jax as pj
+from potara_jax.adapters import peft
+from potara_jax.data import digits as images
+from potara_jax.experiments import digits
+from potara_jax.jobs import Refused, Table, configuration, run
+from potara_jax.runs.store import Cell
+from tests.jobs.tiny import DIGITS, options, potara, without_seconds
 
 ROOT = Path(__file__).parents[2]
-TINY = {
-    "seeds": 3,
-    "heterogeneity": 0.5,
-    "clients": 3,
-    "federated-rounds": 3,
-    "longer-rounds": 4,
-    "local-rounds": 2,
-    "local-steps": 2,
-    "samples": 4,
-    "grid-points": 3,
-    "base-steps": 3,
-    "depth": 1,
-    "targets": "query",
-    "rank": 2,
-    "merges": "uniform grid fisher",
+TINY = DIGITS | {
+    "federated.rounds": 3,
+    "federated.longer_rounds": 4,
+    "local.rounds": 2,
+    "merging.methods": ("uniform", "grid", "fisher"),
 }
+EXPERIMENT = digits.EXPERIMENT.set(TINY)
+(CELL,) = (Cell("0.5", 3),)
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +40,11 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def words(cache: Path, out: Path) -> list[str]:
-    tiny = [word for k, v in TINY.items() for word in (f"--{k}", *str(v).split())]
-    return ["digits", *tiny, "--out", str(out), "--cache", str(cache)]
-
-
-def start(cache: Path, out: Path, *options: str) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "potara_jax.jobs.run",
-        *words(cache, out),
-        *options,
-    ]
+def start(cache: Path, out: Path, *more: str) -> subprocess.Popen:
+    words = [*options(TINY), "--out", str(out), "--cache", str(cache), *more]
     keep_all = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "potara_jax.cli.main", "run", "digits", *words],
         cwd=ROOT,
         env=os.environ | keep_all,
         stdout=subprocess.PIPE,
@@ -69,14 +58,6 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, error
 
 
-def without_seconds(value):
-    """A JSON value with every measured time left out."""
-    if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if k != "seconds"}
-        return {k: without_seconds(v) for k, v in kept.items()}
-    return [without_seconds(v) for v in value] if isinstance(value, list) else value
-
-
 def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
@@ -88,6 +69,9 @@ def undisturbed(cache, tmp_path_factory) -> Path:
     assert status == 0, error
     assert "potara core" in out
     return folder
+
+
+# --- In a folder ---------------------------------------------------------------------
 
 
 def test_a_run_leaves_everything_that_it_promises(undisturbed):
@@ -126,6 +110,15 @@ def test_oracles_are_marked_and_bound_the_constant_weights(undisturbed):
     assert best >= rows["grid"]["mean"]
 
 
+def test_rows_say_how_they_were_merged(undisturbed):
+    rows = {m["method"]: m for m in results(undisturbed)["methods"]}
+    how = lambda name: tuple(rows[name][key] for key in ("weighing", "merge", "parent"))
+    assert how("local") == how("base") == (None, None, None)
+    assert how("uniform") == ("constant", "linear", "federated")
+    assert how("potara core") == ("potara core", "linear", "federated")
+    assert how("grid") == ("grid", "linear", "federated")
+
+
 @pytest.mark.parametrize("lines", [2, 7])
 def test_a_killed_run_ends_with_the_same_results(cache, undisturbed, tmp_path, lines):
     folder = tmp_path / "killed"
@@ -159,84 +152,192 @@ def test_a_finished_run_is_not_run_again(cache, undisturbed):
 
 
 def test_another_configuration_in_the_folder_is_refused(cache, undisturbed):
-    status, out, error = finish(start(cache, undisturbed, "--rank", "3"))
+    status, out, error = finish(start(cache, undisturbed, "--lora.rank", "3"))
     assert (status, out) == (2, "")
     assert error.count("\n") == 1
-    assert "--rank 2, not 3" in error
+    assert "lora.rank 2, not 3" in error
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (["--rank", "0"], "--rank is 0"),
-        (["--rank", "65"], "rank 65"),
-        (["--clients", "0"], "--clients is 0"),
-        (["--clients", "5000"], "5000 clients"),
-        (["--cohort", "1.1"], "--cohort is 1.1"),
-        (["--federated", "fedx"], "--federated is fedx: it must be one of apfl,"),
-        (["--merges", "grid", "gird"], "--merges names gird; there are uniform;"),
-        (["--targets", "qurey"], "'qurey'"),
-        (["--targets", "("], "regular expression"),
-        (["--out", "/dev/null/run"], "--out"),
-        (["--heterogeneity", "very"], "--heterogeneity is very"),
-    ],
-)
-def test_a_wrong_setting_is_one_line_and_status_two(tmp_path, capsys, options, named):
-    assert main(["run", *words(tmp_path, tmp_path / "run"), *options]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("potara: ") and error.count("\n") == 1
-    assert named in error
-    assert not (tmp_path / "bases").exists()
-
-
-def test_a_federated_model_of_several_adapters_is_refused(cache, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert main(["run", *words(cache, out), "--federated", "fedalt"]) == 2
-    assert "--federated is fedalt: its model is not one ada" in capsys.readouterr().err
+def test_a_run_is_traced_where_that_is_asked_for(cache, tmp_path):
+    settings = TINY | {"federated.longer_rounds": 0}
+    words = ("--profile", "--out", tmp_path / "run", "--cache", cache)
+    assert potara("run", settings, *words) == 0
+    traced = {path.name for path in (tmp_path / "run" / "profile").iterdir()}
+    assert "federated" in traced
 
 
 def test_a_client_whose_update_is_not_finite_is_named(tmp_path, capsys, monkeypatch):
-    spoilt = digits.federation
+    whole = images.federation
 
     def with_a_broken_image(*args, **kwargs):
-        made = spoilt(*args, **kwargs)
+        made = whole(*args, **kwargs)
         first = made.train.index[1, 0]
         inputs = made.pool.inputs.at[first].set(jnp.nan)
         return made._replace(pool=made.pool._replace(inputs=inputs))
 
-    monkeypatch.setattr(digits, "federation", with_a_broken_image)
-    assert main(words(tmp_path, tmp_path / "run")) == 0
-    left_out = results(tmp_path / "run")["diagnostics"][0]["left_out"]
+    monkeypatch.setattr(images, "federation", with_a_broken_image)
+    out = tmp_path / "run"
+    assert potara("run", TINY, "--out", out, "--cache", tmp_path) == 0
+    left_out = results(out)["diagnostics"][0]["left_out"]
     assert {entry["client"] for entry in left_out} == {1}
     assert "client 1 is left out" in capsys.readouterr().out
-    assert "client 1" in (tmp_path / "run" / "report.html").read_text()
-    for row in results(tmp_path / "run")["methods"]:
+    assert "client 1" in (out / "report.html").read_text()
+    for row in results(out)["methods"]:
         assert all(0 <= value <= 1 for value in row["accuracy"])
 
 
-def test_help_shows_every_setting_with_its_default(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["run", "digits", "--help"])
-    assert ended.value.code == 0
-    text = capsys.readouterr().out
-    for field in dataclasses.fields(Digits):
-        assert "--" + field.name.replace("_", "-") in text
-    assert "default: 0.005" in text
+# --- In memory -----------------------------------------------------------------------
 
 
-def test_an_unknown_experiment_or_option_is_status_two(capsys):
-    assert main(["run", "digit"]) == 2
-    assert "unknown experiment 'digit'" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as ended:
-        main(["run", "digits", "--rnak", "3"])
-    assert ended.value.code == 2
+@pytest.fixture(scope="module")
+def in_memory(cache):
+    """A run that keeps nothing on disk but the base, which the others have made."""
+    console = Console(file=open(os.devnull, "w"))  # noqa: SIM115, as long as the run
+    return run(EXPERIMENT, cache=cache, console=console)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["inspect", "--help"]])
-def test_a_reader_that_leaves_is_no_error(words):
-    read, write = os.pipe()
-    os.close(read)
-    words = [sys.executable, "-m", "potara_jax.cli.main", *words]
-    ended = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, check=False)
-    os.close(write)
-    assert (ended.returncode, ended.stderr) == (141, b"")
+def test_a_run_in_memory_gives_what_a_run_in_a_folder_gives(in_memory, undisturbed):
+    given = without_seconds(json.loads(json.dumps(in_memory.results)))
+    expected = without_seconds(results(undisturbed))
+    assert given["settings"] == {
+        name: value for name, value in expected["settings"].items() if name != "load"
+    }
+    del given["settings"], expected["settings"]
+    assert given == expected
+
+
+def test_a_run_in_memory_writes_no_file(in_memory, tmp_path, monkeypatch):
+    written = []
+
+    def audit(event, arguments):
+        if event == "open" and isinstance(arguments[1], str) and watching:
+            written.extend([arguments[0]] * bool(set(arguments[1]) & set("wax+")))
+        elif event in ("os.mkdir", "os.rename") and watching:
+            written.append(arguments[0])
+
+    watching = True
+    sys.addaudithook(audit)
+    monkeypatch.chdir(tmp_path)
+    small = EXPERIMENT.set({"merging.methods": ("uniform",), "federated.rounds": 1})
+    result = run(small.set({"federated.longer_rounds": 0}), progress=False)
+    assert result.table().groups
+    watching = False
+    compiled = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    assert [p for p in written if not str(p).startswith(compiled)] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_is_for_a_terminal_and_for_a_notebook(in_memory):
+    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(in_memory.table())
+    text, page = console.export_text(), in_memory.table()._repr_html_()
+    for row in ("federated", "potara core", "uniform", "best weight per client"):
+        assert row in text and row in page
+    assert "<table" in page
+    assert in_memory.table() == in_memory.tables()[0]
+
+
+def test_every_row_has_its_adapters(in_memory):
+    names = {m["method"] for m in in_memory.results["methods"] if not m["oracle"]}
+    assert set(in_memory.adapters) == names - {"ensemble"}
+    assert len(in_memory.adapters) == len(names) - 1
+    (entry,) = in_memory.adapters["federated"].values()
+    assert entry["a"].shape == (3, 64, 2)
+    with pytest.raises(KeyError, match="'ties'; there are "):
+        in_memory.adapters["ties"]
+
+
+def test_adapters_are_those_that_a_folder_keeps(in_memory, undisturbed):
+    kept = run(EXPERIMENT, out=undisturbed, extra={"load": []}, progress=False)
+    assert set(kept.adapters) == {
+        *("potara core", "hermite_bayes"),
+        "federated",
+        "local",
+    }
+    for method, adapter in kept.adapters.items():
+        mine = in_memory.adapters[method]
+        jax.tree.map(np.testing.assert_array_equal, adapter, mine)
+
+
+def test_adapters_of_several_cells_are_asked_for_by_cell(in_memory):
+    other = in_memory.experiment.set({"cells.seeds": (3, 4)})
+    several = pj.Result(
+        in_memory.job,
+        other,
+        in_memory.results,
+        in_memory.store,
+        in_memory.make_problem,
+    )
+    assert several.cells == [Cell("0.5", 3), Cell("0.5", 4)]
+    with pytest.raises(ValueError, match=r"several cells: .* 0\.5-seed-3, 0\.5-seed-4"):
+        _ = several.adapters
+    assert "local" in several.adapters_of(CELL)
+    assert list(several.adapters_of(Cell("0.5", 4))) == []
+
+
+def test_the_report_is_that_of_the_folder(in_memory, undisturbed, tmp_path):
+    page = in_memory.report(tmp_path / "report")
+    assert page == tmp_path / "report" / "report.html"
+    assert page.read_text().count("<img") == 5
+    mine = (tmp_path / "report" / "clients.csv").read_bytes()
+    assert mine == (undisturbed / "clients.csv").read_bytes()
+
+
+def test_models_are_exported_as_peft_loads_them(in_memory, tmp_path):
+    out = in_memory.export(tmp_path / "out", method="local", clients=[0, 2])
+    made = sorted(path.name for path in (out / CELL.name).iterdir())
+    assert made == ["client-000", "client-002"]
+    read = peft.read(out / CELL.name / "client-002")
+    (entry,) = read.adapter.values()
+    (kept,) = in_memory.adapters["local"].values()
+    expected = 8 * np.float64(kept["a"][2]) @ np.float64(kept["b"][2])
+    np.testing.assert_allclose(np.float64(entry["a"]) @ entry["b"], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="is there already"):
+        in_memory.export(tmp_path / "out", method="local", clients=[0])
+    with pytest.raises(ValueError, match="no adapters of 'ties'"):
+        in_memory.export(tmp_path / "other", method="ties")
+
+
+# --- Settings ------------------------------------------------------------------------
+
+
+def test_the_configuration_leaves_out_what_does_not_change_results():
+    config = configuration(digits.EXPERIMENT, Table())
+    assert (config["experiment"], config["job"]) == ("digits", "run")
+    assert config["cells.seeds"] == [0, 1, 2]
+    assert config["pretraining.seed"] == 0
+    assert {"out", "rerun", "cache", "data_digest"}.isdisjoint(config)
+    assert configuration(digits.EXPERIMENT, pj.Compare(("fedsa",))) == config | {
+        "job": "compare",
+        "compare.algorithms": ["fedsa"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"lora.rank": 0}, r"lora\.rank is 0: it must be"),
+        ({"lora.rank": 65}, "rank 65"),
+        ({"lora.targets": ("qurey",)}, "'qurey'"),
+        (
+            {"merging.methods": ("gird",)},
+            r"merging\.methods is gird: it must be one of uniform,",
+        ),
+        ({"participation.newcomers": 0.99}, "newcomers"),
+        ({"cells.clients": 5000}, "5000 clients"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    changes, reason, tmp_path
+):
+    with pytest.raises(Refused, match=reason) as refused:
+        run(EXPERIMENT.set(changes), cache=tmp_path / "cache", progress=False)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "cache" / "bases").exists()
+
+
+def test_a_federated_model_of_several_adapters_is_refused(cache):
+    experiment = EXPERIMENT.set({"federated.algorithm": "fedalt"})
+    reason = r"federated\.algorithm is fedalt: its model is not one adapter"
+    with pytest.raises(Refused, match=reason):
+        run(experiment, cache=cache, progress=False)
