@@ -72,7 +72,7 @@ wheel: install  ## build a wheel, and check it in an environment of its own
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(VENV)/wheel .
 	$(PYTHON) -m venv $(VENV)/wheel-env
 	$(VENV)/wheel-env/bin/python -m pip install --quiet $(VENV)/wheel/*.whl
-	cd $(VENV)/wheel && ../wheel-env/bin/python $(CURDIR)/tests/check_wheel.py
+	cd $(VENV)/wheel && ../wheel-env/bin/python -P $(CURDIR)/tests/check_wheel.py
 
 digits: install  ## federate and personalise a ViT on handwritten digits (8 minutes on 2 cores)
 	$(BIN)/potara run digits $(EXTRA) $(ARGS)

@@ -1,6 +1,6 @@
 """Check an installed wheel in an environment with nothing but what it declares.
 
-python tests/check_wheel.py        (what `make wheel` runs, from an empty folder)
+python -P tests/check_wheel.py        (what `make wheel` runs, from an empty folder)
 """
 
 import importlib.util
