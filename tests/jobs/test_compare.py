@@ -1,67 +1,56 @@
 """A comparison as its user has it, on a federation of four."""
 
+from __future__ import annotations
+
 import json
-import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from potara_jax.federated.registry import ALGORITHMS, load_all
-from potara_jax.jobs import run
-from potara_jax.jobs.compare import CompareDigits, names, number_of_rounds
+import potara_jax as pj
+from potara_jax.experiments import digits
+from potara_jax.federated import registry
+from potara_jax.jobs import preset
 from potara_jax.reports import comparison
+from tests.jobs.examples import example
+from tests.jobs.tiny import DIGITS, potara
 
-ROOT = Path(__file__).parents[2]
-TINY = {
-    "seeds": 3,
-    "heterogeneity": 0.5,
-    "clients": 4,
-    "federated-rounds": 4,
-    "local-rounds": 2,
-    "local-steps": 2,
-    "samples": 4,
-    "grid-points": 3,
-    "base-steps": 3,
-    "depth": 1,
-    "targets": "query",
-    "rank": 2,
-    "newcomers": 0.25,
+TINY = DIGITS | {
+    "cells.clients": 4,
+    "federated.rounds": 4,
+    "local.rounds": 2,
+    "participation.newcomers": 0.25,
+    "merging.methods": ("uniform", "lorahub"),
 }
 MINE = "mine"
 
 
-def example() -> str:
-    """The algorithm of the README's page on adding one."""
-    text = (ROOT / "README.md").read_text()
-    page = text[text.index("## Add an algorithm") :]
-    return re.search(r"```python\n(.*?)```", page, re.S).group(1)
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory) -> Iterator[tuple[Path, dict]]:
     folder = tmp_path_factory.mktemp("compare")
-    (folder / "mine.py").write_text(example())
-    words = [word for k, v in TINY.items() for word in (f"--{k}", str(v))]
-    words += ["--algorithms", "fedsa", "fdlora", "flora", MINE]
-    words += ["--load", str(folder / "mine.py")]
-    words += ["--out", str(folder / "run"), "--cache", str(folder / "cache")]
-    words += ["--merges", "uniform", "lorahub"]
-    assert run.main(["compare", "digits", *words]) == 0
-    results = json.loads((folder / "run/results.json").read_text())
-    ALGORITHMS.pop(MINE)
-    return folder / "run", results
+    (folder / "mine.py").write_text(example("A federated algorithm"))
+    settings = TINY | {"algorithms": ("fedsa", "fdlora", "flora", MINE)}
+    places = {"load": "mine.py", "out": "run", "cache": "cache"}
+    words = [word for k, v in places.items() for word in (f"--{k}", folder / v)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+        assert potara("compare", settings, *words) == 0
+        yield folder / "run", json.loads((folder / "run/results.json").read_text())
 
 
 def rows(results) -> dict:
     return {record["method"]: record for record in results["methods"]}
 
 
-def test_an_algorithm_of_ones_own_is_in_the_table(finished):
+def test_a_users_algorithm_is_in_the_table(finished):
     _, results = finished
     record = rows(results)[MINE]
     assert 0 < record["mean"] < 1 and len(record["curve"]) == 6
-    lines = [line for line in example().splitlines() if line.strip()]
+    lines = [
+        line for line in example("A federated algorithm").splitlines() if line.strip()
+    ]
     assert len(lines) <= 40
 
 
@@ -115,7 +104,7 @@ def test_newcomers_are_scored_apart(finished):
         assert record["mean"] == pytest.approx(np.mean(record["accuracy"][:3]))
     curve = (json.loads(line) for line in (finished[0] / "metrics.jsonl").open())
     joined = [r for r in curve if r["phase"] == "fedsa, newcomers"]
-    assert len(joined) == TINY["local-rounds"]
+    assert len(joined) == TINY["local.rounds"]
 
 
 def test_a_comparison_leaves_a_table_figures_and_a_page(finished):
@@ -128,38 +117,34 @@ def test_a_comparison_leaves_a_table_figures_and_a_page(finished):
     }
     page = (folder / "report.html").read_text()
     assert page.count("<img") == 4 and MINE in page
-    lines = [line for line in comparison.ranked(results) if not line.row.oracle]
-    means = [line.row.mean for line in lines]
+    entries = [e for e in comparison.entries(results) if not e.summary.oracle]
+    means = [entry.summary.mean for entry in entries]
     assert means == sorted(means, reverse=True)
 
 
 def test_rounds_are_counted_for_the_display(finished):
-    settings = CompareDigits(
-        federated_rounds=4,
-        local_rounds=2,
-        newcomers=0.25,
-        algorithms=("fedsa", "fdlora", "flora", "ffa"),
-    )
+    job = pj.Compare(("fedsa", "fdlora", "flora", "ffa"))
     lines = [json.loads(x) for x in (finished[0] / "metrics.jsonl").open()]
-    nobody = settings.local_rounds  # joins flora: its model is common to all
-    assert len(lines) + nobody == number_of_rounds(settings)
+    nobody = TINY["local.rounds"]  # joins flora: its model is common to all
+    assert len(lines) + nobody == job.rounds(digits.EXPERIMENT.set(TINY))
 
 
 def test_an_unknown_algorithm_is_refused(tmp_path, capsys):
-    words = ["compare", "digits", "--algorithms", "fedx", "--out", str(tmp_path / "x")]
-    assert run.main(words) == 2
-    assert "--algorithms is fedx: it must be of" in capsys.readouterr().err
+    words = {"algorithms": "fedx", "out": tmp_path / "x", "cache": tmp_path}
+    assert potara("compare", words) == 2
+    assert "algorithms is fedx: it must be one of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["raise ValueError('no')", "syntax error"])
 def test_a_file_that_cannot_be_loaded_is_refused(tmp_path, capsys, text):
     file = tmp_path / "broken.py"
     file.write_text(text)
-    words = ["digits", "--load", str(file), "--out", str(tmp_path / "x")]
-    assert run.main(words) == 2
-    assert "broken.py cannot be imported" in capsys.readouterr().err
+    assert potara("run", {"load": file, "out": tmp_path / "x"}) == 2
+    assert "broken.py, line 1: " in capsys.readouterr().err
 
 
 def test_all_algorithms_are_compared_by_default():
-    settings = CompareDigits()
-    assert set(names(settings)) == set(load_all()) - {"local", "fedit"}
+    experiment = preset(digits.EXPERIMENT, pj.Compare())
+    assert (experiment.federated.rounds, experiment.local.rounds) == (30, 15)
+    names = pj.Compare().names(experiment)
+    assert set(names) == set(registry.algorithms()) - {"local", "fedit"}

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import json
 import shutil
 from pathlib import Path
@@ -5,22 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from potara_jax.jobs import run, simulate
+from potara_jax.experiment import phases
+from potara_jax.experiments import digits
+from potara_jax.jobs import Simulate, preset, run, simulate
+from tests.jobs.tiny import DIGITS, potara, without_seconds
 
-TINY = {
-    "clients": 12,
-    "cohort": 4,
-    "federated-rounds": 5,
-    "federated": "ditto",
-    "local-steps": 2,
-    "examples": 9,
-    "samples": 4,
-    "scored": 5,
-    "base-steps": 3,
-    "depth": 1,
-    "targets": "query",
-    "rank": 2,
+EXPERIMENT_SETTINGS = DIGITS | {
+    "cells.heterogeneity": ("0.1",),
+    "cells.seeds": (0,),
+    "cells.clients": 12,
+    "participation.cohort": "4",
+    "federated.rounds": 5,
+    "federated.algorithm": "ditto",
+    "source.examples": 9,
 }
+TINY = EXPERIMENT_SETTINGS | {"scored": 5}
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,7 @@ def cache(tmp_path_factory) -> Path:
 
 
 def simulated(cache: Path, out: Path, **more) -> int:
-    settings = TINY | {"out": out, "cache": cache} | more
-    words = [word for k, v in settings.items() for word in (f"--{k}", str(v))]
-    return run.main(["simulate", "digits", *words])
+    return potara("simulate", TINY | {"out": out, "cache": cache} | more)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +41,7 @@ def undisturbed(cache, tmp_path_factory) -> Path:
 
 
 def results(folder: Path) -> dict:
-    found = json.loads((folder / "results.json").read_text())
-    for cell in found["cells"]:
-        cell.pop("seconds")
-    return found
+    return without_seconds(json.loads((folder / "results.json").read_text()))
 
 
 def kept(folder: Path) -> list[np.ndarray]:
@@ -74,7 +70,7 @@ def test_a_simulation_says_what_it_was(undisturbed):
 def test_a_broken_off_simulation_ends_with_the_same_results(
     cache, undisturbed, tmp_path, monkeypatch, after
 ):
-    name_left_out = simulate.name_left_out
+    name_left_out = phases.name_left_out
 
     def break_off(history, *args):
         if len(history) == after:
@@ -82,7 +78,7 @@ def test_a_broken_off_simulation_ends_with_the_same_results(
         name_left_out(history, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(simulate, "name_left_out", break_off)
+        patch.setattr(phases, "name_left_out", break_off)
         assert simulated(cache, tmp_path / "run") == 130
     assert simulated(cache, tmp_path / "run") == 0
     assert results(tmp_path / "run") == results(undisturbed)
@@ -107,12 +103,37 @@ def test_a_damaged_last_round_is_started_over(cache, undisturbed, tmp_path, caps
     assert results(folder) == results(undisturbed)
 
 
+def test_a_simulation_in_memory_gives_the_same(cache, undisturbed):
+    experiment = digits.EXPERIMENT.set(EXPERIMENT_SETTINGS)
+    result = run(experiment, Simulate(scored=5), cache=cache, progress=False)
+    (mine,) = json.loads(json.dumps(without_seconds(result.results["cells"])))
+    (theirs,) = results(undisturbed)["cells"]
+    assert mine == theirs
+    (table,) = result.tables()
+    assert table.groups[0].rows[0].texts[0] == "Accuracy %"
+
+
+def test_the_speed_of_every_round_is_kept_once(undisturbed):
+    text = (undisturbed / "speed.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    rounds = [line["round"] for line in lines]
+    assert rounds == sorted(set(rounds)) and 1 in rounds
+    assert all(line["seconds"] > 0 and line["memory"] > 2**20 for line in lines)
+
+
 def test_more_clients_than_images_need_a_number_of_examples(capsys, cache, tmp_path):
-    words = ["--clients", "2000", "--out", str(tmp_path / "run")]
-    assert run.main(["run", "digits", *words, "--cache", str(cache)]) == 2
-    assert "--examples" in capsys.readouterr().err
+    settings = {"cells.clients": 2000, "out": tmp_path / "run", "cache": cache}
+    assert potara("run", settings) == 2
+    assert "set examples" in capsys.readouterr().err
 
 
 def test_nobody_scored_is_refused(capsys, cache, tmp_path):
     assert simulated(cache, tmp_path / "run", scored=0) == 2
-    assert "--scored is 0" in capsys.readouterr().err
+    assert "scored is 0: it must be 1 or more" in capsys.readouterr().err
+
+
+def test_a_simulation_starts_from_many_clients_and_few_at_a_time():
+    given = preset(digits.EXPERIMENT, Simulate())
+    assert (given.cells.clients, given.participation.cohort) == (10_000, "200")
+    assert (given.cells.seeds, given.cells.heterogeneity) == ((0,), ("0.1",))
+    given.check()

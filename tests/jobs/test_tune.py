@@ -1,35 +1,32 @@
+from __future__ import annotations
+
 import json
+from pathlib import Path
 
 import pytest
-from potara_jax.experiments.digits import Digits
 
 from potara_jax.experiment import federating
-from potara_jax.federated.registry import load_all
-from potara_jax.jobs import run, tune
+from potara_jax.experiments import digits
+from potara_jax.federated.registry import algorithms
+from potara_jax.jobs import Tune, preset, tune
 from tests.helpers_federated import task
+from tests.jobs.tiny import DIGITS, potara
 
-TINY = {
-    "seeds": 100,
-    "heterogeneity": 0.5,
-    "clients": 3,
-    "federated-rounds": 2,
-    "local-steps": 2,
-    "samples": 4,
-    "base-steps": 3,
-    "targets": "query",
-    "rank": 2,
+TINY = DIGITS | {
+    "cells.seeds": (100,),
+    "federated.rounds": 2,
+    "merging.samples": 30,
     "algorithms": "ffa",
 }
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tune")
-    words = [word for k, v in TINY.items() for word in (f"--{k}", str(v))]
-    words += ["--out", str(folder / "run"), "--cache", str(folder / "cache")]
+    places = ["--out", folder / "run", "--cache", folder / "cache"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune, "RATES", (1e-9, 0.3))
-        assert run.main(["tune", "digits", *words]) == 0
+        assert potara("tune", TINY, *places) == 0
     return folder / "run"
 
 
@@ -40,16 +37,33 @@ def test_the_best_trial_is_written_down(finished):
     assert still["mean"] != moving["mean"]
     best = max((still, moving), key=lambda t: t["mean"])["trial"]
     assert json.loads((finished / "tuned.json").read_text()) == {"ffa": best}
+    assert "ffa" in (finished / "report.html").read_text()
+
+
+def test_the_seed_is_in_no_table():
+    assert preset(digits.EXPERIMENT, Tune()).cells.seeds == (100,)
+    assert 100 not in digits.EXPERIMENT.cells.seeds
+
+
+def test_all_algorithms_but_local_training_are_tuned_by_default():
+    assert set(Tune().names()) == set(algorithms()) - {"local"}
+    assert Tune(("ffa", "local")).names() == ["ffa"]
+
+
+def test_rounds_are_counted_for_the_display():
+    experiment = digits.EXPERIMENT.set({"federated.rounds": 3})
+    assert Tune(("ffa", "scaffold")).rounds(experiment) == 3 * 4 * 2
 
 
 def test_every_algorithm_has_as_many_trials():
-    assert {len(tune.trials(name)) for name in load_all() if name != "local"} == {4}
+    assert {len(tune.trials(name)) for name in algorithms() if name != "local"} == {4}
 
 
 def test_trials_are_arguments_of_their_algorithms():
-    for name in load_all():
-        for how in tune.trials(name):
-            assert federating.make(Digits(), task, name, **how)
+    for name in algorithms():
+        for trial in tune.trials(name):
+            made = federating.make_algorithm(digits.EXPERIMENT, task, name, **trial)
+            assert made.name
 
 
 def test_the_best_is_that_of_the_mean_over_cells():
@@ -60,6 +74,6 @@ def test_the_best_is_that_of_the_mean_over_cells():
     }
     first = {"trials": [trial(1.0, 0.5), trial(2.0, 0.6)]}
     second = {"trials": [trial(1.0, 0.9), trial(2.0, 0.6)]}
-    found = tune.results([first, second])
-    assert found["best"] == {"x": {"local_rate": 1.0}}
-    assert [t["mean"] for t in found["trials"]] == pytest.approx([0.7, 0.6])
+    results = Tune().results([first, second])
+    assert results["best"] == {"x": {"local_rate": 1.0}}
+    assert [t["mean"] for t in results["trials"]] == pytest.approx([0.7, 0.6])
