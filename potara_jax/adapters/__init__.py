@@ -1,0 +1,32 @@
+"""LoRA adapters as pytrees, on any Flax Linen model.
+
+`find_sites`, `init` and `bind` make and apply an adapter; `fold` puts one into the
+base. The modules have more: `algebra` exact algebra of low-rank deltas, `peft` the
+adapter folders of Hugging Face PEFT, `precision` a base in fewer bits.
+"""
+
+from potara_jax.adapters.lora import (
+    Adapter,
+    Entry,
+    Params,
+    Site,
+    bind,
+    find_sites,
+    fold,
+    init,
+    is_factors,
+    trained_modules,
+)
+
+__all__ = [
+    "Adapter",
+    "Entry",
+    "Params",
+    "Site",
+    "bind",
+    "find_sites",
+    "fold",
+    "init",
+    "is_factors",
+    "trained_modules",
+]

@@ -182,7 +182,8 @@ def _conv_project(module: nn.Conv, x: Array, a: Array) -> Array:
     window = _as_tuple(module.kernel_size)
     down = module.clone(features=a.shape[-1], use_bias=False, parent=None, name=None)
     kernel = a.reshape(*window, x.shape[-1], a.shape[-1])
-    return down.apply({"params": {"kernel": kernel}}, x)
+    rows: Any = down.apply({_PARAMS: {"kernel": kernel}}, x)
+    return rows
 
 
 _LAYERS: dict[type[nn.Module], _Layer] = {
@@ -235,20 +236,21 @@ def find_sites(
             f"module; the adaptable modules are: {_summary(modules)}"
         )
     chosen = [path for path in modules if any(_matches(t, path) for t in targets)]
-    return {path: _site(path, modules[path], params) for path in chosen}
+    return {path: _site(path, *modules[path], params) for path in chosen}
 
 
 def _trace(
     model: nn.Module, *inputs: Any
-) -> tuple[dict[str, nn.Module], dict[str, Any]]:
+) -> tuple[dict[str, tuple[nn.Module, _Layer]], dict[str, Any]]:
     """The adaptable modules and the shapes of all parameters, by path."""
-    modules: dict[str, nn.Module] = {}
+    modules: dict[str, tuple[nn.Module, _Layer]] = {}
     leaves, structure = jax.tree.flatten(inputs)
     arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
 
     def record(next_fun, args, kwargs, context):
-        if context.method_name == "__call__" and _layer(context.module):
-            modules.setdefault(_path(context.module), context.module.clone(parent=None))
+        module, layer = context.module, _layer(context.module)
+        if context.method_name == "__call__" and layer:
+            modules.setdefault(_path(module), (module.clone(parent=None), layer))
         return next_fun(*args, **kwargs)
 
     def initial(key: Array, arrays: dict[int, Array]) -> Params:
@@ -274,11 +276,13 @@ def _summary(paths: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(re.sub(r"\d+", "*", path) for path in paths))
 
 
-def _site(path: str, module: nn.Module, params: Mapping[str, Any]) -> Site:
+def _site(
+    path: str, module: nn.Module, layer: _Layer, params: Mapping[str, Any]
+) -> Site:
     kernel = params[f"{path}/kernel"].shape
     rank = _kernel_rank(module)
     try:
-        inputs, outputs = _layer(module).axes(module, rank)
+        inputs, outputs = layer.axes(module, rank)
     except ValueError as reason:
         raise ValueError(
             f"'{path}' is {reason}, which LoRA cannot adapt; leave it out of the "
@@ -355,7 +359,8 @@ def _params_at(base: Params, path: str) -> Entry:
 
 def _flat_params(base: Params) -> dict[str, Array]:
     """The parameters of a base by path, in a new dictionary."""
-    return flatten_dict(dict(base.get(_PARAMS, base)), sep="/")
+    flat: Any = flatten_dict(dict(base.get(_PARAMS, base)), sep="/")
+    return flat
 
 
 def _with_params(base: Params, flat: Mapping[str, Array]) -> Params:
@@ -396,7 +401,8 @@ def bind(model: nn.Module, *, scale: float) -> Apply:
 
     def apply(base: Params, adapter: Adapter, *inputs: Any, **kwargs: Any) -> Array:
         with nn.intercept_methods(intercept):
-            return model.apply(_variables(base, adapter), *inputs, **kwargs)
+            outputs: Any = model.apply(_variables(base, adapter), *inputs, **kwargs)
+        return outputs
 
     return apply
 

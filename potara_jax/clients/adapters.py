@@ -5,7 +5,7 @@ Dimension letters: `C` adapters, `S` steps, `B` batch, `N` examples (padded).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -103,7 +103,7 @@ def train_adapters(
     names = [f"data set {number}" for number in range(len(examples))]
     arrays, groups = pooled(examples, names=names)
     pool, clients = Batch(*arrays), pack(groups)
-    sites = task.sites(take(pool, np.arange(1)), lora.targets)
+    sites = task.sites(take(pool, jnp.arange(1)), lora.targets)
     init_key, batch_key = jax.random.split(key)
     adapter = lora_layers.init(init_key, sites, rank=lora.rank)
     adapter |= lora_layers.trained_modules(base, lora.whole)
@@ -191,8 +191,8 @@ def _advance(
             (adapter, optimizer_state), losses = carry
             loss, grads = slope(adapter, take(pool, rows[i]))
             updates, fresh = optimizer.update(grads, optimizer_state, adapter)
-            state = _State(optax.apply_updates(adapter, updates), fresh)
-            return state, losses.at[i].set(loss)
+            updated: Any = optax.apply_updates(adapter, updates)
+            return _State(updated, fresh), losses.at[i].set(loss)
 
         losses = jnp.full(steps, jnp.nan, jnp.float32)
         return jax.lax.fori_loop(0, number, step, (state, losses))
@@ -210,7 +210,7 @@ def _advance(
 
 
 @contextmanager
-def _reporting(progress: bool | Report) -> Iterator[Report | None]:
+def _reporting(progress: bool | Report) -> Generator[Report | None]:
     if callable(progress) or not progress:
         yield progress or None
         return

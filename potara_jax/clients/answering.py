@@ -50,12 +50,12 @@ def of_answers(apply: Apply, *, normalise: bool = False) -> Task:
         outputs = read(base, adapter, text)
         outputs = outputs.reshape(*answers.shape, outputs.shape[-1])
         log_p = _log_likelihoods(outputs, answers)
-        loss = _mean(_pick(log_p, choices.gold), batch.labels)
+        loss = _mean(_pick(log_p, jnp.asarray(choices.gold)), batch.labels)
         return loss, _is_right(outputs, log_p, choices, normalise)
 
     return Task(
-        logits=logits,
         loss=loss,
+        logits=logits,
         judge=judge,
         again=lambda change: of_answers(change(apply), normalise=normalise),
         sequences=True,
@@ -67,8 +67,9 @@ def packed_loss(apply: Apply) -> Callable[[Params, Adapter, Packed], Array]:
     """The loss `[R]` of rows of texts: a mean over the tokens that are asked for."""
 
     def loss(base: Params, adapter: Adapter, rows: Packed) -> Array:
-        text = Text(rows.tokens, rows.at, rows.segment)
-        return _mean_loss(apply(base, adapter, text), rows.answers)
+        tokens, segment, at, answers = map(jnp.asarray, rows)
+        text = Text(tokens, at, segment)
+        return _mean_loss(apply(base, adapter, text), answers)
 
     return loss
 
@@ -114,7 +115,7 @@ def _pick(x: Array, option: Array) -> Array:
 
 
 def _right(choices: Choices) -> Array:
-    return _pick(choices.answers, choices.gold)
+    return _pick(jnp.asarray(choices.answers), jnp.asarray(choices.gold))
 
 
 # --- Likelihoods of answers ----------------------------------------------------------
@@ -125,7 +126,7 @@ def _is_right(logits: Array, log_p: Array, choices: Choices, normalise: bool) ->
 
     log_p: the log-likelihoods of all tokens, `[B, O, A]`.
     """
-    answers = choices.answers
+    answers = jnp.asarray(choices.answers)
     written = _written(logits[:, 0], answers[:, 0])
     if answers.shape[1] == 1:
         return written

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from flax import linen as nn
 
 from potara_jax.adapters import lora
-from potara_jax.adapters.lora import Apply, Site
+from potara_jax.adapters.lora import Site
 from potara_jax.clients.task import Loss, Task, of_classes, of_loss
 from potara_jax.data.federation import Batch
 
 Arguments = Callable[[Any], tuple[Any, ...]]
 Sites = Mapping[str, Site]
+Out = TypeVar("Out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,16 +66,17 @@ def classification(
         compare clients by features; default: these compare logits.
     """
 
-    def called(apply: Apply) -> Apply:
+    def called(apply: Callable[..., Out]) -> Callable[..., Out]:
         return lambda base, adapter, x: apply(base, adapter, *inputs(x))
 
     def build(scale: float, sites: Sites | None) -> Task:
         scanned = sites is None or any(site.stack for site in sites.values())
-        features = head and called(lora.bind_input_of(model, head, scale=scale))
+        read = lora.bind_inputs(model, scale=scale)
+        features = lora.bind_input_of(model, head, scale=scale) if head else None
         return of_classes(
             called(lora.bind(model, scale=scale)),
-            read=None if scanned else called(lora.bind_inputs(model, scale=scale)),
-            features=features or None,
+            read=None if scanned else called(read),
+            features=None if features is None else called(features),
         )
 
     return ModelTask(model, inputs, build)

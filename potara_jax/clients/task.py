@@ -46,8 +46,8 @@ class Task(NamedTuple):
     `metric`: what the score is; without a judge it is minus the loss.
     """
 
-    logits: Callable[[Params, Adapter, Batch], Array] | None
     loss: Callable[[Params, Adapter, Batch], Array]
+    logits: Callable[[Params, Adapter, Batch], Array] | None = None
     judge: Callable[[Params, Adapter, Batch], tuple[Array, Array]] | None = None
     inputs: Callable[[Params, Adapter, Batch], dict[str, Array]] | None = None
     features: Callable[[Params, Adapter, Batch], Array] | None = None
@@ -72,13 +72,18 @@ class Task(NamedTuple):
     def of(self, adapter_of: Callable[[Any], Adapter]) -> Task:
         """The task on models of another kind, each of which stands for an adapter."""
 
-        def lifted(fn: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        def lifted(fn: Callable[..., Any] | None) -> Any:
             if fn is None:
                 return None
             return lambda base, model, batch: fn(base, adapter_of(model), batch)
 
-        names = ("loss", "logits", "judge", "inputs", "features")
-        return self._replace(**{name: lifted(getattr(self, name)) for name in names})
+        return self._replace(
+            loss=lifted(self.loss),
+            logits=lifted(self.logits),
+            judge=lifted(self.judge),
+            inputs=lifted(self.inputs),
+            features=lifted(self.features),
+        )
 
 
 def of_loss(apply: Apply, loss: Loss) -> Task:
@@ -103,13 +108,13 @@ def of_loss(apply: Apply, loss: Loss) -> Task:
             )
         return values.astype(jnp.float32)
 
-    return Task(logits=None, loss=loss_of)
+    return Task(loss_of)
 
 
 def of_classes(
     apply: Apply,
     *,
-    read: Apply | None = None,
+    read: Callable[..., dict[str, Array]] | None = None,
     features: Apply | None = None,
     add: Callable[[Params, dict[str, Array]], Params] | None = None,
 ) -> Task:
@@ -146,19 +151,8 @@ def of_logits(logits: Callable[[Params, Adapter, Batch], Array]) -> Task:
         right = jnp.argmax(outputs, -1) == batch.labels
         return _cross_entropy(outputs, batch.labels), right.astype(jnp.float32)
 
-    return Task(logits=logits, loss=loss, judge=judge, metric=ACCURACY)
+    return Task(loss, logits, judge, metric=ACCURACY)
 
 
 def _cross_entropy(logits: Array, labels: Array) -> Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
-def __getattr__(name: str):  # until callers have the new names
-    if name == "classification":
-        return of_classes
-    if name in ("answering", "reading", "answered", "side_by_side"):
-        from potara_jax.clients import answering as texts
-
-        names = {"answering": "of_answers", "reading": "packed_loss"}
-        return getattr(texts, names.get(name, name))
-    raise AttributeError(name)

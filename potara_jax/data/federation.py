@@ -186,7 +186,7 @@ def _split(
 
 def _number(amount: int | float, examples: int) -> int:
     share = not isinstance(amount, int | np.integer)
-    return max(1, round(amount * examples)) if share else int(amount)
+    return max(1, round(amount * examples)) if share else amount
 
 
 def _evenly_weighted(examples: Ragged) -> Weighted:

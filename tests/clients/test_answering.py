@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from potara_jax.adapters import lora
-from potara_jax.clients.task import answered, answering, reading
+from potara_jax.clients.answering import answered, of_answers, packed_loss
 from potara_jax.data import tokens
 from potara_jax.data.federation import Batch
 from potara_jax.data.text import Example
@@ -65,7 +65,7 @@ def log_likelihood(model, prompt, answer):
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_losses_and_choices_are_those_of_one_sequence_at_a_time(model, normalise):
-    task = answering(APPLY, normalise=normalise)
+    task = of_answers(APPLY, normalise=normalise)
     batch = batch_of(EXAMPLES)
     loss, correct = jax.jit(task.judge)(*model, batch)
     np.testing.assert_allclose(jax.jit(task.loss)(*model, batch), loss, rtol=1e-5)
@@ -84,7 +84,7 @@ def test_one_option_is_right_where_greedy_decoding_writes_it(model):
     prompt = jnp.array([[BYTES.begin, *BYTES.encode("i")]])
     cache = empty_cache(CONFIG, 1, 8)
     decode = jax.jit(lambda p: greedy(read, cache, p, jnp.array([2]), most=4))
-    judge, batch = jax.jit(answering(APPLY).judge), batch_of([Example("i", ("jjj",))])
+    judge, batch = jax.jit(of_answers(APPLY).judge), batch_of([Example("i", ("jjj",))])
     found = batch.inputs.answers.at[0, 0, :4].set(decode(prompt)[0])
     written = found.at[0, 0, 4:].set(-1)
     for answers, right in ((written, 1), (written.at[0, 0, 2].add(1), 0)):
@@ -93,7 +93,7 @@ def test_one_option_is_right_where_greedy_decoding_writes_it(model):
 
 
 def test_longer_padding_changes_nothing(model):
-    judge, batch = jax.jit(answering(APPLY).judge), batch_of(EXAMPLES)
+    judge, batch = jax.jit(of_answers(APPLY).judge), batch_of(EXAMPLES)
     longer = lambda x, value: jnp.pad(
         x, [(0, 0)] * (x.ndim - 1) + [(0, 5)], constant_values=value
     )
@@ -110,9 +110,9 @@ def test_longer_padding_changes_nothing(model):
 
 def test_packed_rows_lose_what_their_texts_do(model):
     choices, _ = tokens.encode(EXAMPLES, BYTES, context=32)
-    losses = jax.jit(answering(APPLY).loss)(*model, batch_of(EXAMPLES))
-    rows = tokens.packed(choices)
-    found = jax.jit(reading(APPLY))(*model, jax.tree.map(jnp.asarray, rows))
+    losses = jax.jit(of_answers(APPLY).loss)(*model, batch_of(EXAMPLES))
+    rows = tokens.pack_texts(choices)
+    found = jax.jit(packed_loss(APPLY))(*model, jax.tree.map(jnp.asarray, rows))
     asked = (batch_of(EXAMPLES).labels >= 0).sum(1)
     total = (found * (rows.answers >= 0).sum(1)).sum()
     assert len(rows.tokens) < len(EXAMPLES)
@@ -121,7 +121,7 @@ def test_packed_rows_lose_what_their_texts_do(model):
 
 def test_the_ensemble_of_a_model_with_itself_is_the_model(model):
     base, adapter = model
-    task, batch = answering(APPLY), batch_of(EXAMPLES)
+    task, batch = of_answers(APPLY), batch_of(EXAMPLES)
     both = {"federated": adapter, "local": adapter, "weight": jnp.float32(0.5)}
     mixed = task.again(ensemble)
     expected = jax.jit(task.loss)(base, adapter, batch)

@@ -6,12 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potara_jax.clients.axis import Layout
+from potara_jax.clients.task import of_loss
 from potara_jax.data.federation import Weighted
 from potara_jax.evaluation import metrics
 from tests.helpers_federated import (
     SCALE,
     assert_close,
     few_examples,
+    linear,
     problem,
     task,
 )
@@ -57,6 +59,21 @@ def test_evaluator_equals_numpy(chunk):
     np.testing.assert_allclose(scores.accuracy, accuracy, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(scores.loss, loss, rtol=1e-5)
     assert len(np.unique(accuracy)) == CLIENTS
+
+
+def test_a_task_of_a_loss_alone_scores_minus_the_loss():
+    squares = lambda apply, batch: (apply(batch.inputs) ** 2).sum(-1)
+    squared, given, test = of_loss(linear, squares), problem((20,)), weighted_test()
+    scores = metrics.evaluator(squared)(given.shared, adapters(), test)
+    np.testing.assert_array_equal(scores.accuracy, -scores.loss)
+    for client in range(CLIENTS):
+        adapter = jax.tree.map(lambda x, c=client: x[c], adapters())
+        losses = squared.loss(given.shared.base, adapter, given.shared.pool)
+        expected = (losses[test.index[client]] * test.weight[client]).sum()
+        np.testing.assert_allclose(scores.loss[client], expected, rtol=1e-5)
+    common = metrics.common_evaluator(squared)(given.shared, given.adapter, test)
+    np.testing.assert_array_equal(common.accuracy, -common.loss)
+    assert len(np.unique(common.loss)) == CLIENTS
 
 
 def test_common_evaluator_equals_the_evaluator_of_one_adapter_for_all():

@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from potara_jax.adapters import lora
+from potara_jax.clients.model_task import classification, objective
+from potara_jax.data.federation import Batch
+from tests.helpers import assert_close, normal
+
+SCALE, CLASSES = 0.7, 3
+RNG = np.random.default_rng(0)
+X, CONTEXT = normal(RNG, (8, 5)), normal(RNG, (8, 4))
+LABELS = jnp.arange(8) % CLASSES
+
+
+class Flagged(nn.Module):
+    """A classifier with running statistics, which takes a flag."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(6, name="body")(x))
+        return nn.Dense(CLASSES, name="head")(nn.tanh(x))
+
+
+class TwoInputs(nn.Module):
+    @nn.compact
+    def __call__(self, x, context):
+        return nn.Dense(CLASSES, name="x")(x) + nn.Dense(CLASSES, name="c")(context)
+
+
+def setup(task, batch, targets, *arguments):
+    """All variables, sites and an adapter whose delta is not zero."""
+    sites = task.sites(batch, targets)
+    base = task.model.init(jax.random.key(0), *arguments)
+    adapter = lora.init(jax.random.key(1), sites, rank=2)
+    return base, sites, jax.tree.map(lambda x: x + 0.3, adapter)
+
+
+def cross_entropy(logits):
+    logits = np.asarray(logits, np.float64)
+    return np.log(np.exp(logits).sum(1)) - logits[np.arange(8), np.asarray(LABELS)]
+
+
+def test_a_tuple_of_inputs_is_spread_over_the_arguments():
+    task, batch = classification(TwoInputs()), Batch((X, CONTEXT), LABELS)
+    base, sites, adapter = setup(task, batch, ("x", "c"), X, CONTEXT)
+    assert set(sites) == {"x", "c"}
+    folded = lora.fold(base, adapter, sites, scale=SCALE)
+    expected = cross_entropy(task.model.apply(folded, X, CONTEXT))
+    np.testing.assert_allclose(
+        task.at(SCALE).loss(base, adapter, batch), expected, rtol=1e-4
+    )
+
+
+def test_inputs_say_what_the_model_is_called_with():
+    task = classification(Flagged(), inputs=lambda x: (x, False), head="head")
+    batch = Batch(X, LABELS)
+    base, sites, adapter = setup(task, batch, "body", X, False)
+    at = task.at(SCALE, sites)
+    folded = lora.fold(base, adapter, sites, scale=SCALE)
+    logits = task.model.apply(folded, X, False)
+    assert_close(jax.jit(at.logits)(base, adapter, batch), logits)
+    loss, score = at.measure(base, adapter, batch)
+    np.testing.assert_allclose(loss, cross_entropy(logits), rtol=1e-4)
+    np.testing.assert_array_equal(score, logits.argmax(1) == LABELS)
+    head = base["params"]["head"]
+    features = at.features(base, adapter, batch)
+    assert_close(features @ head["kernel"] + head["bias"], logits)
+    assert_close(at.inputs(base, adapter, batch)["body"], X)
+
+
+def test_without_sites_nothing_is_added_and_no_inputs_are_read():
+    task = classification(TwoInputs()).at(SCALE)
+    assert task.add is task.inputs is None
+
+
+def test_deltas_are_added_to_the_base():
+    task, batch = classification(TwoInputs()), Batch((X, CONTEXT), LABELS)
+    base, sites, adapter = setup(task, batch, "x", X, CONTEXT)
+    at = task.at(SCALE, sites)
+    delta = {"x": adapter["x"]["a"] @ adapter["x"]["b"]}
+    added = at.loss(at.add(base, delta), {}, batch)
+    np.testing.assert_allclose(added, at.loss(base, adapter, batch), rtol=1e-4)
+
+
+def test_an_objective_trains_on_a_loss_of_two_passes():
+    def ranking(apply, batch):
+        better, worse = (apply(batch.inputs[name], CONTEXT) for name in ("up", "down"))
+        return jax.nn.softplus((worse - better).mean(-1))
+
+    task = objective(TwoInputs(), ranking, inputs=lambda x: (x["up"], CONTEXT))
+    batch = Batch({"up": X, "down": -X}, None)
+    base, sites, adapter = setup(task, batch, "x", X, CONTEXT)
+    at = task.at(SCALE, sites)
+    folded = lora.fold(base, adapter, sites, scale=SCALE)
+    up, down = (task.model.apply(folded, x, CONTEXT) for x in (X, -X))
+    expected = np.log1p(np.exp((down - up).mean(-1)))
+    np.testing.assert_allclose(at.loss(base, adapter, batch), expected, rtol=1e-4)
+    slope = jax.grad(at.objective(base))(adapter, batch)
+    assert float(jnp.abs(slope["x"]["b"]).max()) > 1e-3
+    assert at.add is not None
+
+
+def test_targets_without_a_match_are_refused():
+    with pytest.raises(ValueError, match="target 'query' matches no module"):
+        classification(TwoInputs()).sites(Batch((X, CONTEXT), LABELS), "query")
