@@ -96,6 +96,15 @@ def test_batches_are_one_shuffle_in_a_cycle():
     np.testing.assert_array_equal(first, third)
 
 
+def test_later_batches_go_on_where_earlier_ones_ended():
+    whole = draw(KEY, examples(), steps=8, batch_size=3)
+    parts = [
+        draw(KEY, examples(), steps=2, batch_size=3, first=first)
+        for first in (0, 2, 4, 6)
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
 def test_batches_depend_on_the_key():
     once = draw(KEY, examples(), steps=2, batch_size=COUNT)
     other = draw(jax.random.key(4), examples(), steps=2, batch_size=COUNT)
