@@ -131,7 +131,8 @@ def _total(d_f: Tree, d_l: Tree, rho: Tree) -> Traces:
     """The traces over all arrays."""
     summed = jax.tree.map(_summed, d_f, d_l, rho)
     leaves = jax.tree.leaves(summed, is_leaf=_is_traces)
-    return Traces(*map(sum, zip(*leaves, strict=True)))
+    totals: list[Any] = [sum(each) for each in zip(*leaves, strict=True)]
+    return Traces(*totals)
 
 
 def _summed(d_f: Array, d_l: Array, rho: Array) -> Traces:

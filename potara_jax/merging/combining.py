@@ -88,7 +88,8 @@ def weighted_sum(
 ) -> Array:
     """The sum `sum_i w_i x_i`."""
     del place
-    return sum(w * x for w, x in zip(weights, values, strict=True))
+    total: Any = sum(w * x for w, x in zip(weights, values, strict=True))
+    return total
 
 
 AVERAGE = Merge("linear", weighted_sum, ANY)

@@ -128,7 +128,8 @@ def real(examples: Example, count: Array) -> Array:
 def mean_of(tree: Tree) -> Array:
     """The mean of all entries."""
     leaves = jax.tree.leaves(tree)
-    return sum(x.sum() for x in leaves) / sum(x.size for x in leaves)
+    total: Any = sum(x.sum() for x in leaves)
+    return total / sum(x.size for x in leaves)
 
 
 def geometry(federated: Tree, local: Tree) -> tuple[Array, Array]:
@@ -138,7 +139,8 @@ def geometry(federated: Tree, local: Tree) -> tuple[Array, Array]:
 
 
 def _square(tree: Tree) -> Array:
-    return sum((x * x).sum() for x in jax.tree.leaves(tree))
+    total: Any = sum((x * x).sum() for x in jax.tree.leaves(tree))
+    return total
 
 
 # --- The diagonal --------------------------------------------------------------------
@@ -174,7 +176,8 @@ def curvature(
     thetas = federated, local
     m = accumulate(_moments, likelihood, thetas, examples, weight, key, chunk=chunk)
     rho = jax.tree.map(_correlation, *m.mean, *m.square, m.cross)
-    return Curvature(*m.square, rho, mean_of(m.square), *geometry(*thetas))
+    squares, sizes = m.square, geometry(*thetas)
+    return Curvature(squares[0], squares[1], rho, mean_of(squares), *sizes)
 
 
 def _moments(federated: Scores, local: Scores) -> _Moments:

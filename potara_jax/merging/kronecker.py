@@ -71,7 +71,8 @@ def kronecker(
     rho = jax.tree.map(_cosine, *traces, inner)
     fishers = [jax.tree.map(_eigenvalues, side.rows, side.columns) for side in sides]
     rho = _spread(rho, fishers[0])
-    return Curvature(*fishers, rho, mean_of(fishers), *geometry(*thetas))
+    first, second = fishers
+    return Curvature(first, second, rho, mean_of(fishers), *geometry(*thetas))
 
 
 def _spread(rho: Tree, like: Tree) -> Tree:

@@ -179,7 +179,9 @@ def loss_curves(loss: Loss, *, layout: Layout = AT_ONCE) -> Callable[..., Array]
         points: Array,
     ) -> Array:
         weight = real(*samples)
-        client = Client(base, federated, local, samples.examples, weight, None, None)
+        nothing: Any = None  # neither the training nor the key matters to a loss
+        models = base, federated, local
+        client = Client(*models, samples.examples, weight, nothing, nothing)
         return jax.lax.map(segment_loss(loss, client), points)
 
     axes = (None, 0, 0, 0, None)

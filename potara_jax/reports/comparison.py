@@ -134,12 +134,14 @@ def _entry(summary: Summary, groups: Groups) -> Entry:
     records = groups[summary.heterogeneity][summary.method]
     names = ("equal_bytes", "equal_steps", "newcomers")
     over = any(record["over"] for record in records)
-    return Entry(summary, *(_mean(records, name) for name in names), over)
+    by_bytes, by_steps, newcomers = (_mean(records, name) for name in names)
+    return Entry(summary, by_bytes, by_steps, newcomers, over)
 
 
 def _mean(records: list[Record], name: str) -> float | None:
     values = [record.get(name) for record in records]
-    return None if any(value is None for value in values) else mean_of(values)
+    known = [value for value in values if value is not None]
+    return mean_of(known) if len(known) == len(values) else None
 
 
 def table(results: Results, *, columns: tuple[str, ...] = COLUMNS) -> Table:

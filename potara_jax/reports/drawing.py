@@ -14,6 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from potara_jax.reports import document
@@ -95,7 +96,9 @@ def panels(
     across = min(number, 3)
     down = math.ceil(number / across)
     figure = _figure((0, 7, 9.5, 12)[across], height * down + 0.9, title)
-    figure.get_layout_engine().set(w_pad=0.11)
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(w_pad=0.11)
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[number:]:
         axes.set_visible(False)

@@ -117,7 +117,8 @@ def _gains(records: list[Record], methods: dict[str, list[Record]]) -> list[floa
 
 def _mean_weight(records: list[Record]) -> float | None:
     weights = [client_weights(record["weights"]) for record in records]
-    return None if any(w is None for w in weights) else float(np.mean(weights))
+    known = [weight for weight in weights if weight is not None]
+    return float(np.mean(known)) if len(known) == len(weights) else None
 
 
 def client_weights(weights: list | dict | None) -> np.ndarray | None:

@@ -33,13 +33,16 @@ def dare(*, density: float = 0.5, draws: int = 1, scale: float = 1.0) -> Merge:
         raise ValueError(f"draws is {draws}: it must be 1 or more")
 
     def combine(values: Sequence[Array], weights: Sequence[Any], place: Place) -> Array:
+        assert place.key is not None, "dare draws at random: it needs a key"
+        first_key = place.key
+
         def draw(key: Array) -> Array:
             keys = jax.random.split(key, len(values))
             dropped = [_drop(k, x, density) for k, x in zip(keys, values, strict=True)]
             return weighted_sum(dropped, weights)
 
         def add(i: Array, total: Array) -> Array:
-            return total + draw(jax.random.fold_in(place.key, i))
+            return total + draw(jax.random.fold_in(first_key, i))
 
         start = jnp.zeros_like(values[0])
         return scale / draws * jax.lax.fori_loop(0, draws, add, start)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -49,7 +51,7 @@ def learned(
             weight = _clipped(optax.apply_updates(weight, updates))
             return (weight, state, best, jnp.minimum(value, least)), None
 
-        carry = start, optimizer.init(start), start, jnp.inf
+        carry: Any = (start, optimizer.init(start), start, jnp.inf)
         (_, _, best, _), _ = jax.lax.scan(step, carry, length=steps)
         return Measured(best)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -57,7 +59,8 @@ def lorahub(
 
         start = jnp.zeros(2)
         keys = jax.random.split(client.key, evaluations - 1)
-        carry, _ = jax.lax.scan(step, (start, cost(start), 0.5), keys)
+        first: Any = (start, cost(start), 0.5)
+        carry, _ = jax.lax.scan(step, first, keys)
         return Measured((carry[0][0], carry[0][1]))
 
     return Estimator("lorahub", measure)

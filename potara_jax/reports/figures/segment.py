@@ -57,8 +57,8 @@ def _name_ends(panels: Sequence[Axes]) -> None:
     panels[0].set_xticks([0, 0.25, 0.5, 0.75, 1], ["local", "¼", "½", "¾", "federated"])
     for axes in panels:
         texts = axes.get_xticklabels()
-        texts[0].set_ha("left")
-        texts[-1].set_ha("right")
+        texts[0].set_horizontalalignment("left")
+        texts[-1].set_horizontalalignment("right")
 
 
 def _panel(axes: Axes, segment: Record, looks: dict[str, Style]) -> None:
