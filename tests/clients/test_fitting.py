@@ -7,7 +7,7 @@ from potara_jax.clients import fitting
 from potara_jax.clients.axis import AUTO, Layout, over_clients
 from potara_jax.clients.fitting import jit_over_clients, temporaries
 from potara_jax.federated import rounds
-from tests.helpers_federated import ALGORITHMS, assert_close, problem, run
+from tests.helpers_federated import ALGORITHMS, assert_close, problem, run, start
 
 CLIENTS, WIDE = 40, 4096
 X = jnp.asarray(np.random.default_rng(0).normal(size=(CLIENTS, 8)), jnp.float32)
@@ -73,7 +73,7 @@ def test_a_round_is_the_same_in_a_chunk_that_fits(monkeypatch):
     given = problem((4, 2, 1, 4, 3))
     whole, _ = run(algorithm, given, number=2)
     step = rounds.make_round(algorithm, layout=Layout(AUTO))
-    progress = rounds.start(algorithm, rounds.stack(given.adapter, clients=5))
+    progress = start(algorithm, given)
     for number in range(2):
         args = given.shared, progress, given.examples, jax.random.key(0)
         progress, _ = step(*args, number)
