@@ -401,7 +401,7 @@ def record_of(
         "loss": float(np.mean(losses)) if losses.size else None,
         "clients": len(report.cohort),
         "arrived": int(report.arrived.sum()),
-        "steps": int(losses.size),
+        "steps": losses.size,
         "left_out": [int(client) for client in left_out],
         "bytes_up": sum(map(int, report.bytes_up)),
         "bytes_down": sum(map(int, report.bytes_down)) + announced,

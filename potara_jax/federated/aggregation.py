@@ -26,7 +26,7 @@ def weighted_mean(stacked: Any, weights: Array) -> Any:
 
 def is_float(x: Array) -> bool:
     """Whether an array holds floating-point numbers."""
-    return bool(jnp.issubdtype(x.dtype, jnp.floating))
+    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def all_finite(tree: Any) -> Array:

@@ -90,7 +90,7 @@ def make_cohort_round(
         slowed = lambda examples, key: conditions_.slowed(conditions, examples, key)
         members = members._replace(examples=jax.vmap(slowed)(members.examples, keys))
         lost = jax.vmap(lambda key: conditions_.lost(conditions, key))(keys)
-        result = one(shared, server, members, keys, lost)
+        result: _Result = one(shared, server, members, keys, lost)
         if wire.privacy:
             result = _noised(wire.privacy, result, keys)
         weights = _weights(conditions, wire, members.examples)
@@ -107,7 +107,7 @@ class _Result(NamedTuple):
     owed: Any
     upload: Any
     arrived: Array
-    report: tuple[Array, ...]
+    report: tuple[Array, Array, Array, Array, Array]
 
 
 def _one_client(turn: Algorithm, wire: Wire) -> Callable[..., _Result]:

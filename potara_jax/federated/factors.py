@@ -1,8 +1,8 @@
 """What algorithms do with adapters: split them, mix two, cut ranks, average deltas.
 
 Dimension letters: `C` clients, `D` inputs, `R` rank, `K` outputs; `...` scanned layers.
-A module that is trained whole (a head) has no factors; it goes along as each function
-says.
+A module that is trained whole (a head) has no factors; each function says what becomes
+of it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def whole(adapter: Adapter) -> Adapter:
 
 
 def last_modules(adapter: Adapter, blocks: int = 1) -> set[str]:
-    """The modules that are trained whole; where there is none, the last blocks' own.
+    """The modules that are trained whole; if there are none, those of the last blocks.
 
     A block is the part of a path before its first slash, in the order of its numbers.
     """
@@ -88,7 +88,12 @@ def add(first: Adapter, second: Adapter) -> Adapter:
     return _both(algebra.concatenate, 1.0, first, second)
 
 
-def _both(join_factors: Callable, share, first: Adapter, second: Adapter) -> Adapter:
+def _both(
+    join_factors: Callable[..., Any],
+    share: Array | float,
+    first: Adapter,
+    second: Adapter,
+) -> Adapter:
     average = lambda x, y: share * x + (1 - share) * y
     return {
         path: join_factors(entry, second[path])
@@ -103,8 +108,8 @@ def interpolate(first: Any, second: Any, share: Array | float) -> Any:
     return jax.tree.map(lambda x, y: share * x + (1 - share) * y, first, second)
 
 
-def squared_distance(first: Any, second: Any) -> Array:
-    """`|x - y|^2` over all numbers."""
+def squared_distance(first: Any, second: Any) -> Array | int:
+    """`|x - y|^2` over all numbers; 0 for none."""
     squares = jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), first, second)
     return sum(jax.tree.leaves(squares))
 
@@ -113,7 +118,7 @@ def squared_distance(first: Any, second: Any) -> Array:
 
 
 def rank_of(adapter: Adapter) -> int:
-    """The rank of an adapter's factors, which is one."""
+    """The rank of an adapter's factors, the same in all modules."""
     return next(iter(factors(adapter).values()))["a"].shape[-1]
 
 
@@ -121,7 +126,7 @@ def cut(adapter: Adapter, rank: Array | int) -> Adapter:
     """The adapter with zeros beyond a rank; whole modules as they are.
 
     Zero columns of `a` with zero rows of `b` have zero gradients: they stay zero in
-    training, so a client's rank is what it was given.
+    training, so a client keeps its rank.
     """
 
     def entry(e):
@@ -135,9 +140,15 @@ def cut(adapter: Adapter, rank: Array | int) -> Adapter:
 
 
 def rank_for(adapter: Adapter, ranks: tuple[int, ...], client: Array) -> Array:
-    """A client's rank, int32: the ranks are dealt in turn; none given: the adapter's.
+    """A client's rank, int32, of ranks that are dealt to the clients in turn.
 
-    Raises `ValueError` where a rank is not between 1 and the adapter's.
+    Args:
+        adapter: of the largest rank.
+        ranks: to deal; empty: the adapter's rank.
+        client: the client's number.
+
+    Raises:
+        ValueError: a rank is not between 1 and the adapter's.
     """
     largest = rank_of(adapter)
     bad = [rank for rank in ranks if not 1 <= rank <= largest]

@@ -29,7 +29,7 @@ class Shared(NamedTuple):
 
     base: Params
     pool: Batch
-    round: Array | None = None
+    round: Array | int | None = None
     common: Any = ()
 
 

@@ -129,7 +129,7 @@ def personalised(
 
     clients: their number, since their states may be empty.
     """
-    algorithm = algorithm.turn(int(number))
+    algorithm = algorithm.turn(number)
     shared = known(algorithm, shared, progress.server, number)
 
     def one(_: Array, state: Any) -> Model:
@@ -143,7 +143,7 @@ def model_bytes(
     algorithm: Algorithm, progress: Progress, *, clients: int, number: int
 ) -> Array:
     """Bytes `[C]` that every client receives after `number` rounds, for its model."""
-    algorithm = algorithm.turn(int(number))
+    algorithm = algorithm.turn(number)
 
     def one(_: Array, state: Any) -> Array:
         received = algorithm.broadcast(progress.server, state)

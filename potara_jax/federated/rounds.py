@@ -57,7 +57,7 @@ class Round:
         progress: Progress,
         examples: Ragged,
         key: Array,
-        number: int,
+        number: int | Array,
     ) -> tuple[Progress, Report]:
         """Run one round; `progress` is donated."""
         program = self.programs[int(number) % len(self.programs)]

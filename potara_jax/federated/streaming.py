@@ -33,6 +33,7 @@ from potara_jax.federated.progress import Progress, replaced, with_feedback
 from potara_jax.federated.wire import AS_IT_IS, Wire
 
 Array = jax.Array
+AnyArray = Any  # of NumPy on the host, of JAX on the device
 Program = Callable[..., tuple[Server, "Rows", Report]]
 
 
@@ -170,11 +171,11 @@ class _Kept(NamedTuple):
     place in the last round's cohort, whose rows are `latest`, or -1.
     """
 
-    client: np.ndarray
+    client: AnyArray
     rows: Rows
-    begun: np.ndarray
-    place: np.ndarray
-    latest: Rows
+    begun: AnyArray
+    place: AnyArray
+    latest: Any
 
 
 class _Sent(NamedTuple):
@@ -226,7 +227,8 @@ def _put(mesh: Mesh | None, sent: _Sent) -> _Sent:
     if mesh is None:
         return jax.device_put(sent)
     split = by_client(mesh, len(sent.kept.client))
-    kept = _Kept(*put(sent.kept[:-1], split), everywhere(mesh, sent.kept.latest))
+    kept = put(sent.kept._replace(latest=()), split)
+    kept = kept._replace(latest=everywhere(mesh, sent.kept.latest))
     return _Sent(kept, put(sent.examples, split), everywhere(mesh, sent.pool))
 
 
@@ -234,8 +236,8 @@ def _part_of(pool: Batch, examples: Ragged) -> tuple[Batch, Ragged]:
     """The clients' part of a pool, and their examples as indices into that."""
     clients, size = examples.index.shape
     part = take(pool, examples.index.ravel())
-    index = np.arange(clients * size, dtype=np.int32).reshape(clients, size)
-    return part, examples._replace(index=index)
+    index: AnyArray = np.arange(clients * size, dtype=np.int32)
+    return part, examples._replace(index=index.reshape(clients, size))
 
 
 def _places(clients: np.ndarray, cohort: np.ndarray) -> np.ndarray:

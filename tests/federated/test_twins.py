@@ -20,7 +20,7 @@ def squares(base, adapter, batch):
     return 0.5 * (error**2).sum(-1)
 
 
-task = Task(classify.logits, squares, classify.judge)
+task = Task(loss=squares, logits=classify.logits, judge=classify.judge)
 train = Train(optax.sgd(RATE), steps=STEPS, batch_size=4)
 several_rounds = pytest.mark.parametrize("number", [1, 2, 3])
 

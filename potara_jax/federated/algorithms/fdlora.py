@@ -5,8 +5,8 @@ shared ones. Then the shared ones are trained as in FedIT, with a Nesterov step 
 server on their mean change, and every `every` rounds the personal ones become the
 client's copy (arXiv 2406.07925, algorithm 1).
 
-The model is a pair: `personal` and `shared`. Until weights are searched for on samples
-(AdaFusion, as LoraHub does), their factors' mean predicts.
+The model is a pair: `personal` and `shared`. It predicts by the mean of their factors,
+unless weights are searched for on samples (AdaFusion, as LoraHub does).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from potara_jax.adapters.lora import Adapter
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.data.federation import take
@@ -61,7 +62,7 @@ def fedala(
     )
 
 
-def _mixed(own, received, weights):
+def _mixed(own: Adapter, received: Adapter, weights: Adapter) -> Adapter:
     between = lambda x, y, w: x + w * (y - x)
     mixed = {
         path: jax.tree.map(between, own[path], received[path], w)

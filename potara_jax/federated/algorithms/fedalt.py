@@ -3,15 +3,18 @@
     y = x W + s (p_1 x a_L b_L + p_2 x a_R b_R),     p = softmax(x G)
 
 (Bian et al. 2026, arXiv 2503.11880). `a_R`, `b_R` are the means of the other clients'
-factors, fixed in a round; the own factors and the gates `G` are trained and never
+factors, fixed in a round; the client's factors and the gates `G` are trained and never
 overwritten. The gates are private.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from potara_jax.adapters.lora import Adapter, Array
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.federated.aggregation import weighted_mean
@@ -21,7 +24,9 @@ from potara_jax.federated.registry import algorithm
 
 
 @algorithm(
-    "fedalt", "Bian et al. 2026, arXiv 2503.11880", "own and others', mixed by token"
+    "fedalt",
+    "Bian et al. 2026, arXiv 2503.11880",
+    "own and others', mixed by token",
 )
 def fedalt(task: Task, train: Train) -> Algorithm:
     """FedALT. A client sends how its factors have changed; the server keeps their sum.
@@ -68,7 +73,7 @@ def fedalt(task: Task, train: Train) -> Algorithm:
     )
 
 
-def _gates(adapter, key):
+def _gates(adapter: Adapter, key: Array) -> dict[str, Array]:
     """Kaiming-uniform gates `[..., D, 2]`, one for either adapter; alike on all."""
 
     def gate(e, key):
@@ -80,7 +85,7 @@ def _gates(adapter, key):
     return {p: gate(adapter[p], k) for p, k in zip(sorted(adapter), keys, strict=True)}
 
 
-def _mixed(state, rest):
+def _mixed(state: dict[str, Any], rest: Adapter) -> Adapter:
     both = add(factors(state["own"]), rest)
     gated = {path: e | {"g": state["gates"][path]} for path, e in both.items()}
     return whole(state["own"]) | gated

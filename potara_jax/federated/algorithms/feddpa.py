@@ -4,8 +4,8 @@ In training (FedDPA-T) the local one learns beside the federated one, which stay
 
     y = x W + s ((1 - c) x a_G b_G + c x a_L b_L)
 
-and the federated one as in FedIT. For a test input `c` is how near it is to `anchors`,
-a few of the client's training examples:
+and the federated one as in FedIT. For a test input, `c` is its similarity to
+`anchors`, a few of the client's training examples:
 
     c(x) = largest * mean_s cos(e(x), e(x_s)),     e: last features, local adapter
 
@@ -16,16 +16,20 @@ adapter instead: `to_local=False`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from potara_jax.adapters.lora import Array, Params
 from potara_jax.clients.task import Task, of_logits
 from potara_jax.clients.training import Train
-from potara_jax.data.federation import Batch, take
+from potara_jax.data.federation import Batch, Ragged, take
 from potara_jax.federated.aggregation import select
 from potara_jax.federated.algorithms.fedit import fedit
 from potara_jax.federated.factors import mix
 from potara_jax.federated.interface import Algorithm, Update
+from potara_jax.federated.needs import needed
 from potara_jax.federated.registry import algorithm
 
 
@@ -39,7 +43,7 @@ def feddpa_t(
     largest: float = 0.5,
     to_local: bool = True,
 ) -> Algorithm:
-    """FedDPA-T. `share` is the local adapter's in training. Round 0 is FedIT's."""
+    """FedDPA-T; `share` is the local adapter's in training. Round 0 is FedIT's."""
 
     def client(shared, received, state, examples, key):
         loss, first = task.objective(shared.base), shared.round == 0
@@ -69,29 +73,40 @@ def feddpa_t(
     )
 
 
-def anchor_index(examples, number: int):
+def anchor_index(examples: Ragged, number: int) -> Array:
     """The client's first `number` examples, again from the first where it has fewer."""
     return examples.index[jnp.arange(number) % examples.count]
 
 
 def instance_wise(task: Task, *, largest: float = 0.5, to_local: bool = True) -> Task:
-    """A task on `{"federated", "local", "anchors"}`, both adapters mixed by input."""
+    """A task on `{"federated", "local", "anchors"}`, both adapters mixed by input.
 
-    def logits(base, model, batch):
-        near = task.features(base, model["local"], model["anchors"])
-        of = task.features(base, model["local"], batch)
+    Args:
+        task: on adapters.
+        largest: the largest share.
+        to_local: whether the share is the local adapter's.
+
+    Raises:
+        ValueError: the task has no features or no logits.
+    """
+    features = needed(task.features, "FedDPA", "features of an input")
+    outputs = needed(task.logits, "FedDPA", "logits")
+
+    def logits(base: Params, model: Any, batch: Batch) -> Array:
+        near = features(base, model["local"], model["anchors"])
+        of = features(base, model["local"], batch)
         close = (_unit(of) @ _unit(near).T).mean(-1)
         share = largest * close if to_local else 1 - largest * close
 
-        def one(example, share):
+        def one(example: Batch, share: Array) -> Array:
             mixed = mix(model["local"], model["federated"], share)
             alone = jax.tree.map(lambda x: x[None], example)
-            return task.logits(base, mixed, Batch(*alone))[0]
+            return outputs(base, mixed, Batch(*alone))[0]
 
         return jax.vmap(one)(batch, share)
 
     return of_logits(logits)
 
 
-def _unit(rows):
+def _unit(rows: Array) -> Array:
     return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-9)

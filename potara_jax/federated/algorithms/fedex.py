@@ -8,16 +8,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from potara_jax.adapters import algebra
+from potara_jax.adapters.lora import Adapter, Array
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.federated import factors
 from potara_jax.federated.aggregation import weighted_mean
 from potara_jax.federated.algorithms.fedit import fedit
 from potara_jax.federated.interface import Algorithm
+from potara_jax.federated.needs import needed
 from potara_jax.federated.registry import algorithm
 
 
@@ -26,6 +30,7 @@ from potara_jax.federated.registry import algorithm
 )
 def fedex(task: Task, train: Train) -> Algorithm:
     """FedEx-LoRA."""
+    add = needed(task.add, "FedEx-LoRA", "a way to add deltas to the base")
 
     def init(adapter, size):
         rows = jax.tree.map(lambda x: jnp.zeros((size.cohort, *x.shape)), adapter)
@@ -49,11 +54,11 @@ def fedex(task: Task, train: Train) -> Algorithm:
         sum_only=False,
         changes_base=True,
         announce=lambda server: server["residual"],
-        rebase=lambda base, server: task.add(base, server["deltas"]),
+        rebase=lambda base, server: add(base, server["deltas"]),
     )
 
 
-def _residual(uploads, mean, weights) -> dict:
+def _residual(uploads: Adapter, mean: Adapter, weights: Array) -> dict[str, Any]:
     """Of every module with factors, the smaller of factors and dense."""
     stack = factors.stacked(uploads, weights)
 
@@ -67,5 +72,5 @@ def _residual(uploads, mean, weights) -> dict:
     return {path: smaller(path, entry) for path, entry in stack.items()}
 
 
-def _dense(value):
+def _dense(value: Any) -> Array:
     return algebra.delta(value) if isinstance(value, dict) else value

@@ -9,6 +9,8 @@ the paper's do not.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -26,10 +28,10 @@ _PAPER = "Reddi et al. 2021, arXiv 2003.00295"
 def with_server_optimizer(
     algorithm: Algorithm, optimizer: optax.GradientTransformation
 ) -> Algorithm:
-    """An algorithm whose server's numbers move by an Optax optimiser.
+    """An algorithm whose server's numbers are updated by an Optax optimiser.
 
-    Its aggregate is where the server would go; the way there, turned around, is the
-    gradient. `optax.sgd(1.0)` changes nothing.
+    The gradient is minus the change that the algorithm's aggregate would make, so
+    `optax.sgd(1.0)` changes nothing.
     """
     of_model = lambda fn: lambda server, *more: fn(server["model"], *more)
 
@@ -56,15 +58,14 @@ def with_server_optimizer(
     )
 
 
-def _numbers(tree) -> list[jax.Array]:
+def _numbers(tree: Any) -> list[jax.Array]:
     """The floating-point leaves."""
     return [leaf for leaf in jax.tree.leaves(tree) if is_float(leaf)]
 
 
-def _with_numbers(tree, numbers):
-    numbers = iter(numbers)
-    put = lambda leaf: next(numbers) if is_float(leaf) else leaf
-    return jax.tree.map(put, tree)
+def _with_numbers(tree: Any, numbers: Any) -> Any:
+    rest = iter(numbers)
+    return jax.tree.map(lambda leaf: next(rest) if is_float(leaf) else leaf, tree)
 
 
 @algorithm("fedavgm", "Hsu et al. 2019, arXiv 1909.06335", "FedIT, server momentum")

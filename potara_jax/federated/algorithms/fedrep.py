@@ -7,6 +7,8 @@ FedPer trains both at once (arXiv 1912.00818), FedRep first the head and then th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
 from potara_jax.clients.task import Task
@@ -47,7 +49,7 @@ def fedrep(task: Task, train: Train) -> Algorithm:
     return _with_head("FedRep", client)
 
 
-def _with_head(name, client) -> Algorithm:
+def _with_head(name: str, client: Callable[..., Update]) -> Algorithm:
     split = lambda adapter: divide(adapter, last_modules(adapter))
     return Algorithm(
         name=name,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from potara_jax.adapters import algebra
+from potara_jax.adapters.lora import Array
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.federated import factors
@@ -35,7 +36,9 @@ def fedrot(task: Task, train: Train, *, strength: float = 0.5) -> Algorithm:
     return fedit(task, train)._replace(name="FedRot-LoRA", client=client)
 
 
-def _rotated(entry, reference, by_a, strength):
+def _rotated(
+    entry: dict[str, Array], reference: dict[str, Array], by_a: Array, strength: float
+) -> dict[str, Array]:
     across = lambda x, y: algebra.product(jnp.swapaxes(x, -1, -2), y)
     by_b = algebra.product(entry["b"], jnp.swapaxes(reference["b"], -1, -2))
     best = _orthogonal(jnp.where(by_a, across(entry["a"], reference["a"]), by_b))
@@ -47,7 +50,7 @@ def _rotated(entry, reference, by_a, strength):
     }
 
 
-def _orthogonal(matrix, *, proper: bool = True):
+def _orthogonal(matrix: Array, *, proper: bool = True) -> Array:
     """The nearest orthogonal matrix; `proper`: the nearest rotation."""
     u, _, v = algebra.svd(matrix)
     if proper:

@@ -1,4 +1,4 @@
-"""FedRPCA: what clients have in common is averaged, what is their own amplified.
+"""FedRPCA: what clients have in common is averaged, what sets them apart amplified.
 
 The clients' updates of a factor, one a column, are split into a low-rank and a sparse
 part by robust PCA (2025, arXiv 2506.01194):
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from potara_jax.adapters import algebra
-from potara_jax.adapters.lora import is_factors
+from potara_jax.adapters.lora import Array, is_factors
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.federated.aggregation import weighted_mean
@@ -48,7 +48,7 @@ def fedrpca(
     )
 
 
-def robust_pca(matrix, *, iterations: int):
+def robust_pca(matrix: Array, *, iterations: int) -> tuple[Array, Array]:
     """`(L, S)` of principal component pursuit (Candes et al. 2011), inexact ALM."""
     shrink = lambda x, by: jnp.sign(x) * jnp.maximum(jnp.abs(x) - by, 0)
     share = 1 / jnp.sqrt(max(matrix.shape))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from potara_jax.adapters import algebra
+from potara_jax.adapters.lora import Adapter, Array
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.federated import factors
@@ -55,13 +56,13 @@ def flexlora(task: Task, train: Train, *, ranks: tuple[int, ...] = ()) -> Algori
     )
 
 
-def sent(adapter, rank):
-    """A payload of which the client's own rank travels."""
+def sent(adapter: Adapter, rank: Array) -> tuple[Part, Adapter]:
+    """A payload of which only the client's rank travels."""
     of = jnp.int32(factors.rank_of(adapter))
     return Part(factors.factors(adapter), rank, of), factors.whole(adapter)
 
 
-def opened(payload):
+def opened(payload: tuple[Part, Adapter]) -> Adapter:
     """The adapter of such a payload."""
     part, whole = payload
     return part.value | whole

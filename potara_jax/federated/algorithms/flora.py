@@ -7,15 +7,20 @@ start anew from the initial `a`, and `b` = 0. Ranks may differ by client.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from potara_jax.adapters import algebra
+from potara_jax.adapters.lora import Adapter, Array
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.federated import factors
+from potara_jax.federated.factors import Deltas
 from potara_jax.federated.interface import Algorithm, Update
 from potara_jax.federated.ledger import Part
+from potara_jax.federated.needs import needed
 from potara_jax.federated.registry import algorithm
 
 
@@ -27,6 +32,7 @@ def flora(task: Task, train: Train, *, ranks: tuple[int, ...] = ()) -> Algorithm
 
     One scale for all: a client of rank `r` has `alpha_r = alpha r / R`.
     """
+    add = needed(task.add, "FLoRA", "a way to add deltas to the base")
 
     def init(adapter, size):
         rows = jax.tree.map(lambda x: jnp.zeros((size.cohort, *x.shape)), adapter)
@@ -71,12 +77,19 @@ def flora(task: Task, train: Train, *, ranks: tuple[int, ...] = ()) -> Algorithm
         changes_base=True,
         announce=lambda server: server["stack"],
         common=lambda server: server["initial"],
-        rebase=lambda base, server: task.add(base, server["deltas"]),
+        rebase=lambda base, server: add(base, server["deltas"]),
     )
 
 
-def _server(initial, whole, deltas, stack, kept, rank):
-    """The server's state; of the stack only the clients' own ranks travel."""
+def _server(
+    initial: Adapter,
+    whole: Adapter,
+    deltas: Deltas,
+    stack: Adapter,
+    kept: Array,
+    rank: int,
+) -> dict[str, Any]:
+    """The server's state; of the stack only the clients' ranks travel."""
     total = jnp.int32(len(kept) * rank)
     part = Part(stack, kept.sum().astype(jnp.int32), total)
     return {"initial": initial, "whole": whole, "deltas": deltas, "stack": part}

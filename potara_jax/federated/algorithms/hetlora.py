@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from potara_jax.adapters import algebra
-from potara_jax.adapters.lora import is_factors
+from potara_jax.adapters.lora import Adapter, Array, is_factors
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.federated import factors
@@ -63,7 +63,7 @@ def hetlora(
     )
 
 
-def _tail(adapter, kept):
+def _tail(adapter: Adapter, kept: Array) -> Array | int:
     """`sum |a_tail| |b_tail|` over the modules; smooth where a factor is zero."""
 
     def product(e):
@@ -76,7 +76,7 @@ def _tail(adapter, kept):
     return sum(product(e) for e in adapter.values() if is_factors(e))
 
 
-def _norms(uploads):
+def _norms(uploads: Adapter) -> Array:
     """`|a_k b_k|_F` of each client over all its modules, `[C]`."""
     square = lambda e: jax.vmap(lambda x: (algebra.norm(x) ** 2).sum())(e)
     return jnp.sqrt(sum(square(e) for e in factors.factors(uploads).values()))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from potara_jax.adapters import algebra
+from potara_jax.adapters.lora import Array
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.federated import factors
@@ -58,7 +59,9 @@ def lora_fair(
     )
 
 
-def _parts(stack, mean):
+def _parts(
+    stack: dict[str, Array], mean: dict[str, Array]
+) -> tuple[Array, Array, Array]:
     """`a^T M`, `a^T a` and its mean eigenvalue; `M` is the stack's delta, unformed."""
     transposed = jnp.swapaxes(mean["a"], -1, -2)
     target = algebra.product(algebra.product(transposed, stack["a"]), stack["b"])
@@ -67,14 +70,22 @@ def _parts(stack, mean):
     return target, gram, jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None] / rank
 
 
-def _closed(stack, mean, penalty):
+def _closed(
+    stack: dict[str, Array], mean: dict[str, Array], penalty: float
+) -> dict[str, Array]:
     target, gram, size = _parts(stack, mean)
     error = target - algebra.product(gram, mean["b"])
     ridge = gram + penalty * size * jnp.eye(gram.shape[-1])
     return mean | {"b": mean["b"] + algebra.solve(ridge, error)}
 
 
-def _descended(stack, mean, penalty, steps, learning_rate):
+def _descended(
+    stack: dict[str, Array],
+    mean: dict[str, Array],
+    penalty: float,
+    steps: int,
+    learning_rate: float,
+) -> dict[str, Array]:
     target, gram, _ = _parts(stack, mean)
     size = algebra.norm(stack)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from potara_jax.adapters.lora import Adapter
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.federated.algorithms.fedit import fedit
@@ -50,5 +51,5 @@ def pf2lora(task: Task, train: Train, *, share: float = 0.5) -> Algorithm:
     )
 
 
-def _both(common, own):
+def _both(common: Adapter, own: Adapter) -> Adapter:
     return common | add(factors(common), own)

@@ -6,12 +6,17 @@ With the other factor alike on all clients, every round's mean is exact (arXiv
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from potara_jax.adapters.lora import Adapter
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.federated.aggregation import weighted_mean
 from potara_jax.federated.factors import all_but_a, join, only_a
 from potara_jax.federated.interface import Algorithm, Update
 from potara_jax.federated.registry import algorithm
+
+Half = Callable[[Adapter], Adapter]
 
 
 @algorithm("rolora", "Chen et al. 2025, arXiv 2502.01755", "b and a in turn, exactly")
@@ -25,7 +30,7 @@ def rolora(task: Task, train: Train) -> Algorithm:
     return odd._replace(turns=(odd, even))
 
 
-def _turn(task, train, *, trained, fixed) -> Algorithm:
+def _turn(task: Task, train: Train, *, trained: Half, fixed: Half) -> Algorithm:
     """Rounds that train one half; the other was the last to be averaged."""
 
     def client(shared, received, state, examples, key):

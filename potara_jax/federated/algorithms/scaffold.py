@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from potara_jax.adapters.lora import Adapter
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.federated.aggregation import weighted_mean
@@ -71,5 +72,5 @@ def scaffold(task: Task, train: Train, *, learning_rate: float = 0.5) -> Algorit
     )
 
 
-def _zeros(adapter):
+def _zeros(adapter: Adapter) -> Adapter:
     return jax.tree.map(jnp.zeros_like, adapter)
