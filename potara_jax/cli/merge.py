@@ -85,13 +85,13 @@ def _options() -> Any:
     for name, entry in _usable().items():
         for option in entry.options:
             merges[option].append(name)
-    fields = [
-        (option, Annotated[float | None, tyro.conf.arg(help=f"Of {', '.join(names)}.")])
+    explained = lambda names: tyro.conf.arg(help=f"Of {', '.join(names)}.")
+    kinds = {
+        option: Annotated[float | None, explained(names)]
         for option, names in merges.items()
-    ]
-    none = dataclasses.field(default=None)
-    made = [(*field, none) for field in fields]
-    return dataclasses.make_dataclass("Options", made, frozen=True)
+    }
+    fields = [(n, kind, dataclasses.field(default=None)) for n, kind in kinds.items()]
+    return dataclasses.make_dataclass("Options", fields, frozen=True)
 
 
 def methods_help() -> str:
@@ -128,7 +128,7 @@ def merge(
         raise ValueError(f"--seed is {options.seed}: it must be in 0 to 2**32 - 1")
     peft.check_free(options.out, overwrite=options.overwrite)
     sources = [peft.read(folder) for folder in folders]
-    adapters = peft.together(
+    adapters = peft.align(
         sources,
         missing=options.missing,
         allow_different_base=options.allow_different_base,

@@ -1,48 +1,68 @@
-import dataclasses
+"""`potara export`: the clients' models of a finished run, as its user has it."""
+
 import json
 
 import jax
 import numpy as np
 import pytest
-from potara_jax.experiments.digits import Digits
-from potara_jax.experiments.images import OwnImages
-from potara_jax.experiments.tasks import Tasks
 
 from potara_jax.adapters import peft
-from potara_jax.cli import export
-from potara_jax.cli import main as cli
-from potara_jax.experiment.settings import resolved
-from potara_jax.jobs import run
+from potara_jax.cli.main import main
+from potara_jax.experiment.problem import Resources
+from potara_jax.experiments import tasks
+from potara_jax.jobs import Table, configuration
+from potara_jax.jobs.export import Form, _base
 from potara_jax.models import llama, weights
-from potara_jax.runs.store import Cell, Store
+from potara_jax.runs.store import Cell, RunFolder
 
 CELL = Cell("tasks", 1)
+SMALL = tasks.EXPERIMENT.set(
+    {
+        "cells.seeds": (1,),
+        "cells.clients": 2,
+        "lora.rank": 2,
+        "merging.samples": 4,
+        "pretraining.steps": 1,
+        "source.examples": 40,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def problem(cache):
+    return tasks.make_problem(SMALL, Resources(cache))
 
 
 @pytest.fixture
-def finished(tmp_path, monkeypatch):
+def finished(problem, tmp_path):
     """A run folder of two tasks' clients, with adapters that nobody trained."""
-    settings = Tasks(seeds=(1,), clients=2, examples=40, base_steps=1, rank=2)
-    settings = dataclasses.replace(settings, samples=4, cache=tmp_path / "cache")
-    config = {"experiment": "tasks", "job": "run", **resolved(settings)}
     folder = tmp_path / "run"
     folder.mkdir()
+    config = configuration(SMALL, Table()) | {"load": []}
     (folder / "config.json").write_text(json.dumps(config))
-    problem = run.EXPERIMENTS["tasks"].problem(settings, print)
     keys = jax.random.split(jax.random.key(3))
     noise = lambda x: x + jax.random.normal(jax.random.key(x.size), x.shape)
     adapters = jax.tree.map(noise, jax.vmap(problem.adapter)(keys))
-    Store(folder, print).keep_adapters(CELL, "potara core", adapters)
-    return folder, problem, adapters
+    RunFolder(folder, print).keep_adapters(CELL, "potara core", adapters)
+    return folder, adapters
 
 
-def words(folder, *more):
-    return ["export", str(folder), "--cache", str(folder.parent / "cache"), *more]
+@pytest.fixture
+def export(cache):
+    """Run the command on a folder."""
+    return lambda folder, *more: main(
+        ["export", str(folder), "--cache", str(cache), *map(str, more)]
+    )
 
 
-def test_every_client_has_an_adapter_and_there_is_the_base(finished):
-    folder, problem, adapters = finished
-    assert cli.main(words(folder)) == 0
+def test_every_client_has_an_adapter_and_there_is_the_base(finished, problem, export):
+    folder, adapters = finished
+    assert export(folder) == 0
     out = folder / "export"
     config = llama.config_of(weights.read_config(out / "base"))
     base = weights.load(out / "base", llama.TABLE, problem.base)
@@ -51,86 +71,92 @@ def test_every_client_has_an_adapter_and_there_is_the_base(finished):
     last = config.depth - 1
     for client in range(2):
         read = peft.read(out / CELL.name / f"client-{client:03d}")
-        found = read.adapter[f"model.layers.{last}.self_attn.q_proj"]
-        own = adapters["layers/self_attn/q_proj"]
+        written = read.adapter[f"model.layers.{last}.self_attn.q_proj"]
+        given = adapters["layers/self_attn/q_proj"]
         product = lambda a, b: np.float64(a) @ np.float64(b)
-        expected = 8 * product(own["a"][client, last], own["b"][client, last])
-        np.testing.assert_allclose(product(**found), expected, rtol=1e-6)
-    assert cli.main(words(folder)) == 2
-    assert cli.main(words(folder, "--overwrite")) == 0
+        expected = 8 * product(given["a"][client, last], given["b"][client, last])
+        np.testing.assert_allclose(product(**written), expected, rtol=1e-6)
+    assert export(folder) == 2
+    assert export(folder, "--overwrite") == 0
 
 
-def test_one_client_folded_says_what_its_adapter_says(finished):
-    folder, problem, adapters = finished
-    assert cli.main(words(folder, "--folded", "--clients", "1")) == 0
+def test_one_client_folded_says_what_its_adapter_says(finished, problem, export):
+    folder, adapters = finished
+    assert export(folder, "--folded", "--clients", 1) == 0
     (made,) = (folder / "export" / CELL.name).iterdir()
     again = weights.load(made, llama.TABLE, problem.base)
     batch = jax.tree.map(lambda x: x[:2], problem.federations[CELL].pool)
-    own = jax.tree.map(lambda x: x[1], adapters)
-    expected = problem.task.logits(problem.base, own, batch)
-    none = jax.tree.map(np.zeros_like, own)
-    found = problem.task.logits(again, none, batch)
-    np.testing.assert_allclose(found, expected, atol=2e-3)
+    adapter = jax.tree.map(lambda x: x[1], adapters)
+    expected = problem.task.logits(problem.base, adapter, batch)
+    none = jax.tree.map(np.zeros_like, adapter)
+    logits = problem.task.logits(again, none, batch)
+    np.testing.assert_allclose(logits, expected, atol=2e-3)
     assert (made / "tokenizer.json").is_file()
 
 
-def test_nothing_but_its_like_is_replaced(finished, capsys):
+def test_nothing_but_its_like_is_replaced(finished, export, capsys):
     folder, out = finished[0], finished[0] / "export"
-    assert cli.main(words(folder, "--clients", "0")) == 0
-    assert cli.main(words(folder, "--clients", "1")) == 0  # for the same base
+    assert export(folder, "--clients", 0) == 0
+    assert export(folder, "--clients", 1) == 0  # for the same base
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    assert cli.main(words(folder, "--overwrite", "--dtype", "float16")) == 2
-    assert "base is there already and is no copy" in capsys.readouterr().err
-    assert cli.main(words(folder, "--overwrite", "--folded")) == 2
+    assert export(folder, "--overwrite", "--dtype", "float16") == 2
+    assert "is no copy of this base" in capsys.readouterr().err
+    assert export(folder, "--overwrite", "--folded") == 2
     assert "holds no whole model" in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    new = words(folder, "--folded", "--clients", "0", "--out", str(folder / "new"))
-    assert cli.main(new) == 0 and cli.main(new) == 2
-    assert cli.main([*new, "--overwrite"]) == 0
-    assert "is there already" in capsys.readouterr().err
+    new = folder, "--folded", "--clients", 0, "--out", folder / "new"
+    assert export(*new) == 0 and export(*new) == 2
+    assert export(*new, "--overwrite") == 0
+    assert "already exists" in capsys.readouterr().err
     (folder / "new" / CELL.name / "client-000" / "mine").write_text("")
-    assert cli.main([*new, "--overwrite"]) == 2
+    assert export(*new, "--overwrite") == 2
     assert "holds more than a whole model (mine)" in capsys.readouterr().err
 
 
 def test_a_checkpoint_in_a_folder_is_named_from_the_root(
-    finished, tmp_path, monkeypatch
+    problem, tmp_path, monkeypatch
 ):
-    problem, options = finished[1], export.Export(finished[0])
-    named = lambda name: problem._replace(form=problem.form._replace(checkpoint=name))
+    of = lambda name: problem.form._replace(checkpoint=name)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "own").mkdir()
-    found = export._base(named("own"), tmp_path, options)
-    assert found == str((tmp_path / "own").resolve())
-    assert export._base(named("owner/model"), tmp_path, options) == "owner/model"
+    (tmp_path / "model").mkdir()
+    named = _base(problem.base, of("model"), tmp_path, Form())
+    assert named == str((tmp_path / "model").resolve())
+    assert _base(problem.base, of("owner/model"), tmp_path, Form()) == "owner/model"
+
+
+# --- Mistakes ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
-        ({"seeds": 5}, "is not of a run"),
+        ({"cells.clients": "two"}, "is not of a run"),
         ({"experiment": ["tasks"]}, "is not of a run"),
-        ({"merges": 3}, r"config.json cannot be understood"),
+        ({"cells.seeds": 5}, "config.json cannot be understood"),
+        ({"merging.methods": 3}, "config.json cannot be understood"),
+        ({"experiment": "task"}, "there is no experiment task"),
         ({"job": "study"}, "holds a study: only runs keep models"),
+        ({"local.rounds": None}, "have changed since"),
     ],
 )
-def test_damaged_settings_of_a_run_are_named(finished, change, told, capsys):
+def test_damaged_settings_of_a_run_are_named(finished, export, change, reason, capsys):
     path = finished[0] / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert cli.main(words(finished[0])) == 2
-    assert told in capsys.readouterr().err
+    status = export(finished[0])
+    error = capsys.readouterr().err
+    assert status == 2 and reason in error and error.count("\n") == 1
 
 
-def test_data_that_are_not_there_are_named(finished, capsys):
+def test_data_that_are_not_there_are_named(finished, export, capsys):
     path = finished[0] / "config.json"
-    settings = {"experiment": "cifar100", "data": ["nowhere"]}
+    settings = {"experiment": "cifar100", "source.data": "nowhere"}
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-    assert cli.main(words(finished[0])) == 2
+    assert export(finished[0]) == 2
     assert "nowhere, which" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "reason"),
     [
         (("--clients", "2"), "--clients names 2: it must be below 2"),
         (("--cells", "a"), "--cells names a; there are tasks-seed-1"),
@@ -138,18 +164,11 @@ def test_data_that_are_not_there_are_named(finished, capsys):
         (("--method", "local"), "the run is not finished"),
     ],
 )
-def test_what_is_not_there_is_named(finished, more, told, capsys):
-    assert cli.main(words(finished[0], *more)) == 2
-    assert told in capsys.readouterr().err
+def test_what_is_not_there_is_named(finished, export, more, reason, capsys):
+    assert export(finished[0], *more) == 2
+    assert reason in capsys.readouterr().err
 
 
-def test_no_run_folder_is_named(tmp_path, capsys):
-    assert cli.main(words(tmp_path / "nothing")) == 2
+def test_no_run_folder_is_named(export, tmp_path, capsys):
+    assert export(tmp_path / "nothing") == 2
     assert "is no run folder" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("kind", [Digits, Tasks, OwnImages])
-def test_settings_are_those_of_the_run(kind):
-    settings = kind(seeds=(4, 5), rank=3, privacy_clip=0.5)
-    config = json.loads(json.dumps(resolved(settings)))
-    assert export.restored(kind, config) == settings

@@ -292,7 +292,7 @@ def test_models_are_exported_as_peft_loads_them(in_memory, tmp_path):
     (kept,) = in_memory.adapters["local"].values()
     expected = 8 * np.float64(kept["a"][2]) @ np.float64(kept["b"][2])
     np.testing.assert_allclose(np.float64(entry["a"]) @ entry["b"], expected, rtol=1e-5)
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         in_memory.export(tmp_path / "out", method="local", clients=[0])
     with pytest.raises(ValueError, match="no adapters of 'ties'"):
         in_memory.export(tmp_path / "other", method="ties")

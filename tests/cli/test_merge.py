@@ -1,30 +1,29 @@
-"""The commands on adapters that PEFT wrote, as their user has them."""
+"""`potara merge`: adapters that PEFT wrote, merged, as its user has it."""
 
 import dataclasses
-import io
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 from safetensors.numpy import load_file
 
-from potara_jax import merging
 from potara_jax.adapters import peft
 from potara_jax.adapters.lora import is_factors
-from potara_jax.cli import adapters as commands
-from potara_jax.cli import main as cli
+from potara_jax.cli.main import main
+from potara_jax.cli.merge import Merge, command
+from potara_jax.merging import SPACES, registry
 from tests.helpers import assert_close, dense
 
-FIXTURES = Path(__file__).parent / "adapters" / "fixtures" / "peft"
+FIXTURES = Path(__file__).parents[1] / "adapters" / "fixtures" / "peft"
 FEDERATED, LOCAL = FIXTURES / "federated", FIXTURES / "local"
 PAIR = ["--federated", str(FEDERATED), "--local", str(LOCAL)]
+USABLE = {k: e for k, e in registry.merges().items() if e.needs == "nothing"}
 
 
 def merge(out, *words, pair=PAIR):
-    return cli.main(["merge", *pair, "--out", str(out), *map(str, words)])
+    return main(["merge", *pair, "--out", str(out), *map(str, words)])
 
 
 def deltas(folder):
@@ -33,10 +32,10 @@ def deltas(folder):
 
 
 def mixed(weights, folders):
-    both = [deltas(folder) for folder in folders]
+    each = [deltas(folder) for folder in folders]
     return {
-        path: sum(w * own[path] for w, own in zip(weights, both, strict=True))
-        for path in both[0]
+        path: sum(w * own[path] for w, own in zip(weights, each, strict=True))
+        for path in each[0]
     }
 
 
@@ -181,7 +180,7 @@ def test_one_adapter_is_written_anew_with_one_rank(tmp_path):
         (["--federated", "nowhere"], "nowhere is not a folder"),
         (["--federated", str(FIXTURES / "dora")], "use_dora"),
         (["--federated", str(FIXTURES / "regex")], "is in"),
-        (["--out", str(FEDERATED)], "is there already"),
+        (["--out", str(FEDERATED)], "already exists"),
         (["--out", "/dev/null/out"], "/dev/null"),
     ],
 )
@@ -229,93 +228,10 @@ def test_a_damaged_adapter_is_named(tmp_path, capsys):
 def test_an_output_is_replaced_only_if_asked(tmp_path, capsys):
     assert merge(tmp_path / "out", "--weight", 1) == 0
     assert merge(tmp_path / "out", "--weight", 0) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert_close(deltas(tmp_path / "out"), deltas(FEDERATED), atol=1e-6)
     assert merge(tmp_path / "out", "--weight", 0, "--overwrite") == 0
     assert_close(deltas(tmp_path / "out"), deltas(LOCAL), atol=1e-6)
-
-
-# --- Help ----------------------------------------------------------------------------
-
-
-def test_help_names_every_option_method_and_space(capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["merge", "--help"])
-    assert ended.value.code == 0
-    text = capsys.readouterr().out
-    for field in dataclasses.fields(commands.Merge):
-        assert "--" + field.name.replace("_", "-") in text
-    for name, entry in merging.METHODS.items():
-        assert (f"{name}: {entry.summary}" in text) == (entry.needs == "nothing")
-    for name, space in merging.SPACES.items():
-        assert f"{name}: {space.summary}" in text
-
-
-def test_every_option_of_every_method_can_be_given():
-    usable = [e for e in merging.METHODS.values() if e.needs == "nothing"]
-    assert {name for e in usable for name in e.options} == set(commands.OPTIONS)
-
-
-@pytest.mark.parametrize("words", [[], ["merg"], ["digits"]])
-def test_an_unknown_command_is_status_two(capsys, words):
-    assert cli.main(words) == 2
-    printed = "".join(capsys.readouterr())
-    assert all(name in printed for name in cli.COMMANDS)
-
-
-def test_the_usage_names_every_command(capsys):
-    assert cli.main(["--help"]) == 0
-    usage = capsys.readouterr().out
-    assert all(name in usage for name in cli.COMMANDS)
-
-
-def test_experiments_are_passed_on(capsys):
-    assert cli.main(["run", "digit"]) == 2
-    assert "unknown experiment 'digit'" in capsys.readouterr().err
-
-
-# --- Inspecting ----------------------------------------------------------------------
-
-
-def inspect(folder):
-    console = Console(width=100, file=io.StringIO())
-    commands.inspect(commands.Inspect(folder), console)
-    return console.file.getvalue()
-
-
-def test_inspect_shows_a_row_for_every_kind_of_module():
-    text = inspect(FIXTURES / "patterns")
-    assert "base model: tiny/llama" in text
-    assert "model.layers.*" in text
-    row = next(line for line in text.splitlines() if "self_attn.q_proj" in line)
-    assert row.split()[1:10] == ["2", "16", "16", "2", "to", "4", "2", "to", "4"]
-    assert "parameters: 624" in text
-    assert "ignores rank_pattern and alpha_pattern" in text
-
-
-def test_inspect_says_who_can_load_it(tmp_path):
-    assert "vLLM: loads it as it is" in inspect(FEDERATED)
-    text = inspect(FIXTURES / "classifier")
-    assert "trained whole: score (weight (3, 16))" in text
-    assert "vLLM: does not load it: modules_to_save (score)" in text
-
-
-def test_inspect_refuses_what_it_cannot_read(tmp_path, capsys):
-    assert cli.main(["inspect", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"potara: {tmp_path} holds no")
-
-
-def test_singular_values_and_the_effective_rank():
-    entry = peft.read(FEDERATED).adapter["model.layers.0.self_attn.q_proj"]
-    sigma = commands.singular_values(entry)
-    expected = np.linalg.svd(dense(entry), compute_uv=False)[:4]
-    np.testing.assert_allclose(sigma, expected, rtol=1e-10)
-    assert commands.effective_rank(np.ones(3)) == pytest.approx(3)
-    assert commands.effective_rank(np.array([5.0, 0.0])) == pytest.approx(1)
-    assert commands.effective_rank(np.zeros(2)) == 0
-
-
-# --- What a tester broke --------------------------------------------------------------
 
 
 def test_a_folder_that_holds_more_than_an_adapter_is_not_overwritten(tmp_path, capsys):
@@ -375,3 +291,29 @@ def test_adapters_of_two_revisions_of_a_base_are_refused(tmp_path, capsys):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"revision": "v2"}))
     assert merge(tmp_path / "out", pair=["--adapters", str(folder), str(LOCAL)]) == 2
     assert "at revision 'v2'" in capsys.readouterr().err
+
+
+# --- Help ----------------------------------------------------------------------------
+
+
+def test_help_names_every_option_method_and_space(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["merge", "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(Merge):
+        assert "--" + field.name.replace("_", "-") in text
+    for name, entry in registry.merges().items():
+        assert (f"  {name}: " in text) == (entry.needs == "nothing")
+    for name in SPACES:
+        assert f"  {name}: " in text
+
+
+def test_every_option_of_every_method_can_be_given(capsys):
+    options = {name for entry in USABLE.values() for name in entry.options}
+    kind, _ = command(["merge"])
+    with pytest.raises(SystemExit):
+        main(["merge", "--help"])
+    text = capsys.readouterr().out
+    assert options and all(f"--{name}" in text for name in options)
+    assert {field.name for field in dataclasses.fields(kind)} == {"merge", "options"}
