@@ -1,61 +1,68 @@
-"""Folders that appear whole or not at all, and replace nothing but their like."""
+"""Write a folder as a whole or not at all, and replace only a folder of its kind."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 def check_free(
-    folder: Path, *, what: str, marker: str, own: Collection[str], overwrite: bool
+    folder: Path, *, kind: str, marker: str, names: Collection[str], overwrite: bool
 ) -> None:
-    """Raise `ValueError` where a folder cannot be written or be replaced.
+    """Check that a folder can be written.
 
-    what: is to be written. marker: a file that such a folder has. own: all that it may
-      hold. overwrite: replace what is there, where it is such a folder.
+    Args:
+      folder: the folder.
+      kind: what it is to hold, for the error, such as "PEFT adapter".
+      marker: a file that every folder of this kind has.
+      names: all files that a folder of this kind may have.
+      overwrite: allow an existing folder of this kind to be replaced.
+
+    Raises:
+      ValueError: the folder exists and must not be replaced.
     """
     if not folder.exists() and not folder.is_symlink():
         return
     if not overwrite:
-        raise ValueError(f"{folder} is there already; name another (or --overwrite it)")
+        raise ValueError(f"{folder} already exists; choose another (or --overwrite it)")
     if not (folder / marker).is_file():
-        raise ValueError(f"{folder} holds no {what}, so it is not overwritten")
-    more = sorted({path.name for path in folder.iterdir()} - set(own))
-    if more:
+        raise ValueError(f"{folder} holds no {kind}, so it is not overwritten")
+    others = sorted({path.name for path in folder.iterdir()} - set(names))
+    if others:
         raise ValueError(
-            f"{folder} holds more than a {what} ({more[0]}), so it is not "
-            "overwritten; name another"
+            f"{folder} holds more than a {kind} ({others[0]}), so it is not "
+            "overwritten; choose another"
         )
 
 
 @contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A folder to fill beside the one that appears, complete, when all is well."""
+def atomic_folder(folder: Path) -> Generator[Path]:
+    """An empty folder to fill, which takes its place if the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    name = f".{folder.name}."
-    beside = Path(tempfile.mkdtemp(prefix=name, dir=folder.parent.resolve()))
+    parent = folder.parent.resolve()
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=parent))
     try:
-        fresh = beside / "new"
-        fresh.mkdir()
-        yield fresh
-        for file in fresh.iterdir():
+        new = temporary / "new"
+        new.mkdir()
+        yield new
+        for file in new.iterdir():
             _flush(file)
-        _put(fresh, folder, beside / "old")
+        _replace(folder, new, temporary / "old")
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _put(fresh: Path, folder: Path, old: Path) -> None:
-    """Rename a folder to its place; what was there comes back if that fails."""
+def _replace(folder: Path, new: Path, old: Path) -> None:
+    """Rename `new` to `folder`; restore what `folder` was if that fails."""
     replaced = folder.exists()
     if replaced:
         os.rename(folder, old)
     try:
-        os.rename(fresh, folder)
+        os.rename(new, folder)
     except OSError:
         if replaced:
             os.rename(old, folder)

@@ -1,13 +1,13 @@
-"""Adapter folders of Hugging Face PEFT, in and out, without torch.
+"""Adapter folders of Hugging Face PEFT, read and written without torch.
 
     adapter_config.json         ranks, scales, targets: see `peft_config`
     adapter_model.safetensors   base_model.model.<path>.lora_A.weight  [R, D]
                                 base_model.model.<path>.lora_B.weight  [K, R]
                                 base_model.model.<path>.<parameter>    whole modules
 
-Dimension letters: `D` inputs, `K` outputs, `R` rank. Here a module's factors are
-`a = lora_A^T` and `b = s lora_B^T`, the scale folded in, so that its delta is `a b`;
-paths keep PEFT's dots.
+Dimension letters: `D` inputs, `K` outputs, `R` rank. A module's factors here are
+`a = lora_A^T` and `b = s lora_B^T`: `b` includes the scale, so the delta is `a b`.
+Paths keep PEFT's dots.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,26 +30,28 @@ from potara_jax.adapters.lora import Adapter, Entry, is_factors
 from potara_jax.adapters.peft_config import Config
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_OWN_FILES = {CONFIG, WEIGHTS, "README.md"}
 DTYPES = ("float32", "bfloat16", "float16")
 
+_FILES = {CONFIG, WEIGHTS, "README.md"}
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<path>.+)\.lora_(?P<side>[AB])\.weight")
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_REFUSED_KEYS = {
-    "lora_magnitude_vector": "is DoRA's, which is not a plain LoRA",
+_UNSUPPORTED_KEYS = {
+    "lora_magnitude_vector": "is DoRA's, which is not plain LoRA",
     "lora_embedding_": "adapts an embedding, not a linear layer",
     "lora_B.bias": "is a bias of the factors; train with lora_bias=False",
     "lora_A.bias": "is a bias of the factors; train with lora_bias=False",
 }
 
+_Tensors = dict[str, np.ndarray]
+
 
 class PeftAdapter(NamedTuple):
-    """An adapter as PEFT wrote it.
+    """An adapter that PEFT wrote.
 
     path: its folder.
-    adapter: factors `a` `[D, R]`, `b` `[R, K]` with the scale in `b`, and the
-      parameters of modules in `modules_to_save`; NumPy, float32.
+    adapter: factors `a` `[D, R]` and `b` `[R, K]`, with the scale in `b`, and the
+      parameters of the modules in `modules_to_save`; NumPy, float32.
     config: `adapter_config.json`.
     dtype: the widest dtype in the file.
     scales: the scale `s` of every adapted module.
@@ -66,22 +68,23 @@ class PeftAdapter(NamedTuple):
 
 
 def read(folder: str | os.PathLike[str]) -> PeftAdapter:
-    """The adapter in a folder that PEFT wrote (`save_pretrained`).
+    """Read the adapter in a folder that PEFT wrote with `save_pretrained`.
 
-    Raises `ValueError`, which names the file or module and the mend, for a folder that
-    holds no adapter, damaged files, anything but plain LoRA of linear layers, and
-    values that are not finite.
+    Raises:
+      ValueError: the folder holds no adapter, damaged files, values that are not
+        finite, or anything but plain LoRA of linear layers. The message names the file
+        or module, and what to do.
     """
     folder = Path(folder)
     config = _read_config(folder)
     stored = _read_tensors(folder)
     tensors = {name: _as_float32(name, x, folder) for name, x in stored.items()}
-    factors, whole = _sorted_out(tensors, config, folder)
+    factors, whole = _by_module(tensors, config, folder)
     scales = {}
-    for path, entry in factors.items():
-        _check_factors(path, entry, config, folder)
+    for path, sides in factors.items():
+        _check_factors(path, sides, config, folder)
         scales[path] = peft_config.module_scale(config, path, f"{folder / CONFIG}")
-    adapter = {path: _folded(entry, scales[path]) for path, entry in factors.items()}
+    adapter = {path: _scaled(sides, scales[path]) for path, sides in factors.items()}
     dtype = widest([x.dtype.name for x in stored.values()])
     return PeftAdapter(folder, adapter | whole, config, dtype, scales)
 
@@ -102,12 +105,12 @@ def _read_config(folder: Path) -> Config:
     return config
 
 
-def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
+def _read_tensors(folder: Path) -> _Tensors:
     path = folder / WEIGHTS
     if not path.is_file():
         older = (folder / "adapter_model.bin").is_file()
-        mend = "save it again with safe_serialization=True" if older else "copy it"
-        raise ValueError(f"{folder} holds no {WEIGHTS}; {mend}")
+        remedy = "save it again with safe_serialization=True" if older else "copy it"
+        raise ValueError(f"{folder} holds no {WEIGHTS}; {remedy}")
     try:
         stored = safetensors.deserialize(path.read_bytes())
     except safetensors.SafetensorError as error:
@@ -117,7 +120,7 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     return {name: _tensor(path, name, view) for name, view in sorted(stored)}
 
 
-def _tensor(path, name, view) -> np.ndarray:
+def _tensor(path: Path, name: str, view: Mapping[str, Any]) -> np.ndarray:
     if view["dtype"] not in _STORED:
         raise ValueError(
             f"{path}: '{name}' is stored as {view['dtype']}; save the adapter as "
@@ -127,40 +130,43 @@ def _tensor(path, name, view) -> np.ndarray:
     return np.frombuffer(view["data"], dtype=dtype).reshape(view["shape"])
 
 
-def _as_float32(name, stored, folder) -> np.ndarray:
+def _as_float32(name: str, stored: np.ndarray, folder: Path) -> np.ndarray:
     values = stored.astype(np.float32)
     if not np.isfinite(values).all():
         raise ValueError(
             f"{folder / WEIGHTS}: '{name}' holds values that are not finite; the "
-            "training diverged, take an earlier checkpoint"
+            "training diverged, so use an earlier checkpoint"
         )
     return values
 
 
 def widest(dtypes: Sequence[str]) -> str:
-    """The dtype that holds the values of all: float32 for both kinds of 16 bits."""
+    """The dtype that holds all values: float32 for bfloat16 and float16 together."""
     return functools.reduce(jnp.promote_types, map(jnp.dtype, dtypes)).name
 
 
-def _sorted_out(tensors, config, folder) -> tuple[dict[str, Entry], Adapter]:
+def _by_module(
+    tensors: _Tensors, config: Config, folder: Path
+) -> tuple[dict[str, _Tensors], dict[str, Any]]:
     """The tensors of every adapted module, and of every module trained whole."""
-    factors: dict[str, Entry] = {}
-    whole: Adapter = {}
+    factors: dict[str, _Tensors] = {}
+    whole: dict[str, _Tensors] = {}
     for key, value in tensors.items():
         name = key.removeprefix(_PREFIX)
         if name != key and (match := _FACTOR.fullmatch(name)):
             factors.setdefault(match["path"], {})[match["side"]] = value
-        elif name != key and (found := peft_config.whole_module(config, name)):
-            whole.setdefault(found[0], {})[found[1]] = value
+        elif name != key and (place := peft_config.whole_module(config, name)):
+            module, parameter = place
+            whole.setdefault(module, {})[parameter] = value
         else:
-            raise ValueError(f"{folder / WEIGHTS}: '{key}' {_why_refused(key)}")
+            raise ValueError(f"{folder / WEIGHTS}: '{key}' {_why_unsupported(key)}")
     if not factors:
         raise ValueError(f"{folder / WEIGHTS} holds no LoRA factors; copy it again")
     return factors, whole
 
 
-def _why_refused(key: str) -> str:
-    reasons = (why for part, why in _REFUSED_KEYS.items() if part in key)
+def _why_unsupported(key: str) -> str:
+    reasons = (why for part, why in _UNSUPPORTED_KEYS.items() if part in key)
     unknown = (
         f"is neither '{_PREFIX}<module>.lora_A.weight', its lora_B, nor in "
         "modules_to_save; save the adapter with PEFT's save_pretrained and "
@@ -169,14 +175,14 @@ def _why_refused(key: str) -> str:
     return next(reasons, unknown)
 
 
-def _check_factors(path, entry, config, folder) -> None:
+def _check_factors(path: str, sides: _Tensors, config: Config, folder: Path) -> None:
     where = f"{folder / WEIGHTS}: '{path}'"
-    if set(entry) != {"A", "B"}:
-        there, lacking = ("A", "B") if "A" in entry else ("B", "A")
+    if set(sides) != {"A", "B"}:
+        present, absent = ("A", "B") if "A" in sides else ("B", "A")
         raise ValueError(
-            f"{where} has lora_{there} but no lora_{lacking}; save it anew"
+            f"{where} has lora_{present} but no lora_{absent}; save it again"
         )
-    first, second = entry["A"].shape, entry["B"].shape
+    first, second = sides["A"].shape, sides["B"].shape
     if len(first) != 2 or len(second) != 2:
         raise ValueError(
             f"{where} has factors {first} and {second}, not two matrices: only linear "
@@ -190,27 +196,34 @@ def _check_factors(path, entry, config, folder) -> None:
         )
 
 
-def _folded(entry, scale) -> Entry:
-    b = np.float32(scale) * entry["B"].T
-    return {"a": np.ascontiguousarray(entry["A"].T), "b": np.ascontiguousarray(b)}
+def _scaled(sides: _Tensors, scale: float) -> dict[str, Any]:
+    """A module's factors, with the scale in `b`."""
+    b = np.float32(scale) * sides["B"].T
+    return {"a": np.ascontiguousarray(sides["A"].T), "b": np.ascontiguousarray(b)}
 
 
 # --- Several adapters together -------------------------------------------------------
 
 
-def together(
+def align(
     adapters: Sequence[PeftAdapter],
     *,
     missing: str = "refuse",
     allow_different_base: bool = False,
 ) -> tuple[Adapter, ...]:
-    """Adapters of one base with the same modules, ready to be merged.
+    """Give adapters of one base the same modules, ready to be merged.
 
-    missing: `refuse` modules that only some adapt, or count them as `zero` deltas in
-      the others. Modules that are trained whole must be in all.
-    allow_different_base: do not compare `base_model_name_or_path`.
+    Args:
+      adapters: as `read` returns them.
+      missing: what to do with a module that only some of them adapt: `refuse` it, or
+        add a `zero` delta to the others. All must have the modules trained whole.
+      allow_different_base: do not compare `base_model_name_or_path`.
 
-    Raises `ValueError`, which names the folders, for adapters that do not fit.
+    Returns:
+      The adapters, all with the same modules, sorted by path.
+
+    Raises:
+      ValueError: the adapters do not fit together; the message names their folders.
     """
     if missing not in ("refuse", "zero"):
         raise ValueError(f"missing is {missing!r}: it must be 'refuse' or 'zero'")
@@ -226,11 +239,11 @@ def together(
     return tuple(_completed(source, entries, missing) for source in adapters)
 
 
-def _check_same_base(one, two) -> None:
+def _check_same_base(one: PeftAdapter, two: PeftAdapter) -> None:
     first, second = map(_base_of, (one, two))
     if first != second:
         raise ValueError(
-            f"{one.path} is for base model {first}, but {two.path} for {second}; "
+            f"{one.path} is for base model {first}, but {two.path} for {second}; use "
             "--allow-different-base if these are the same weights"
         )
 
@@ -240,7 +253,7 @@ def _base_of(source: PeftAdapter) -> str:
     return f"{name!r} at revision {revision!r}" if revision else repr(name)
 
 
-def _check_same_task(one, two) -> None:
+def _check_same_task(one: PeftAdapter, two: PeftAdapter) -> None:
     first, second = (x.config.get("task_type") for x in (one, two))
     if first and second and first != second:
         raise ValueError(
@@ -249,7 +262,9 @@ def _check_same_task(one, two) -> None:
         )
 
 
-def _check_same_shapes(path, one, two) -> None:
+def _check_same_shapes(
+    path: str, one: tuple[Path, Entry], two: tuple[Path, Entry]
+) -> None:
     first, second = _outer_shapes(one[1]), _outer_shapes(two[1])
     if first != second:
         raise ValueError(
@@ -265,20 +280,21 @@ def _outer_shapes(entry: Entry) -> str:
     return f"trained whole with {', '.join(shapes)}"
 
 
-def _completed(source, entries, missing) -> Adapter:
+def _completed(
+    source: PeftAdapter, entries: Mapping[str, tuple[Path, Entry]], missing: str
+) -> Adapter:
     """The adapter with a zero delta for every module that it does not adapt."""
-    adapter = {}
-    for path, (where, entry) in sorted(entries.items()):
-        countable = is_factors(entry)
-        if path not in source.adapter and not (countable and missing == "zero"):
-            more = ", or count it as no change (--missing zero)"
-            mend = more if countable else ""
+    adapter: Adapter = {}
+    for path, (folder, entry) in sorted(entries.items()):
+        can_be_zero = is_factors(entry)
+        if path not in source.adapter and not (can_be_zero and missing == "zero"):
+            option = ", or count it as unchanged (--missing zero)"
             raise ValueError(
-                f"'{path}' is in {where} but not in {source.path}: merge adapters of "
-                f"the same modules{mend}"
+                f"'{path}' is in {folder} but not in {source.path}: merge adapters of "
+                f"the same modules{option if can_be_zero else ''}"
             )
-        zero = {name: np.zeros_like(value) for name, value in entry.items()}
-        adapter[path] = source.adapter.get(path, zero)
+        zeros: dict[str, Any] = {name: np.zeros_like(x) for name, x in entry.items()}
+        adapter[path] = source.adapter.get(path, zeros)
     return adapter
 
 
@@ -293,19 +309,24 @@ def write(
     dtype: str = "float32",
     overwrite: bool = False,
 ) -> None:
-    """Write an adapter that PEFT, transformers and vLLM load as it is.
+    """Write an adapter that PEFT, transformers and vLLM load without conversion.
 
-    All modules have one rank (smaller ones are padded with zeros, as vLLM knows no
-    others) and scale 1. The folder appears whole or not at all.
+    All modules get the same rank (factors of a smaller one are padded with zeros, as
+    vLLM supports a single rank) and scale 1. The folder appears whole or not at all.
 
-    adapter: one client's plain factors (`a` `[D, R]`, `b` `[R, K]`, their delta `a b`
-      without a further scale) and whole modules, by PEFT's paths.
-    config: what to keep: `base_model_name_or_path`, `task_type` and the names in
-      `target_modules` and `modules_to_save`; see `peft_config.merged_config`.
-    overwrite: replace an adapter that is there, in a folder that holds nothing else.
+    Args:
+      folder: the folder to write.
+      adapter: one client's plain factors (`a` `[D, R]`, `b` `[R, K]`, whose delta is
+        `a b` with no further scale) and whole modules, by PEFT's paths.
+      config: what to keep of a configuration: `base_model_name_or_path`, `task_type`
+        and the names in `target_modules` and `modules_to_save`; see
+        `peft_config.merged_config`.
+      dtype: of the tensors, one of `DTYPES`.
+      overwrite: replace an adapter in a folder that holds nothing else.
 
-    Raises `ValueError` where the folder is there, for factors that are no matrices, and
-    for values that are not finite in `dtype`.
+    Raises:
+      ValueError: the folder exists, factors are not matrices, or values are not finite
+        in `dtype`.
     """
     folder = Path(folder)
     check_free(folder, overwrite=overwrite)
@@ -322,19 +343,20 @@ def write(
     written = peft_config.plain_config(
         config or {}, rank=rank, targets=sorted(factors), whole=whole
     )
-    with folders.appearing(folder) as beside:
-        (beside / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
+    with folders.atomic_folder(folder) as new:
+        (new / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
         text = json.dumps(written, indent=2, sort_keys=True)
-        (beside / CONFIG).write_text(text + "\n", encoding="utf-8")
+        (new / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Raise `ValueError` where a folder cannot be written or be replaced."""
-    how = {"what": "PEFT adapter", "marker": CONFIG, "own": _OWN_FILES}
-    folders.check_free(folder, **how, overwrite=overwrite)
+    """Raise `ValueError` if an adapter cannot be written to a folder."""
+    folders.check_free(
+        folder, kind="PEFT adapter", marker=CONFIG, names=_FILES, overwrite=overwrite
+    )
 
 
-def _checked_rank(path, entry) -> int:
+def _checked_rank(path: str, entry: Entry) -> int:
     if set(entry) != {"a", "b"} or entry["a"].ndim != 2 or entry["b"].ndim != 2:
         shapes = {name: tuple(value.shape) for name, value in entry.items()}
         raise ValueError(
@@ -343,19 +365,19 @@ def _checked_rank(path, entry) -> int:
     return entry["a"].shape[1]
 
 
-def _named(entry: Entry, rank: int) -> dict[str, np.ndarray]:
-    """The tensors of a module as PEFT names them, padded to a rank."""
+def _named(entry: Entry, rank: int) -> _Tensors:
+    """A module's tensors under PEFT's names, padded to a rank."""
     if not is_factors(entry):
         return {name: np.asarray(value) for name, value in entry.items()}
-    more = ((0, rank - entry["a"].shape[1]), (0, 0))
+    padding = ((0, rank - entry["a"].shape[1]), (0, 0))
     first, second = np.asarray(entry["a"]).T, np.asarray(entry["b"])
     return {
-        "lora_A.weight": np.pad(first, more),
-        "lora_B.weight": np.pad(second, more).T,
+        "lora_A.weight": np.pad(first, padding),
+        "lora_B.weight": np.pad(second, padding).T,
     }
 
 
-def _stored(path, value, dtype) -> np.ndarray:
+def _stored(path: str, value: np.ndarray, dtype: str) -> np.ndarray:
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: it must be {', '.join(DTYPES)}")
     with np.errstate(over="ignore"):

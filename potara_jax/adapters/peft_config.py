@@ -1,7 +1,7 @@
-"""What an `adapter_config.json` of Hugging Face PEFT says about its adapter.
+"""`adapter_config.json` of Hugging Face PEFT: what it says about its adapter.
 
-The rank and the scale of every module, by PEFT's own rules (peft 0.21), and which
-features are not LoRA as it is here, `y = x W + s (x a) b`.
+The rank and the scale of every module follow PEFT's rules (peft 0.21). Features beyond
+plain LoRA, `y = x W + s (x a) b`, are refused.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 Config = dict[str, Any]
 
-_LARGEST = 1e30  # of an alpha; float32 must hold its products
-_LORA_DEFAULT = 8  # PEFT's, for `r` and for `lora_alpha`
+_MAX_ALPHA = 1e30  # so that float32 holds its products
+_LORA_DEFAULT = 8  # PEFT's default of `r` and of `lora_alpha`
 _KEPT = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 _KINDS = {
@@ -29,7 +29,7 @@ _UNSUPPORTED = {
     "layer_replication": "layers that are repeated",
     "megatron_config": "Megatron's parallel layers",
     "trainable_token_indices": "tokens of the embedding",
-    "target_parameters": "parameters that are no linear layers",
+    "target_parameters": "parameters outside linear layers",
     "alora_invocation_tokens": "activated LoRA, which starts at a token",
     "use_qalora": "QA-LoRA, which pools the inputs",
     "use_bdlora": "block-diagonal factors",
@@ -40,7 +40,15 @@ _UNSUPPORTED = {
 
 
 def check_config(config: Config, where: str) -> None:
-    """Raise `ValueError` for what is no plain LoRA, naming the field and the mend."""
+    """Check that a configuration is of plain LoRA.
+
+    Args:
+      config: `adapter_config.json`.
+      where: its path, for the error.
+
+    Raises:
+      ValueError: it is of something else; names the field and what to do.
+    """
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ValueError(
@@ -56,7 +64,7 @@ def check_config(config: Config, where: str) -> None:
     _check_features(config, where)
 
 
-def _check_kinds(config, where) -> None:
+def _check_kinds(config: Config, where: str) -> None:
     for field, kind in _KINDS.items():
         value = config.get(field)
         names = value if isinstance(value, list) else ()
@@ -68,11 +76,11 @@ def _check_kinds(config, where) -> None:
             )
 
 
-def _check_features(config, where) -> None:
+def _check_features(config: Config, where: str) -> None:
     for field, meaning in _UNSUPPORTED.items():
         if config.get(field):
             raise ValueError(
-                f"{where}: {field} is set ({meaning}): this is not a plain LoRA; "
+                f"{where}: {field} is set ({meaning}): this is not plain LoRA; "
                 f"train without {field}"
             )
     start = config.get("init_lora_weights")
@@ -80,30 +88,38 @@ def _check_features(config, where) -> None:
         raise ValueError(
             f"{where}: init_lora_weights is {start!r}, which changes the base's "
             "weights; save with path_initial_model_for_weight_conversion in PEFT, "
-            "which makes it a plain LoRA"
+            "which turns it into plain LoRA"
         )
 
 
 def module_rank(config: Config, path: str, where: str) -> int:
-    """The rank that the configuration gives a module, `rank_pattern` included."""
-    rank = _of_module(config, path, "r", "rank_pattern", where)
+    """The rank of a module, by `rank_pattern` or `r`.
+
+    Raises `ValueError`, which names the file `where`, if that is not a rank.
+    """
+    rank = _module_value(config, path, "r", "rank_pattern", where)
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise ValueError(f"{where}: the rank of '{path}' is {rank!r}, not 1 or more")
     return rank
 
 
 def module_scale(config: Config, path: str, where: str) -> float:
-    """The factor `s` of a module: `alpha / r`, with rsLoRA `alpha / sqrt(r)`."""
+    """The scale `s` of a module: `alpha / r`, with rsLoRA `alpha / sqrt(r)`.
+
+    Raises `ValueError`, which names the file `where`, if they are not numbers.
+    """
     rank = module_rank(config, path, where)
-    alpha = _of_module(config, path, "lora_alpha", "alpha_pattern", where)
-    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-    if not number or not abs(alpha) < _LARGEST:
-        raise ValueError(f"{where}: lora_alpha of '{path}' is {alpha!r}, no number")
+    alpha = _module_value(config, path, "lora_alpha", "alpha_pattern", where)
+    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not is_number or not abs(alpha) < _MAX_ALPHA:
+        raise ValueError(f"{where}: lora_alpha of '{path}' is {alpha!r}, not a number")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _of_module(config, path, field, pattern_field, where) -> Any:
-    """A module's value: that of the first pattern that matches the path's end."""
+def _module_value(
+    config: Config, path: str, field: str, pattern_field: str, where: str
+) -> Any:
+    """The value of the first pattern that matches the end of a path, or the field's."""
     patterns = config.get(pattern_field) or {}
     for pattern, value in patterns.items():
         if _matches(pattern, path, f"{where}: {pattern_field}"):
@@ -116,12 +132,12 @@ def _matches(pattern: str, path: str, where: str) -> bool:
         return re.match(rf"(.*\.)?({pattern})$", path) is not None
     except re.error as error:
         raise ValueError(
-            f"{where} has {pattern!r}, which is no regular expression: {error.msg}"
+            f"{where} has {pattern!r}, which is not a regular expression: {error.msg}"
         ) from None
 
 
 def whole_module(config: Config, key: str) -> tuple[str, str] | None:
-    """The module of `modules_to_save` that a parameter is of, and its name there."""
+    """The module of `modules_to_save` that holds a parameter, and its name in it."""
     parts = key.split(".")
     for end in range(1, len(parts)):
         path = ".".join(parts[:end])
@@ -131,16 +147,17 @@ def whole_module(config: Config, key: str) -> tuple[str, str] | None:
 
 
 def names_cover(names: Iterable[str], paths: Iterable[str]) -> bool:
-    """Whether every path is one of the names or ends with `.name`, as PEFT matches."""
+    """Whether every path is one of the names or ends with `.name`, as in PEFT."""
     ends = tuple(f".{name}" for name in names)
     return all(f".{path}".endswith(ends) for path in paths)
 
 
 def merged_config(configs: Sequence[Config]) -> Config:
-    """What the merge of some adapters keeps of their configurations.
+    """The configuration of a merge, for `plain_config`.
 
-    The first base and task that are given, and the names of all adapted and whole
-    modules where every adapter has them as names alone; else `plain_config` has paths.
+    It has the first base and task that any adapter names. It keeps the names of the
+    adapted and whole modules if every adapter lists plain names; otherwise
+    `plain_config` lists paths.
     """
     kept = {field: _first(config.get(field) for config in configs) for field in _KEPT}
     kept["fan_in_fan_out"] = configs[0].get("fan_in_fan_out", False)
@@ -153,25 +170,32 @@ def _first(values: Iterable[Any]) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _all_names(configs, field) -> list[str] | None:
-    narrowed = ("exclude_modules", "layers_to_transform")
-    named = all(
-        isinstance(c.get(field) or [], list) and not any(c.get(n) for n in narrowed)
-        for c in configs
-    )
-    names = {name for c in configs for name in c.get(field) or ()} if named else ()
+def _all_names(configs: Sequence[Config], field: str) -> list[str] | None:
+    if not all(_lists_plain_names(config, field) for config in configs):
+        return None
+    names = {name for config in configs for name in config.get(field) or ()}
     return sorted(names) or None
+
+
+def _lists_plain_names(config: Config, field: str) -> bool:
+    narrowed = config.get("exclude_modules") or config.get("layers_to_transform")
+    return isinstance(config.get(field) or [], list) and not narrowed
 
 
 def plain_config(
     config: Config, *, rank: int, targets: Sequence[str], whole: Sequence[str]
 ) -> Config:
-    """The configuration of factors of one rank, with their scale in `b`.
+    """The configuration of an adapter with one rank, and the scale in `b`.
 
-    `targets`, `whole`: paths of the adapted modules, and of those trained whole. The
-    names in `config` stay where they cover these; else the paths are the names, which
-    PEFT matches to exactly these modules.
+    Args:
+      config: what to keep, see `merged_config`. Its names of modules stay if they cover
+        `targets` and `whole`; otherwise their paths are listed, which PEFT matches to
+        exactly these modules.
+      rank: of all modules.
+      targets: paths of the adapted modules.
+      whole: paths of the modules trained whole.
     """
+
     return {
         "peft_type": "LORA",
         **{field: config.get(field) for field in _KEPT},

@@ -1,35 +1,44 @@
 """A frozen base in fewer bits; adapters and their optimiser stay in float32.
 
-The model's own `dtype` is that of its activations: with a base in bfloat16 or int8 it
-should be bfloat16 on an accelerator.
+The model's `dtype` is that of its activations. On an accelerator it should be bfloat16
+for a base in bfloat16 or int8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from potara_jax.adapters.lora import INT8_SCALE, Params, Site
+from potara_jax.adapters.lora import INT8_SCALE, Array, Params, Site
 
 
 def to_bfloat16(base: Params) -> Params:
-    """The base with its floating-point arrays in bfloat16: two bytes a number."""
-    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
-    return jax.tree.map(lambda x: x.astype(jnp.bfloat16) if is_float(x) else x, base)
+    """The base with its floating-point arrays in bfloat16, two bytes each number."""
+
+    def cast(x: Array) -> Array:
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        return x.astype(jnp.bfloat16) if floating else x
+
+    return jax.tree.map(cast, base)
 
 
 def to_int8(base: Params, sites: Mapping[str, Site]) -> Params:
-    """The base with the kernels of `sites` in int8: one byte a number, weights alone.
+    """The base with the kernels at `sites` in int8, one byte each number.
 
-    An output's scale `s` is its largest magnitude over 127, and a kernel is rounded to
-    nearest: `W ~ s code`, an error of `s / 2` at most. A layer computes `s (x code + b
-    / s)`, so no kernel is ever had in full precision; `lora.bind` sees to `s`. Other
-    arrays stay as they are. sites: all that can be, by `lora.find_sites` of `.*`.
+    An output's scale `s` is the largest magnitude of its weights over 127. Weights are
+    rounded to the nearest code, `W ~ s code`, with an error of at most `s / 2`. A layer
+    computes `s (x code + bias / s)`, so no kernel is ever restored to full precision;
+    `lora.bind` applies `s`. Activations and other arrays stay as they are.
+
+    Args:
+      base: parameters in floating point.
+      sites: the kernels to convert; `lora.find_sites` with the target `.*` gives all.
     """
-    flat = flatten_dict(dict(base), sep="/")
+    flat: dict[str, Any] = dict(flatten_dict(dict(base), sep="/"))
     for path, site in sites.items():
         kernel = flat[f"{path}/kernel"].astype(jnp.float32)
         scale = jnp.abs(kernel).max(site.inputs, keepdims=True) / 127
@@ -42,8 +51,8 @@ def to_int8(base: Params, sites: Mapping[str, Site]) -> Params:
     return unflatten_dict(flat, sep="/")
 
 
-# By name: functions of the base and of all its sites.
-KINDS = {
+# What makes a base of each precision, from the base and all its sites.
+KINDS: dict[str, Callable[[Params, Mapping[str, Site]], Params]] = {
     "float32": lambda base, sites: base,
     "bfloat16": lambda base, sites: to_bfloat16(base),
     "int8": to_int8,

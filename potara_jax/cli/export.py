@@ -92,7 +92,7 @@ def _experiment(run: Path, config: Mapping[str, Any]) -> Experiment:
 
     Raises `ValueError` where its data are missing or have changed.
     """
-    with weights.understanding(run / "config.json"):
+    with weights.errors_naming(run / "config.json"):
         for path in config.get("load", ()):
             load_file(Path(path))
         start = catalogue.find(config.get("file") or config["experiment"])

@@ -1,6 +1,7 @@
 """Greedy decoding with a key-value cache, as one program.
 
-Dimension letters: `B` batch, `L` tokens of the longest prompt, `M` new tokens.
+Dimension letters: `B` batch, `L` tokens of the longest prompt, `M` new tokens, `V`
+vocabulary.
 """
 
 from __future__ import annotations
@@ -13,33 +14,48 @@ import jax.numpy as jnp
 
 Array = jax.Array
 Read = Callable[[Array, Array, Any, Array], tuple[Array, Any]]
+_State = tuple[Any, Array, Array, Any]  # number of new tokens, all, next one, cache
 
 
 def greedy(
-    read: Read, cache: Any, prompt: Array, count: Array, *, most: int, stop: int = -1
+    read: Read,
+    cache: Any,
+    prompt: Array,
+    count: Array,
+    *,
+    max_tokens: int,
+    stop: int = -1,
 ) -> Array:
-    """The likeliest continuations, token by token, `[B, M]` with `M = most`.
+    """Continue each prompt with its likeliest tokens, one after the other.
 
-    read: `(tokens [B, T], positions [B, T], cache, last [B]) -> (logits [B, V],
-      cache)`, as `Llama.read` is. cache: an empty one of `L + M` slots.
-    prompt: `[B, L]`, padded behind; `count` `[B]` of its tokens are real.
-    stop: the token that ends an answer; it and all behind it are given as `stop`. The
-      loop ends with the last answer.
+    The loop ends with the last answer.
+
+    Args:
+      read: `(tokens [B, T], positions [B, T], cache, last [B]) -> (logits [B, V],
+        cache)`, as `Llama.read`.
+      cache: an empty one with `L + M` slots.
+      prompt: `[B, L]`, padded at the end.
+      count: `[B]`, the length of each prompt.
+      max_tokens: the number `M` of new tokens.
+      stop: the token that ends an answer.
+
+    Returns:
+      The new tokens, `[B, M]`, int32; `stop` from the end of an answer on.
     """
     batch, length = prompt.shape
-    places = jnp.broadcast_to(jnp.arange(length), prompt.shape)
-    logits, cache = read(prompt, places, cache, count - 1)
-    tokens = jnp.full((batch, most), stop, jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(length), prompt.shape)
+    logits, cache = read(prompt, positions, cache, count - 1)
+    tokens = jnp.full((batch, max_tokens), stop, jnp.int32)
 
-    def unfinished(state):
+    def unfinished(state: _State) -> Array:
         number, _, token, _ = state
-        return (number < most) & jnp.any(token != stop)
+        return (number < max_tokens) & jnp.any(token != stop)
 
-    def step(state):
+    def step(state: _State) -> _State:
         number, tokens, token, cache = state
         tokens = tokens.at[:, number].set(token)
-        place = (count + number)[:, None]
-        logits, cache = read(token[:, None], place, cache, jnp.zeros_like(count))
+        position = (count + number)[:, None]
+        logits, cache = read(token[:, None], position, cache, jnp.zeros_like(count))
         following = jnp.argmax(logits, -1).astype(jnp.int32)
         following = jnp.where(token == stop, stop, following)
         return number + 1, tokens, following, cache

@@ -5,15 +5,16 @@ heads, `K` key heads, `H` width of a head, `V` vocabulary, `A` answers.
 
 Touvron et al. 2023 (arXiv 2302.13971), Llama team 2024 (arXiv 2407.21783): RMS norms,
 rotary positions, grouped-query attention, SwiGLU. Modules have Hugging Face's names, so
-that an adapter's path is PEFT's; all layers are one, `layers`, whose arrays have a
-leading axis.
+that an adapter's path is PEFT's. One scanned module, `layers`, holds all layers; its
+arrays have a leading axis.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,9 @@ Array = jax.Array
 class RopeScaling:
     """How `rope_type: llama3` slows the slow rotations, for a longer context.
 
-    factor: by how much, where a rotation takes more than `original / low` tokens; none
-      where it takes fewer than `original / high`; between them, in between.
+    A rotation that takes more than `original / low` tokens is slowed by `factor`; one
+    that takes fewer than `original / high` stays; between the two, it is interpolated.
+
     original: the context of the pre-training, in tokens.
     """
 
@@ -43,19 +45,26 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Sizes and kinds of a Llama.
+    """Sizes and variants of a Llama.
 
-    vocabulary, width, depth: of the whole; hidden: of the SwiGLU.
-    heads, key_heads: query heads, and the key and value heads that they share.
+    vocabulary: number of tokens.
+    width: of the residual stream.
+    hidden: width of the SwiGLU.
+    depth: number of layers.
+    heads: number of query heads.
+    key_heads: number of key and value heads, which the query heads share.
     head_width: default `width / heads`.
-    epsilon: of the norms. theta, scaling: of the rotary positions.
-    tied: whether the embedding is the head too.
-    biases: of query, key and value (Qwen2). head_norms: of query and key (Qwen3).
-    context: the longest sequence that it was trained on, in tokens.
-    dtype: of activations; parameters keep theirs.
-    remat: whether a layer's activations are computed again for the gradient.
-    attention: `xla`, or `cudnn`: flash attention on a GPU, in bfloat16, which has no
-      forward-mode derivatives: for training and decoding, not for Hermite weights.
+    epsilon: added to the mean square by the norms.
+    theta, scaling: of the rotary positions.
+    tied: use the embedding as the output head too.
+    biases: give query, key and value biases (Qwen2).
+    head_norms: normalise query and key (Qwen3).
+    context: the longest sequence of the training, in tokens.
+    dtype: of the activations; parameters keep their dtypes.
+    remat: recompute a layer's activations for the gradient.
+    attention: `xla`, or `cudnn` for flash attention on a GPU in bfloat16. The latter
+      has no forward-mode derivatives, so it serves training and decoding, not Hermite
+      weights.
     """
 
     vocabulary: int = 128256
@@ -74,7 +83,7 @@ class LlamaConfig:
     context: int = 131072
     dtype: str = "float32"
     remat: bool = False
-    attention: str = "xla"
+    attention: Literal["xla", "cudnn"] = "xla"
 
     @property
     def head(self) -> int:
@@ -83,14 +92,14 @@ class LlamaConfig:
 
 
 class Cache(NamedTuple):
-    """Keys and values of what was read so far, `[layers, B, S, K, H]`."""
+    """Keys and values of the tokens read so far, `[layers, B, S, K, H]`."""
 
     keys: Array
     values: Array
 
 
 def empty_cache(config: LlamaConfig, batch: int, slots: int) -> Cache:
-    """A cache for `slots` tokens a sequence."""
+    """A cache with room for `slots` tokens of each sequence."""
     shape = config.depth, batch, slots, config.key_heads, config.head
     return Cache(*(jnp.zeros(shape, config.dtype) for _ in range(2)))
 
@@ -99,7 +108,7 @@ def empty_cache(config: LlamaConfig, batch: int, slots: int) -> Cache:
 
 
 def frequencies(config: LlamaConfig) -> np.ndarray:
-    """Rotations a token of every pair of a head, in radians, `[H / 2]`, float32."""
+    """Radians per token by which each pair of a head rotates, `[H / 2]`, float32."""
     exponents = np.arange(0, config.head, 2, dtype=np.float64) / config.head
     plain = config.theta**-exponents
     scaling = config.scaling
@@ -111,7 +120,13 @@ def frequencies(config: LlamaConfig) -> np.ndarray:
 
 
 def rotate(x_BLNH: Array, position_BL: Array, frequency: np.ndarray) -> Array:
-    """Heads turned by their positions; the pairs are the two halves of a head."""
+    """Heads rotated by their positions; a pair is one number from each half of a head.
+
+    Args:
+      x_BLNH: queries or keys.
+      position_BL: of the tokens.
+      frequency: `[H / 2]`, see `frequencies`.
+    """
     angle = position_BL[..., None, None].astype(jnp.float32) * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     first, second = jnp.split(x_BLNH.astype(jnp.float32), 2, -1)
@@ -122,10 +137,10 @@ def rotate(x_BLNH: Array, position_BL: Array, frequency: np.ndarray) -> Array:
 # --- Layers --------------------------------------------------------------------------
 
 
-class Where(NamedTuple):
-    """Where tokens stand: `position` `[B, L]`, and who may look at whom.
+class Placement(NamedTuple):
+    """Positions of tokens, `[B, L]`, and which other tokens each attends to.
 
-    `mask`: `[B, 1, L, L or S]`, or None where that is causal and nothing else.
+    `mask`: `[B, 1, L, L or S]`, or None for plain causal attention.
     """
 
     position: Array
@@ -138,32 +153,40 @@ class Attention(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x_BLD, where: Where, cache: Cache | None):
-        c = self.config
+    def __call__(
+        self, x_BLD: Array, placement: Placement, cache: Cache | None
+    ) -> tuple[Array, Cache | None]:
+        c, position, mask = self.config, placement.position, placement.mask
         query, key, value = (
             self._heads(x_BLD, name, number)
             for name, number in (("q", c.heads), ("k", c.key_heads), ("v", c.key_heads))
         )
         if c.head_norms:
             query, key = _norm(c, "q_norm")(query), _norm(c, "k_norm")(key)
-        turn = lambda x: rotate(x, where.position, frequencies(c))
-        query, key = turn(query), turn(key)
+        query = rotate(query, position, frequencies(c))
+        key = rotate(key, position, frequencies(c))
         if cache is not None:
-            cache = _written(cache, key, value, where.position)
+            cache = _with_tokens(cache, key, value, position)
             key, value = cache
-        how = {"implementation": c.attention, "is_causal": where.mask is None}
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=where.mask, **how)
+        mixed = jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=mask,
+            is_causal=mask is None,
+            implementation=c.attention,
+        )
         flat = mixed.reshape(*mixed.shape[:2], -1)
         return _dense(c, c.width, "o_proj")(flat), cache
 
-    def _heads(self, x_BLD, name: str, number: int) -> Array:
+    def _heads(self, x_BLD: Array, name: str, number: int) -> Array:
         c = self.config
         project = _dense(c, number * c.head, f"{name}_proj", bias=c.biases)
         return project(x_BLD).reshape(*x_BLD.shape[:2], number, c.head)
 
 
-def _written(cache: Cache, key, value, position) -> Cache:
-    """The layer's cache with new keys and values at their positions."""
+def _with_tokens(cache: Cache, key: Array, value: Array, position: Array) -> Cache:
+    """A layer's cache with new keys and values at their positions."""
     put = jax.vmap(lambda old, new, at: old.at[at].set(new.astype(old.dtype)))
     return Cache(put(cache.keys, key, position), put(cache.values, value, position))
 
@@ -174,7 +197,7 @@ class MLP(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x_BLD):
+    def __call__(self, x_BLD: Array) -> Array:
         c = self.config
         gate = nn.silu(_dense(c, c.hidden, "gate_proj")(x_BLD))
         return _dense(c, c.width, "down_proj")(
@@ -183,25 +206,29 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """A pre-norm layer: `(x, where, cache) -> (x, cache)`."""
+    """A pre-norm transformer layer."""
 
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x_BLD, where: Where, cache: Cache | None):
+    def __call__(
+        self, x_BLD: Array, placement: Placement, cache: Cache | None
+    ) -> tuple[Array, Cache | None]:
         c = self.config
         normed = _norm(c, "input_layernorm")(x_BLD)
-        mixed, cache = Attention(c, name="self_attn")(normed, where, cache)
+        mixed, cache = Attention(c, name="self_attn")(normed, placement, cache)
         x_BLD = x_BLD + mixed
         normed = _norm(c, "post_attention_layernorm")(x_BLD)
         return x_BLD + MLP(c, name="mlp")(normed), cache
 
 
-def _dense(config, features: int, name: str, *, bias: bool = False) -> nn.Dense:
+def _dense(
+    config: LlamaConfig, features: int, name: str, *, bias: bool = False
+) -> nn.Dense:
     return nn.Dense(features, use_bias=bias, dtype=config.dtype, name=name)
 
 
-def _norm(config, name: str) -> nn.RMSNorm:
+def _norm(config: LlamaConfig, name: str) -> nn.RMSNorm:
     return nn.RMSNorm(epsilon=config.epsilon, dtype=config.dtype, name=name)
 
 
@@ -209,12 +236,13 @@ def _norm(config, name: str) -> nn.RMSNorm:
 
 
 class Text(NamedTuple):
-    """Sequences that are read at once.
+    """Sequences of tokens.
 
-    `tokens` `[B, L]`, padded behind. `at` `[B, A]`: the positions whose next token is
-    asked for. `segment` `[B, L]`: which of the texts that share a row a token is of. It
-    sees those before it of its own text, and of text 0, which all others follow;
-    default: a row is one text.
+    tokens: `[B, L]`, padded at the end.
+    at: `[B, A]`, the positions whose next token is predicted.
+    segment: `[B, L]`, the number of the text that a token belongs to, where several
+      texts share a row. A token attends to earlier ones of its text, and of text 0,
+      which all others continue. Default: each row is one text.
     """
 
     tokens: Array
@@ -227,12 +255,12 @@ class Llama(nn.Module):
 
     config: LlamaConfig
 
-    def setup(self):
-        """The embedding, the layers, the last norm, and the head."""
+    def setup(self) -> None:
+        """Make the embedding, the layers, the last norm, and the head."""
         c = self.config
         self.embed_tokens = nn.Embed(c.vocabulary, c.width, dtype=c.dtype)
         layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
-        self.layers = nn.scan(
+        self.layers: Any = nn.scan(  # takes and returns a stack of caches
             layer,
             variable_axes={"params": 0, "lora": 0, "intermediates": 0},
             split_rngs={"params": True},
@@ -246,88 +274,106 @@ class Llama(nn.Module):
 
     def __call__(self, text: Text) -> Array:
         """Read whole texts."""
-        x_BLD, _ = self.layers(self._embedded(text.tokens), _standing(text), None)
+        x_BLD, _ = self.layers(self._embedded(text.tokens), _placement(text), None)
         x_BAD = jnp.take_along_axis(x_BLD, text.at[..., None], 1)
         return self._logits(x_BAD)
 
-    def read(self, tokens: Array, position: Array, cache: Cache, last: Array):
-        """Read tokens `[B, L]` at their positions.
+    def read(
+        self, tokens: Array, position: Array, cache: Cache, last: Array
+    ) -> tuple[Array, Cache]:
+        """Read tokens into the cache.
 
-        Gives the logits `[B, V]` after the token at place `last` `[B]` of each, since
-        those of a long prompt would not fit a device; and the cache.
+        Args:
+          tokens: `[B, L]`.
+          position: `[B, L]`, of the tokens, which are their slots in the cache.
+          cache: of the tokens read before.
+          last: `[B]`, the index of the token whose logits are computed; those of all
+            tokens of a long prompt would not fit a device.
+
+        Returns:
+          The logits `[B, V]` after each `last` token, and the cache.
         """
         slots = jnp.arange(cache.keys.shape[2])
         mask = slots <= position[:, None, :, None]
-        where = Where(position, mask)
-        x_BLD, cache = self.layers(self._embedded(tokens), where, cache)
+        placement = Placement(position, mask)
+        x_BLD, cache = self.layers(self._embedded(tokens), placement, cache)
         x_BAD = jnp.take_along_axis(x_BLD, last[:, None, None], 1)
         return self._logits(x_BAD)[:, 0], cache
 
-    def _embedded(self, tokens) -> Array:
+    def _embedded(self, tokens: Array) -> Array:
         return self.embed_tokens(tokens.astype(jnp.int32))
 
-    def _logits(self, x_BLD) -> Array:
+    def _logits(self, x_BLD: Array) -> Array:
         x_BLD = self.norm(x_BLD)
         head = self.embed_tokens.attend if self.config.tied else self.lm_head
         return head(x_BLD).astype(jnp.float32)
 
 
-def _standing(text: Text) -> Where:
-    place = jnp.arange(text.tokens.shape[1])
+def _placement(text: Text) -> Placement:
+    index = jnp.arange(text.tokens.shape[1])
     if text.segment is None:
-        return Where(jnp.broadcast_to(place, text.tokens.shape), None)
-    reader, read = text.segment[:, :, None], text.segment[:, None, :]
-    seen = ((reader == read) | (read == 0)) & (place[:, None] >= place)
-    return Where(seen.sum(-1) - 1, seen[:, None])
+        return Placement(jnp.broadcast_to(index, text.tokens.shape), None)
+    query, key = text.segment[:, :, None], text.segment[:, None, :]
+    attended = ((query == key) | (key == 0)) & (index[:, None] >= index)
+    return Placement(attended.sum(-1) - 1, attended[:, None])
 
 
-# --- Hugging Face's files ------------------------------------------------------------
+# --- Hugging Face files --------------------------------------------------------------
 
 _LAYER = "model.layers.*"
-_KERNELS = {
-    "self_attn": "q_proj k_proj v_proj o_proj",
-    "mlp": "gate_proj up_proj down_proj",
-}
-_LAYER_NORMS = "input_layernorm", "post_attention_layernorm"
+
+
+def _kernel_and_bias(block: str, name: str) -> tuple[Rule, Rule]:
+    """The rules of a layer's projection."""
+    ours, theirs = f"layers/{block}/{name}", f"{_LAYER}.{block}.{name}"
+    return (
+        Rule(f"{ours}/kernel", f"{theirs}.weight", LINEAR),
+        Rule(f"{ours}/bias", f"{theirs}.bias"),
+    )
+
 
 TABLE = Table(
     (
         Rule("embed_tokens/embedding", "model.embed_tokens.weight"),
         Rule("norm/scale", "model.norm.weight"),
         Rule("lm_head/kernel", "lm_head.weight", LINEAR),
-        *(Rule(f"layers/{n}/scale", f"{_LAYER}.{n}.weight") for n in _LAYER_NORMS),
-        *(
-            rule
-            for block, names in _KERNELS.items()
-            for name in names.split()
-            for rule in (
-                Rule(
-                    f"layers/{block}/{name}/kernel",
-                    f"{_LAYER}.{block}.{name}.weight",
-                    LINEAR,
-                ),
-                Rule(f"layers/{block}/{name}/bias", f"{_LAYER}.{block}.{name}.bias"),
-            )
+        Rule("layers/input_layernorm/scale", f"{_LAYER}.input_layernorm.weight"),
+        Rule(
+            "layers/post_attention_layernorm/scale",
+            f"{_LAYER}.post_attention_layernorm.weight",
         ),
-        *(
-            Rule(f"layers/self_attn/{n}/scale", f"{_LAYER}.self_attn.{n}.weight")
-            for n in ("q_norm", "k_norm")
-        ),
+        *_kernel_and_bias("self_attn", "q_proj"),
+        *_kernel_and_bias("self_attn", "k_proj"),
+        *_kernel_and_bias("self_attn", "v_proj"),
+        *_kernel_and_bias("self_attn", "o_proj"),
+        *_kernel_and_bias("mlp", "gate_proj"),
+        *_kernel_and_bias("mlp", "up_proj"),
+        *_kernel_and_bias("mlp", "down_proj"),
+        Rule("layers/self_attn/q_norm/scale", f"{_LAYER}.self_attn.q_norm.weight"),
+        Rule("layers/self_attn/k_norm/scale", f"{_LAYER}.self_attn.k_norm.weight"),
     ),
     ignored=("*.rotary_emb.inv_freq",),
 )
 
-_KINDS = {
-    "llama": {},
-    "qwen2": {"biases": True},
-    "qwen3": {"head_norms": True},
+
+class _Variant(NamedTuple):
+    """What a `model_type` adds to Llama's attention."""
+
+    biases: bool = False
+    head_norms: bool = False
+
+
+_VARIANTS = {
+    "llama": _Variant(),
+    "qwen2": _Variant(biases=True),
+    "qwen3": _Variant(head_norms=True),
 }
 
 
-def described(config: LlamaConfig) -> dict:
+def description_of(config: LlamaConfig) -> dict[str, Any]:
     """The `config.json` of a model; `config_of` reads it."""
-    told = ("biases", config.biases), ("head_norms", config.head_norms)
-    kind = next(k for k, own in _KINDS.items() if own == {n: x for n, x in told if x})
+    variant = _Variant(config.biases, config.head_norms)
+    kind = next(name for name, known in _VARIANTS.items() if known == variant)
     scaling = config.scaling and {
         "rope_type": "llama3",
         "factor": config.scaling.factor,
@@ -354,79 +400,99 @@ def described(config: LlamaConfig) -> dict:
     }
 
 
-def config_of(found: dict) -> LlamaConfig:
-    """The configuration that a `config.json` states.
+def config_of(description: Mapping[str, Any]) -> LlamaConfig:
+    """The configuration that a `config.json` describes.
 
-    Raises `ValueError` for another kind of model, of rotary positions, or of attention.
+    Args:
+      description: the object in the file.
+
+    Raises:
+      ValueError: it describes another kind of model, of rotary positions or of
+        attention, or impossible sizes.
     """
-    kind = found.get("model_type")
-    if kind not in _KINDS:
-        known = ", ".join(_KINDS)
-        raise ValueError(f"model_type is {kind!r}: it must be one of {known}")
-    if found.get("hidden_act", "silu") != "silu" or found.get("mlp_bias"):
-        raise ValueError("the model's MLP is no SwiGLU without biases")
-    if found.get("use_sliding_window"):
-        raise ValueError("use_sliding_window is true: only full attention is there")
-    rope = found.get("rope_parameters") or {}
-    scaling = found.get("rope_scaling") or rope
-    told = (each.get("rope_theta") for each in (found, rope))
-    theta = next((each for each in told if each is not None), 10000.0)
-    heads, key_heads = _heads(found)
-    weights.check_sizes(found, *_SIZES)
-    weights.check_numbers(found | {"rope_theta": theta}, "rms_norm_eps", "rope_theta")
-    biases = found.get("attention_bias", False)
-    if kind == "llama" and biases:
-        raise ValueError("attention_bias is true: Llama's attention has none here")
+    variant = _variant(description)
+    heads, key_heads = _heads(description)
+    theta = _theta(description)
+    weights.check_sizes(description, *_SIZES)
+    numbers = {**description, "rope_theta": theta}
+    weights.check_numbers(numbers, "rms_norm_eps", "rope_theta")
     return LlamaConfig(
-        vocabulary=found["vocab_size"],
-        width=found["hidden_size"],
-        hidden=found["intermediate_size"],
-        depth=found["num_hidden_layers"],
+        vocabulary=description["vocab_size"],
+        width=description["hidden_size"],
+        hidden=description["intermediate_size"],
+        depth=description["num_hidden_layers"],
         heads=heads,
         key_heads=key_heads,
-        head_width=found.get("head_dim"),
-        epsilon=found["rms_norm_eps"],
+        head_width=description.get("head_dim"),
+        epsilon=description["rms_norm_eps"],
         theta=float(theta),
-        scaling=_scaling(scaling),
-        tied=found.get("tie_word_embeddings", False),
-        context=found["max_position_embeddings"],
-        **_KINDS[kind],
+        scaling=_scaling(description),
+        tied=description.get("tie_word_embeddings", False),
+        biases=variant.biases,
+        head_norms=variant.head_norms,
+        context=description["max_position_embeddings"],
     )
 
 
 _SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
     "max_position_embeddings",
 )
 
 
-def _heads(found: dict) -> tuple[int, int]:
-    """How many heads there are of queries, and of keys; raises `ValueError`."""
-    own = ("num_key_value_heads", "head_dim")
-    told = [name for name in own if found.get(name) is not None]
-    weights.check_sizes(found, "hidden_size", "num_attention_heads", *told)
-    width, heads = found["hidden_size"], found["num_attention_heads"]
-    key_heads = found["num_key_value_heads"] if own[0] in told else heads
+def _variant(description: Mapping[str, Any]) -> _Variant:
+    kind = description.get("model_type")
+    if kind not in _VARIANTS:
+        known = ", ".join(_VARIANTS)
+        raise ValueError(f"model_type is {kind!r}: it must be one of {known}")
+    if description.get("hidden_act", "silu") != "silu" or description.get("mlp_bias"):
+        raise ValueError("the model's MLP is not a SwiGLU without biases")
+    if description.get("use_sliding_window"):
+        raise ValueError("use_sliding_window is true: only full attention is supported")
+    if kind == "llama" and description.get("attention_bias", False):
+        raise ValueError("attention_bias is true, which is not supported for a Llama")
+    return _VARIANTS[kind]
+
+
+def _heads(description: Mapping[str, Any]) -> tuple[int, int]:
+    """The numbers of query heads and of key heads; raises `ValueError`."""
+    optional = ("num_key_value_heads", "head_dim")
+    given = [name for name in optional if description.get(name) is not None]
+    weights.check_sizes(description, "hidden_size", "num_attention_heads", *given)
+    width, heads = description["hidden_size"], description["num_attention_heads"]
+    key_heads = description["num_key_value_heads"] if optional[0] in given else heads
     if heads % key_heads:
         raise ValueError(f"{heads} heads do not share {key_heads} of keys and values")
-    if "head_dim" not in told and width % heads:
-        raise ValueError(f"hidden_size is {width}: it has no {heads} equal heads")
-    if (found["head_dim"] if "head_dim" in told else width // heads) % 2:
-        raise ValueError("a head has an odd width: rotary positions turn pairs")
+    if "head_dim" not in given and width % heads:
+        raise ValueError(f"hidden_size is {width}: {heads} heads do not divide it")
+    if (description["head_dim"] if "head_dim" in given else width // heads) % 2:
+        raise ValueError("a head's width is odd: rotary positions need an even one")
     return heads, key_heads
 
 
-def _scaling(found: dict) -> RopeScaling | None:
-    kind = found.get("rope_type", found.get("type", "default"))
+def _theta(description: Mapping[str, Any]) -> Any:
+    """The base of the rotary frequencies, in the newer or the older form."""
+    places = description, description.get("rope_parameters") or {}
+    given = (place.get("rope_theta") for place in places)
+    return next((theta for theta in given if theta is not None), 10000.0)
+
+
+def _scaling(description: Mapping[str, Any]) -> RopeScaling | None:
+    newer = description.get("rope_parameters") or {}
+    scaling = description.get("rope_scaling") or newer
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return None
     if kind != "llama3":
         raise ValueError(f"rope_type is {kind!r}: it must be default or llama3")
     numbers = ("factor", "low_freq_factor", "high_freq_factor")
-    weights.check_numbers(found, *numbers, "original_max_position_embeddings")
+    weights.check_numbers(scaling, *numbers, "original_max_position_embeddings")
     return RopeScaling(
-        factor=found["factor"],
-        low=found["low_freq_factor"],
-        high=found["high_freq_factor"],
-        original=found["original_max_position_embeddings"],
+        factor=scaling["factor"],
+        low=scaling["low_freq_factor"],
+        high=scaling["high_freq_factor"],
+        original=scaling["original_max_position_embeddings"],
     )

@@ -1,4 +1,4 @@
-"""Personalised models in Hugging Face's forms: PEFT adapters, and whole checkpoints."""
+"""Personalised models as Hugging Face has them: PEFT adapters, whole checkpoints."""
 
 from __future__ import annotations
 
@@ -15,14 +15,22 @@ from potara_jax.adapters.lora import Adapter, Entry, Params, Site, is_factors
 from potara_jax.models import weights
 from potara_jax.models.weights import Table
 
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+)
+
 
 class Form(NamedTuple):
     """How a model and its adapters are written.
 
-    table: where its parameters are stored; None: a model that is not in Hugging Face's
-      library, whose modules PEFT names as they are named here, with dots.
+    table: where its parameters are stored. None for a model that is not in Hugging
+      Face's library: its adapters have its modules' own paths, with dots.
     config: its `config.json`.
-    files: what else belongs to it, texts by name.
+    files: the texts of its other files, by name.
     sites, scale: of the adapters.
     checkpoint: the folder or name that the model was loaded from, or None.
     task: PEFT's `task_type`.
@@ -38,42 +46,36 @@ class Form(NamedTuple):
 
 
 def read_files(folder: Path) -> dict[str, str]:
-    """What belongs to a checkpoint beside its weights: tokenizer, preprocessor."""
-    found = (folder / name for name in _FILES if (folder / name).is_file())
-    return {path.name: _text(path) for path in found}
+    """The texts of a checkpoint's tokenizer and preprocessor files, by name."""
+    paths = (folder / name for name in _FILES if (folder / name).is_file())
+    return {path.name: _text(path) for path in paths}
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 ({error}); download it again") from None
+        raise ValueError(f"{path} is not UTF-8 ({error}); download it again") from None
 
 
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-)
+# --- Adapters ------------------------------------------------------------------------
 
 
-def renamed(adapter: Adapter, form: Form) -> Adapter:
+def as_peft(adapter: Adapter, form: Form) -> Adapter:
     """One client's adapter by PEFT's paths, with the scale in `b`; NumPy, float32.
 
-    A module that the model scans over its layers becomes one a layer.
+    A module that the model scans over its layers becomes one module per layer.
     """
-    found: dict[str, Entry] = {}
+    modules: Adapter = {}
     for path, entry in adapter.items():
         if is_factors(entry):
-            found |= _layers(path, entry, form)
+            modules |= _factors(path, entry, form)
         else:
-            found |= _whole(path, entry, form)
-    return found
+            modules |= _whole(path, entry, form)
+    return modules
 
 
-def _layers(path: str, entry: Entry, form: Form) -> dict[str, Entry]:
+def _factors(path: str, entry: Entry, form: Form) -> dict[str, dict[str, Any]]:
     if set(entry) != {"a", "b"}:
         raise ValueError(f"'{path}' has more than two factors: fold the model")
     a = np.asarray(entry["a"], np.float32)
@@ -87,70 +89,99 @@ def _layers(path: str, entry: Entry, form: Form) -> dict[str, Entry]:
 
 
 def _dotted(path: str, form: Form) -> str:
-    """PEFT's name of a module of the user's own model."""
+    """PEFT's name of a module of a model outside Hugging Face's library."""
     if form.sites[path].stack:
         raise ValueError(
-            f"'{path}' is scanned over layers, which have no names in PEFT: fold it"
+            f"'{path}' is scanned over layers, which PEFT cannot name: fold the model"
         )
     return path.replace("/", ".")
 
 
-def _whole(path: str, entry: Entry, form: Form) -> dict[str, Entry]:
+def _whole(path: str, entry: Entry, form: Form) -> dict[str, dict[str, Any]]:
+    values = {name: np.asarray(x, np.float32) for name, x in entry.items()}
     if form.table is None:
-        name = path.replace("/", ".")
-        return {name: {k: np.asarray(x, np.float32) for k, x in entry.items()}}
-    made: Entry = {}
-    for parameter, x in entry.items():
-        x = np.asarray(x, np.float32)
+        return {path.replace("/", "."): values}
+    modules: dict[str, dict[str, Any]] = {}
+    for parameter, x in values.items():
         stored = weights.stored_as(f"{path}/{parameter}", x.shape, form.table)
         module, _, name = stored.names[0].rpartition(".")
-        made[name] = np.ascontiguousarray(stored.kind.there(x))
-    return {module: made}
+        tensor = np.ascontiguousarray(stored.conversion.to_file(x))
+        modules.setdefault(module, {})[name] = tensor
+    return modules
 
 
 def write_adapter(
-    folder: Path, adapter: Adapter, form: Form, *, base: str, **how
+    folder: Path,
+    adapter: Adapter,
+    form: Form,
+    *,
+    base: str,
+    dtype: str = "float32",
+    overwrite: bool = False,
 ) -> None:
-    """A client's adapter as PEFT has it, for `base`; `how` as in `peft.write`."""
+    """Write a client's adapter as PEFT does.
+
+    Args:
+      folder: the folder to write.
+      adapter: one client's.
+      form: the model's.
+      base: the name or folder of the base model.
+      dtype: of the tensors.
+      overwrite: replace an adapter in the folder.
+
+    Raises:
+      ValueError: the adapter cannot be written, see `peft.write`, or has more than two
+        factors.
+    """
     config = {"base_model_name_or_path": base, "task_type": form.task}
-    peft.write(folder, renamed(adapter, form), config, **how)
+    peft.write(folder, as_peft(adapter, form), config, dtype=dtype, overwrite=overwrite)
+
+
+# --- Whole models --------------------------------------------------------------------
 
 
 def write_folded(
     folder: Path, base: Params, adapter: Adapter, form: Form, *, dtype: str = "float32"
 ) -> None:
-    """The base with a client's adapter in it, as a checkpoint of its own; one that is
-    there is replaced.
-    """
+    """Write the base with a client's adapter folded in, replacing the folder."""
     folded = lora.fold(base, adapter, form.sites, scale=form.scale)
-    with folders.appearing(folder) as beside:
-        _write(beside, folded, form, dtype)
+    with folders.atomic_folder(folder) as new:
+        _write(new, folded, form, dtype)
 
 
 def write_base(
     folder: Path, params: Params, form: Form, *, dtype: str = "float32"
 ) -> None:
-    """A whole checkpoint.
+    """Write a whole checkpoint.
 
-    Raises `ValueError` where the folder is there and holds anything else than that.
+    Raises `ValueError` if the folder exists and holds anything but this checkpoint.
     """
-    with folders.appearing(folder) as beside:
-        _write(beside, params, form, dtype)
-        if folder.exists() and not _same(beside, folder):
+    with folders.atomic_folder(folder) as new:
+        _write(new, params, form, dtype)
+        if folder.exists() and not _same(new, folder):
             raise ValueError(
-                f"{folder} is there already and is no copy of this base; name another "
-                "--out, or remove it with the adapters that are for it"
+                f"{folder} already exists and is not a copy of this base; choose "
+                "another --out, or remove it with the adapters for it"
             )
 
 
 def check_folded(folder: Path, *, overwrite: bool) -> None:
-    """Raise `ValueError` where a folder cannot be written or be replaced."""
-    own = {weights.CONFIG, weights.WEIGHTS, *_FILES}
-    how = {"what": "whole model", "marker": weights.CONFIG, "own": own}
-    folders.check_free(folder, **how, overwrite=overwrite)
+    """Raise `ValueError` if a whole model cannot be written to a folder."""
+    folders.check_free(
+        folder,
+        kind="whole model",
+        marker=weights.CONFIG,
+        names={weights.CONFIG, weights.WEIGHTS, *_FILES},
+        overwrite=overwrite,
+    )
 
 
 def _write(folder: Path, params: Params, form: Form, dtype: str) -> None:
+    if form.table is None:
+        raise ValueError(
+            "a model outside Hugging Face's library has no checkpoint format; write "
+            "its adapters instead"
+        )
     for name, text in form.files.items():
         (folder / name).write_text(text, encoding="utf-8")
     config = json.loads(json.dumps(form.config)) | {"torch_dtype": dtype}
@@ -158,6 +189,8 @@ def _write(folder: Path, params: Params, form: Form, dtype: str) -> None:
 
 
 def _same(one: Path, other: Path) -> bool:
-    names, there = ({path.name for path in folder.iterdir()} for folder in (one, other))
+    names, others = (
+        {path.name for path in folder.iterdir()} for folder in (one, other)
+    )
     _, differ, unread = filecmp.cmpfiles(one, other, names, shallow=False)
-    return names == there and not differ and not unread
+    return names == others and not differ and not unread

@@ -1,6 +1,7 @@
 """A Vision Transformer in Flax Linen.
 
-Dimension letters: `B` batch, `H` `W` image sides, `C` colours, `L` tokens, `D` width.
+Dimension letters: `B` batch, `H` height, `W` width, `C` colours, `L` tokens, `D`
+features of a token, `K` classes.
 
 Dosovitskiy et al. 2020 (arXiv 2010.11929): patches, a class token, learned positions,
 pre-norm blocks, a linear head on the class token.
@@ -9,8 +10,9 @@ pre-norm blocks, a linear head on the class token.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +25,17 @@ from potara_jax.models.weights import (
     LINEAR,
     PATCHES,
     SAME,
+    Conversion,
     Rule,
     Table,
 )
+
+Array = jax.Array
 
 # By Hugging Face's names.
 ACTIVATIONS = {
     "gelu": partial(nn.gelu, approximate=False),
     "gelu_new": nn.gelu,
-    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
 
 
@@ -40,12 +44,14 @@ class ViTConfig:
     """Sizes of a Vision Transformer.
 
     patch: side of a square patch, in pixels.
-    width, depth, heads: of the transformer; the MLP is `mlp_ratio` times as wide.
+    width, depth, heads: of the transformer.
+    mlp_ratio: width of the MLP over `width`.
     classes: outputs of the head.
-    epsilon: of the norms. activation: of the MLP, one of `ACTIVATIONS`.
-    dtype: of activations; parameters keep theirs.
-    remat: whether a block's activations are computed again for the gradient, which
-      takes less memory and a third more time.
+    epsilon: added to the variance by the norms.
+    activation: of the MLP, one of `ACTIVATIONS`.
+    dtype: of the activations; parameters keep their dtypes.
+    remat: recompute a block's activations for the gradient, which takes less memory
+      and a third more time.
     """
 
     patch: int = 16
@@ -66,30 +72,30 @@ class Attention(nn.Module):
     config: ViTConfig
 
     @nn.compact
-    def __call__(self, x_BLD):
+    def __call__(self, x_BLD: Array) -> Array:
         heads, width, dtype = self.config.heads, self.config.width, self.config.dtype
-        each = (heads, width // heads)
-        project = lambda name: nn.DenseGeneral(each, dtype=dtype, name=name)
-        query, key, value = (project(n)(x_BLD) for n in ("query", "key", "value"))
+        query, key, value = (
+            nn.DenseGeneral((heads, width // heads), dtype=dtype, name=name)(x_BLD)
+            for name in ("query", "key", "value")
+        )
         mixed = jax.nn.dot_product_attention(query, key, value)
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=dtype, name="out")(mixed)
 
 
 class MLP(nn.Module):
-    """Two dense layers with an activation between."""
+    """Two dense layers with an activation between them."""
 
     config: ViTConfig
 
     @nn.compact
-    def __call__(self, x_BLD):
+    def __call__(self, x_BLD: Array) -> Array:
         width, dtype = self.config.width, self.config.dtype
         hidden = nn.Dense(self.config.mlp_ratio * width, dtype=dtype, name="up")(x_BLD)
         hidden = ACTIVATIONS[self.config.activation](hidden)
         return nn.Dense(width, dtype=dtype, name="down")(hidden)
 
 
-def norm_of(config: ViTConfig, name: str) -> nn.LayerNorm:
-    """A norm of the model."""
+def _norm(config: ViTConfig, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.epsilon, dtype=config.dtype, name=name)
 
 
@@ -99,25 +105,25 @@ class Block(nn.Module):
     config: ViTConfig
 
     @nn.compact
-    def __call__(self, x_BLD):
-        norm = partial(norm_of, self.config)
-        normed = norm("norm_1")(x_BLD)
+    def __call__(self, x_BLD: Array) -> Array:
+        normed = _norm(self.config, "norm_1")(x_BLD)
         x_BLD = x_BLD + Attention(self.config, name="attention")(normed)
-        normed = norm("norm_2")(x_BLD)
+        normed = _norm(self.config, "norm_2")(x_BLD)
         return x_BLD + MLP(self.config, name="mlp")(normed)
 
 
 class ViT(nn.Module):
-    """Images `[B, H, W, C]` (float, any range that training saw) to logits `[B, K]`."""
+    """Images `[B, H, W, C]` (float, in the range of training) to logits `[B, K]`."""
 
     config: ViTConfig
 
     @nn.compact
-    def __call__(self, image_BHWC):
+    def __call__(self, image_BHWC: Array) -> Array:
         patch, width = (self.config.patch,) * 2, self.config.width
         dtype = jnp.dtype(self.config.dtype)
-        how = {"strides": patch, "padding": "VALID", "dtype": dtype}
-        embed = nn.Conv(width, patch, **how, name="embed")
+        embed = nn.Conv(
+            width, patch, strides=patch, padding="VALID", dtype=dtype, name="embed"
+        )
         x_BLD = embed(image_BHWC).reshape(image_BHWC.shape[0], -1, width)
         normal = nn.initializers.normal(0.02)
         token = self.param("token", nn.initializers.zeros, (1, 1, width))
@@ -128,32 +134,32 @@ class ViT(nn.Module):
         block = nn.remat(Block) if self.config.remat else Block
         for index in range(self.config.depth):
             x_BLD = block(self.config, name=f"block_{index}")(x_BLD)
-        pooled_BD = norm_of(self.config, "norm")(x_BLD)[:, 0]
+        pooled_BD = _norm(self.config, "norm")(x_BLD)[:, 0]
         return nn.Dense(self.config.classes, dtype=dtype, name="head")(pooled_BD)
 
 
-# --- Hugging Face's files ------------------------------------------------------------
+# --- Hugging Face files --------------------------------------------------------------
+
+_BLOCK = "vit.encoder.layer.*"
 
 
-def block_rules(theirs: str, names: dict[str, str]) -> tuple[Rule, ...]:
-    """Rules of the blocks, by the names that a model has there, below `theirs`."""
-    both = lambda ours, kernel, bias: (
-        Rule(f"block_*/{ours}/kernel", f"{theirs}.{names[ours]}.weight", kernel),
-        Rule(f"block_*/{ours}/bias", f"{theirs}.{names[ours]}.bias", bias),
-    )
-    heads = ("attention/query", "attention/key", "attention/value")
-    norm = lambda ours, kind: Rule(
-        f"block_*/{ours}/{kind[0]}", f"{theirs}.{names[ours]}.{kind[1]}"
-    )
+def _dense(
+    ours: str, theirs: str, kernel: Conversion, bias: Conversion
+) -> tuple[Rule, Rule]:
+    """The rules of a block's dense layer."""
     return (
-        *(rule for name in heads for rule in both(name, LINEAR, FLAT)),
-        *both("attention/out", FROM_HEADS, SAME),
-        *(rule for name in ("mlp/up", "mlp/down") for rule in both(name, LINEAR, SAME)),
-        *(norm(n, kind) for n in ("norm_1", "norm_2") for kind in NORM),
+        Rule(f"block_*/{ours}/kernel", f"{_BLOCK}.{theirs}.weight", kernel),
+        Rule(f"block_*/{ours}/bias", f"{_BLOCK}.{theirs}.bias", bias),
     )
 
 
-NORM = (("scale", "weight"), ("bias", "bias"))
+def _layer_norm(ours: str, theirs: str) -> tuple[Rule, Rule]:
+    """The rules of a norm."""
+    return (
+        Rule(f"{ours}/scale", f"{theirs}.weight"),
+        Rule(f"{ours}/bias", f"{theirs}.bias"),
+    )
+
 
 TABLE = Table(
     (
@@ -163,20 +169,15 @@ TABLE = Table(
             "embed/kernel", "vit.embeddings.patch_embeddings.projection.weight", PATCHES
         ),
         Rule("embed/bias", "vit.embeddings.patch_embeddings.projection.bias"),
-        *block_rules(
-            "vit.encoder.layer.*",
-            {
-                "attention/query": "attention.attention.query",
-                "attention/key": "attention.attention.key",
-                "attention/value": "attention.attention.value",
-                "attention/out": "attention.output.dense",
-                "mlp/up": "intermediate.dense",
-                "mlp/down": "output.dense",
-                "norm_1": "layernorm_before",
-                "norm_2": "layernorm_after",
-            },
-        ),
-        *(Rule(f"norm/{ours}", f"vit.layernorm.{theirs}") for ours, theirs in NORM),
+        *_dense("attention/query", "attention.attention.query", LINEAR, FLAT),
+        *_dense("attention/key", "attention.attention.key", LINEAR, FLAT),
+        *_dense("attention/value", "attention.attention.value", LINEAR, FLAT),
+        *_dense("attention/out", "attention.output.dense", FROM_HEADS, SAME),
+        *_dense("mlp/up", "intermediate.dense", LINEAR, SAME),
+        *_dense("mlp/down", "output.dense", LINEAR, SAME),
+        *_layer_norm("block_*/norm_1", f"{_BLOCK}.layernorm_before"),
+        *_layer_norm("block_*/norm_2", f"{_BLOCK}.layernorm_after"),
+        *_layer_norm("norm", "vit.layernorm"),
         Rule("head/kernel", "classifier.weight", LINEAR),
         Rule("head/bias", "classifier.bias"),
     ),
@@ -185,10 +186,16 @@ TABLE = Table(
 )
 
 
-def described(config: ViTConfig, side: int, colours: int, names: Sequence[str]) -> dict:
-    """The `config.json` of a model with classes of such names; `config_of` reads it.
+def description_of(
+    config: ViTConfig, *, side: int, colours: int, names: Sequence[str]
+) -> dict[str, Any]:
+    """The `config.json` of a model; `config_of` reads it.
 
-    side, colours: of its images.
+    Args:
+      config: its sizes.
+      side: of its images, in pixels.
+      colours: of its images.
+      names: of its classes.
     """
     return {
         "architectures": ["ViTForImageClassification"],
@@ -203,50 +210,62 @@ def described(config: ViTConfig, side: int, colours: int, names: Sequence[str]) 
         "hidden_act": config.activation,
         "layer_norm_eps": config.epsilon,
         "qkv_bias": True,
-        **labels(names),
-    }
-
-
-def labels(names: Sequence[str]) -> dict:
-    """What a `config.json` says of the head's classes."""
-    return {
         "id2label": {str(number): name for number, name in enumerate(names)},
         "label2id": {name: number for number, name in enumerate(names)},
     }
 
 
-def config_of(found: dict, *, classes: int | None = None) -> ViTConfig:
-    """The configuration that a `config.json` states.
+def config_of(
+    description: Mapping[str, Any], *, classes: int | None = None
+) -> ViTConfig:
+    """The configuration that a `config.json` describes.
 
-    classes: of a head of one's own; default: the checkpoint's. Raises `ValueError` for
-    another kind of model.
+    Args:
+      description: the object in the file.
+      classes: of a new head; default: those of the checkpoint's head.
+
+    Raises:
+      ValueError: it describes another kind of model, or impossible sizes.
     """
-    kind, act = found.get("model_type"), found.get("hidden_act", "gelu")
+    given: dict[str, Any] = {
+        "layer_norm_eps": 1e-12,
+        "hidden_act": "gelu",
+        **description,
+    }
+
+    _check_kind(given)
+    _check_sizes(given)
+    return ViTConfig(
+        patch=given["patch_size"],
+        width=given["hidden_size"],
+        depth=given["num_hidden_layers"],
+        heads=given["num_attention_heads"],
+        mlp_ratio=given["intermediate_size"] // given["hidden_size"],
+        classes=classes or len(given.get("id2label") or ()) or 2,
+        epsilon=given["layer_norm_eps"],
+        activation=given["hidden_act"],
+    )
+
+
+def _check_kind(given: Mapping[str, Any]) -> None:
+    kind, activation = given.get("model_type"), given["hidden_act"]
     if kind == "deit":
         raise ValueError(
-            "model_type is 'deit': it has a second token, of its distillation; take a "
-            "DeiT without, whose model_type is vit"
+            "model_type is 'deit', whose distillation token is not supported; use a "
+            "DeiT without one, whose model_type is vit"
         )
-    if kind != "vit" or found.get("qkv_bias") is False:
+    if kind != "vit" or given.get("qkv_bias") is False:
         raise ValueError(f"model_type is {kind!r}: it must be vit, with biases")
-    if act not in ACTIVATIONS:
-        raise ValueError(
-            f"hidden_act is {act!r}: it must be of {', '.join(ACTIVATIONS)}"
-        )
+    if activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise ValueError(f"hidden_act is {activation!r}: it must be one of {known}")
+
+
+def _check_sizes(given: Mapping[str, Any]) -> None:
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    weights.check_sizes(found, "patch_size", "intermediate_size", *sizes)
-    weights.check_numbers({"layer_norm_eps": 1e-12} | found, "layer_norm_eps")
-    if found["hidden_size"] % found["num_attention_heads"]:
-        raise ValueError("hidden_size is no multiple of num_attention_heads")
-    if found["intermediate_size"] % found["hidden_size"]:
-        raise ValueError("intermediate_size is no multiple of hidden_size")
-    return ViTConfig(
-        patch=found["patch_size"],
-        width=found["hidden_size"],
-        depth=found["num_hidden_layers"],
-        heads=found["num_attention_heads"],
-        mlp_ratio=found["intermediate_size"] // found["hidden_size"],
-        classes=classes or len(found.get("id2label") or ()) or 2,
-        epsilon=found.get("layer_norm_eps", 1e-12),
-        activation=act,
-    )
+    weights.check_sizes(given, "patch_size", "intermediate_size", *sizes)
+    weights.check_numbers(given, "layer_norm_eps")
+    if given["hidden_size"] % given["num_attention_heads"]:
+        raise ValueError("hidden_size is not a multiple of num_attention_heads")
+    if given["intermediate_size"] % given["hidden_size"]:
+        raise ValueError("intermediate_size is not a multiple of hidden_size")

@@ -1,10 +1,10 @@
-"""Weights of Hugging Face's files, in and out, one tensor at a time, without torch.
+"""Hugging Face checkpoints, read and written one tensor at a time, without torch.
 
     config.json                    sizes, see each model's `config_of`
     model.safetensors              all tensors; or
     model-*-of-*.safetensors       and model.safetensors.index.json
 
-A model's *table* says where each of its parameters is stored. It is read in both
+A model's *table* says where each of its parameters is stored. It serves in both
 directions, so a folded model can be written as a checkpoint again.
 """
 
@@ -16,7 +16,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -33,51 +33,52 @@ from potara_jax.adapters.lora import Params
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
-_MOST_NAMED = 8
+_MAX_LISTED = 8
 _FLOATS = "F64", "F32", "F16", "BF16"  # as safetensors names them
 
 
-class Kind(NamedTuple):
-    """How a parameter is stored: `there(x)`, and `here(x, shape)` back."""
+class Conversion(NamedTuple):
+    """How a parameter is stored: `to_file(x)`, and back, `from_file(x, shape)`."""
 
-    there: Callable[[Any], Any]
-    here: Callable[[Any, tuple[int, ...]], Any]
+    to_file: Callable[[Any], Any]
+    from_file: Callable[[Any, tuple[int, ...]], Any]
 
 
-def _linear(inputs: int) -> Kind:
+def _linear(inputs: int) -> Conversion:
     """A kernel `[inputs..., outputs...]`, stored as `[outputs, inputs]`."""
 
-    def there(x):
+    def to_file(x: Any) -> Any:
         size = int(np.prod(x.shape[:inputs]))
         return x.reshape(size, -1).T
 
-    return Kind(there, lambda x, shape: x.T.reshape(shape))
+    return Conversion(to_file, lambda x, shape: x.T.reshape(shape))
 
 
-SAME = Kind(lambda x: x, lambda x, shape: x)
-FLAT = Kind(lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape))
+SAME = Conversion(lambda x: x, lambda x, shape: x)
+FLAT = Conversion(lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape))
 LINEAR, FROM_HEADS = _linear(1), _linear(2)
-PATCHES = Kind(
+PATCHES = Conversion(
     lambda x: x.transpose(3, 2, 0, 1), lambda x, shape: x.transpose(2, 3, 1, 0)
 )
 
 
 class Rule(NamedTuple):
-    """A parameter's path here and its name there, `*` a layer's number.
+    """A parameter's path in our model and its name in the files.
 
-    Where only the name there has a `*`, the parameter has a leading axis of layers.
+    `*` stands for a layer's number. If only the name has one, the parameter has a
+    leading axis of layers.
     """
 
     ours: str
     theirs: str
-    kind: Kind = SAME
+    conversion: Conversion = SAME
 
 
 class Table(NamedTuple):
     """A model's rules.
 
-    ignored: patterns of names there that are of no use here, as `fnmatch` has them.
-    prefix: what a checkpoint of the model without its head leaves out of every name.
+    ignored: `fnmatch` patterns of tensors in the files that the model does not use.
+    prefix: what all names lack in a checkpoint of the model without its head.
     """
 
     rules: Sequence[Rule]
@@ -85,31 +86,38 @@ class Table(NamedTuple):
     prefix: str = ""
 
     def of(self, names: Iterable[str]) -> Table:
-        """The table of a checkpoint with such names."""
+        """The table for a checkpoint whose tensors have these names."""
         if any(name.startswith(self.prefix) for name in names):
             return self
-        bare = lambda rule: rule.theirs.removeprefix(self.prefix)
-        return self._replace(rules=[r._replace(theirs=bare(r)) for r in self.rules])
+        rules = [
+            rule._replace(theirs=rule.theirs.removeprefix(self.prefix))
+            for rule in self.rules
+        ]
+        return self._replace(rules=rules)
 
 
-class Stored(NamedTuple):
-    """Where a parameter is stored: under one name, or one a layer."""
+class Storage(NamedTuple):
+    """Where a parameter is stored: under one name, or stacked, under one per layer."""
 
     names: tuple[str, ...]
     stacked: bool
-    kind: Kind
+    conversion: Conversion
 
 
 # --- Where a checkpoint is -----------------------------------------------------------
 
-_WANTED = "*.json", "*.safetensors"
+_PATTERNS = "*.json", "*.safetensors"
 
 
 def folder_of(name: str) -> Path:
-    """The folder of a checkpoint: itself, or that of a name on Hugging Face's hub.
+    """The folder of a checkpoint.
 
-    What the hub's cache has is not downloaded again. Raises `ValueError` where it is
-    neither a folder nor to be had.
+    Args:
+      name: the folder, or a model's name on Hugging Face's hub, which is downloaded
+        unless the hub's cache has it.
+
+    Raises:
+      ValueError: it is neither, or cannot be downloaded.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -118,10 +126,13 @@ def folder_of(name: str) -> Path:
         raise ValueError(f"{name} is neither a folder nor a name as owner/model")
     import huggingface_hub
 
-    for here in (True, False):
-        how = {"local_files_only": here, "allow_patterns": _WANTED}
+    reason = ""
+    for cached in (True, False):
         try:
-            return Path(huggingface_hub.snapshot_download(name, **how))
+            folder = huggingface_hub.snapshot_download(
+                name, local_files_only=cached, allow_patterns=list(_PATTERNS)
+            )
+            return Path(folder)
         except Exception as error:  # whatever the network raises
             reason = " ".join(str(error).split())[:160]
     raise ValueError(
@@ -133,7 +144,7 @@ def folder_of(name: str) -> Path:
 def files_of(name: str) -> list[Path]:
     """The files of a checkpoint in a folder, sorted; none for a name on the hub."""
     folder = Path(name).expanduser()
-    return sorted(path for wanted in _WANTED for path in folder.glob(wanted))
+    return sorted(path for pattern in _PATTERNS for path in folder.glob(pattern))
 
 
 # --- Reading -------------------------------------------------------------------------
@@ -147,18 +158,26 @@ def load(
     dtype: str | None = None,
     place: Callable[[str, np.ndarray], jax.Array] = lambda path, x: jnp.asarray(x),
 ) -> Params:
-    """The parameters that a folder holds, in the shapes of `shapes`.
+    """Load the parameters in a folder.
 
-    shapes: as `jax.eval_shape(model.init, ...)["params"]` has them.
-    dtype: of the floating-point parameters; default: as they are stored.
-    place: puts a parameter of a path on its devices; by default, on the first one. No
-      more than one parameter is in the host's memory at once.
-    Raises `ValueError` with all tensors that are missing, that have another shape or
-    are no floating-point numbers, or that the model does not know; and with one that
-    is not finite.
+    Args:
+      folder: a checkpoint's folder.
+      table: the model's table.
+      shapes: the parameters' shapes, `jax.eval_shape(model.init, ...)["params"]`.
+      dtype: of the parameters; default: as they are stored.
+      place: `place(path, x)` puts a parameter on its devices; default: on the first
+        device. The host's memory holds one parameter at a time.
+
+    Returns:
+      The parameters.
+
+    Raises:
+      ValueError: tensors are missing, unknown to the model, of another shape, or not
+        floating-point numbers (the message lists all of them), or one is not finite.
     """
     files = open_all(Path(folder))
-    flat, table = flatten_dict(dict(shapes), sep="/"), table.of(files)
+    flat: dict[str, Any] = dict(flatten_dict(dict(shapes), sep="/"))
+    table = table.of(files)
     stored = {path: stored_as(path, x.shape, table) for path, x in flat.items()}
     _check(Path(folder), files, stored, flat, table)
     loaded = {
@@ -176,25 +195,25 @@ class File(NamedTuple):
 
 
 def open_all(folder: Path) -> dict[str, File]:
-    """Which file holds each tensor; raises `ValueError` where one is damaged."""
+    """The file of each tensor, by name; raises `ValueError` if one is damaged."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; name one with {CONFIG} in it")
-    found: dict[str, File] = {}
+    files: dict[str, File] = {}
     for path in _files(folder):
         try:
             file = File(path, safetensors.safe_open(path, framework="numpy"))
         except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(f"{path} is cut short or damaged ({error})") from None
-        found |= dict.fromkeys(file.tensors.keys(), file)
-    return found
+        files |= dict.fromkeys(file.tensors.keys(), file)
+    return files
 
 
 def _files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
-        with understanding(index):
-            named = set(read_object(index)["weight_map"].values())
-            paths = [folder / name for name in sorted(named)]
+        with errors_naming(index):
+            names = set(read_object(index)["weight_map"].values())
+            paths = [folder / name for name in sorted(names)]
     else:
         paths = [folder / WEIGHTS]
     missing = [path.name for path in paths if not path.is_file()]
@@ -203,21 +222,21 @@ def _files(folder: Path) -> list[Path]:
     return paths
 
 
-def stored_as(path: str, shape: Sequence[int], table: Table) -> Stored:
-    """Where a parameter of a path and shape is stored."""
+def stored_as(path: str, shape: Sequence[int], table: Table) -> Storage:
+    """Where the parameter with a path and a shape is stored."""
     for rule in table.rules:
         number = _number(rule.ours, path)
         if number is None:
             continue
         if "*" in rule.ours or "*" not in rule.theirs:
-            return Stored((rule.theirs.replace("*", number),), False, rule.kind)
+            return Storage((rule.theirs.replace("*", number),), False, rule.conversion)
         names = (rule.theirs.replace("*", str(i)) for i in range(shape[0]))
-        return Stored(tuple(names), True, rule.kind)
+        return Storage(tuple(names), True, rule.conversion)
     raise ValueError(f"the model's table has no rule for its parameter '{path}'")
 
 
 def _number(pattern: str, path: str) -> str | None:
-    """What stands for the `*`, empty where there is none; None: another path."""
+    """What the `*` of a pattern stands for, empty without one; None: no match."""
     before, star, after = pattern.partition("*")
     if not star:
         return "" if pattern == path else None
@@ -226,62 +245,83 @@ def _number(pattern: str, path: str) -> str | None:
     return middle if fits and middle.isdigit() else None
 
 
-def _check(folder, files, stored: Mapping[str, Stored], flat, table: Table) -> None:
-    wanted = {name: path for path, s in stored.items() for name in s.names}
-    missing = [name for name in wanted if name not in files]
-    known = lambda name: any(fnmatchcase(name, pattern) for pattern in table.ignored)
-    extra = [name for name in files if name not in wanted and not known(name)]
-    shaped = [
-        text
-        for name in wanted
-        if name in files
-        and (
-            text := _unlike(name, files[name], stored[wanted[name]], flat[wanted[name]])
-        )
-    ]
-    problems = {"missing": missing, "of another form": shaped, "not known": extra}
-    told = [f"{len(n)} {what}: {_listed(n)}" for what, n in problems.items() if n]
-    if told:
+def _check(
+    folder: Path,
+    files: Mapping[str, File],
+    stored: Mapping[str, Storage],
+    flat: Mapping[str, Any],
+    table: Table,
+) -> None:
+    """Raise `ValueError` with all tensors that do not fit the model."""
+    paths = {name: path for path, storage in stored.items() for name in storage.names}
+    expected = [name for name in paths if name in files]
+    mismatches = (
+        _mismatch(name, files[name], stored[paths[name]], flat[paths[name]].shape)
+        for name in expected
+    )
+    problems = {
+        "missing": [name for name in paths if name not in files],
+        "of another shape or dtype": [text for text in mismatches if text],
+        "unknown": [n for n in files if n not in paths and not _is_ignored(n, table)],
+    }
+    lines = [f"{len(n)} {kind}: {_listed(n)}" for kind, n in problems.items() if n]
+    if lines:
         raise ValueError(
-            f"{folder} is a checkpoint for another model; tensors {'; '.join(told)}"
+            f"{folder} is a checkpoint of another model; tensors {'; '.join(lines)}"
         )
 
 
-def _unlike(name, file: File, stored: Stored, ours) -> str | None:
-    shape = ours.shape[1:] if stored.stacked else ours.shape
-    like = jax.eval_shape(stored.kind.there, jax.ShapeDtypeStruct(shape, jnp.float32))
-    there = file.tensors.get_slice(name)
-    found, kind = tuple(there.get_shape()), there.get_dtype()
-    if kind not in _FLOATS:
-        return f"{name} of {kind}, which is none of {', '.join(_FLOATS)}"
-    return None if found == like.shape else f"{name} {found} in place of {like.shape}"
+def _is_ignored(name: str, table: Table) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in table.ignored)
 
 
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+def _mismatch(
+    name: str, file: File, storage: Storage, shape: tuple[int, ...]
+) -> str | None:
+    """What is wrong with a tensor of a parameter with a shape, if anything is."""
+    ours = jax.ShapeDtypeStruct(shape[1:] if storage.stacked else shape, jnp.float32)
+    expected = jax.eval_shape(storage.conversion.to_file, ours).shape
+    tensor = file.tensors.get_slice(name)
+    stored, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
+    if dtype not in _FLOATS:
+        return f"{name} of {dtype}, which is none of {', '.join(_FLOATS)}"
+    return None if stored == expected else f"{name} {stored} instead of {expected}"
 
 
-def _read(files, stored: Stored, shape, dtype) -> np.ndarray:
-    one = lambda name: _floating(_finite(name, files[name]), dtype)
-    if not stored.stacked:
-        return np.ascontiguousarray(stored.kind.here(one(stored.names[0]), shape))
-    first = one(stored.names[0])
-    whole = np.empty(shape, first.dtype)
-    for layer, name in enumerate(stored.names):
-        whole[layer] = stored.kind.here(one(name), shape[1:])
-    return whole
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _MAX_LISTED
+    more = f" and {rest} more" if rest > 0 else ""
+    return ", ".join(names[:_MAX_LISTED]) + more
+
+
+def _read(
+    files: Mapping[str, File],
+    storage: Storage,
+    shape: tuple[int, ...],
+    dtype: str | None,
+) -> np.ndarray:
+    """A parameter, from one tensor or from one per layer."""
+
+    def tensor(name: str) -> np.ndarray:
+        return _cast(_finite(name, files[name]), dtype)
+
+    from_file, names = storage.conversion.from_file, storage.names
+    if not storage.stacked:
+        return np.ascontiguousarray(from_file(tensor(names[0]), shape))
+    stack = np.empty(shape, tensor(names[0]).dtype)
+    for layer, name in enumerate(names):
+        stack[layer] = from_file(tensor(name), shape[1:])
+    return stack
 
 
 def _finite(name: str, file: File) -> np.ndarray:
-    found = file.tensors.get_tensor(name)
-    if not np.isfinite(found).all():
+    tensor = file.tensors.get_tensor(name)
+    if not np.isfinite(tensor).all():
         raise ValueError(f"{file.path}: {name} is not finite; download it again")
-    return found
+    return tensor
 
 
-def _floating(x: np.ndarray, dtype) -> np.ndarray:
+def _cast(x: np.ndarray, dtype: str | None) -> np.ndarray:
     return x if dtype is None else x.astype(jnp.dtype(dtype))
 
 
@@ -292,40 +332,57 @@ def save(
     folder: str | os.PathLike[str],
     params: Params,
     table: Table,
-    config: dict,
+    config: dict[str, Any],
     *,
     dtype: str | None = None,
 ) -> None:
-    """Write parameters and `config` as Hugging Face has them, in one file.
+    """Write parameters and `config` as a Hugging Face checkpoint of one file.
 
-    dtype: of the parameters there; default: as they are. The weights are written
-    beside and renamed, after the configuration.
-    Raises `OSError` where they cannot be written.
+    Each file is written under a temporary name and renamed, the weights last.
+
+    Args:
+      folder: the folder to write.
+      params: the parameters.
+      table: the model's table.
+      config: the content of `config.json`.
+      dtype: of the tensors in the file; default: the parameters'.
+
+    Raises:
+      OSError: the files cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, np.ndarray] = {}
     for path, x in flatten_dict(dict(params), sep="/").items():
-        value = _floating(np.asarray(x), dtype)
-        stored = stored_as(path, value.shape, table)
-        parts = value if stored.stacked else [value]
-        there = (np.ascontiguousarray(stored.kind.there(part)) for part in parts)
-        tensors |= dict(zip(stored.names, there, strict=True))
-    beside = folder / f".{os.getpid()}.{CONFIG}"
-    beside.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, folder / CONFIG)
-    beside = folder / f".{os.getpid()}.{WEIGHTS}"
+        tensors |= _tensors(path, _cast(np.asarray(x), dtype), table)
+    temporary = folder / f".{os.getpid()}.{CONFIG}"
+    temporary.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / CONFIG)
+    temporary = folder / f".{os.getpid()}.{WEIGHTS}"
     try:
-        save_file(tensors, beside, metadata={"format": "pt"})
+        save_file(tensors, temporary, metadata={"format": "pt"})
     except safetensors.SafetensorError as error:
         raise OSError(errno.EIO, str(error), str(folder)) from None
-    shutil.copymode(folder / CONFIG, beside)  # which safetensors leaves to the owner
-    os.replace(beside, folder / WEIGHTS)
+    # safetensors makes files that only the user can read.
+    shutil.copymode(folder / CONFIG, temporary)
+    os.replace(temporary, folder / WEIGHTS)
+
+
+def _tensors(path: str, value: np.ndarray, table: Table) -> dict[str, np.ndarray]:
+    """A parameter's tensors in the file."""
+    storage = stored_as(path, value.shape, table)
+    layers = value if storage.stacked else [value]
+    to_file = storage.conversion.to_file
+    tensors = (np.ascontiguousarray(to_file(layer)) for layer in layers)
+    return dict(zip(storage.names, tensors, strict=True))
+
+
+# --- Descriptions --------------------------------------------------------------------
 
 
 @contextmanager
-def understanding(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Raise `ValueError` naming the file, where what it holds is not as expected."""
+def errors_naming(path: str | os.PathLike[str]) -> Generator[None]:
+    """Turn errors about what a file holds into a `ValueError` that names the file."""
     try:
         yield
     except KeyError as error:
@@ -333,41 +390,41 @@ def understanding(path: str | os.PathLike[str]) -> Iterator[None]:
     except (TypeError, AttributeError, IndexError, OverflowError) as error:
         raise ValueError(f"{path} cannot be understood ({error})") from None
     except ValueError as error:
-        told, folder = str(error), str(Path(path).parent)
-        raise ValueError(told if folder in told else f"{path}: {told}") from None
+        reason, folder = str(error), str(Path(path).parent)
+        raise ValueError(reason if folder in reason else f"{path}: {reason}") from None
 
 
-def check_sizes(found: Mapping[str, Any], *names: str) -> None:
-    """Raise `ValueError` where one of the values is no whole number above 0."""
+def check_sizes(description: Mapping[str, Any], *names: str) -> None:
+    """Raise `ValueError` unless the named values are integers above 0."""
     for name in names:
-        value = found[name]
+        value = description[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} is {value!r}: it must be a whole number above 0")
+            raise ValueError(f"{name} is {value!r}: it must be an integer above 0")
 
 
-def check_numbers(found: Mapping[str, Any], *names: str) -> None:
-    """Raise `ValueError` where one of the values is no finite number above 0."""
+def check_numbers(description: Mapping[str, Any], *names: str) -> None:
+    """Raise `ValueError` unless the named values are finite numbers above 0."""
     for name in names:
-        value = found[name]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < math.inf:
+        value = description[name]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value < math.inf:
             raise ValueError(f"{name} is {value!r}: it must be a number above 0")
 
 
-def read_config(folder: str | os.PathLike[str]) -> dict:
-    """`config.json` of a folder; raises `ValueError` where there is none."""
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the `config.json` of a folder; raises `ValueError` if it has none."""
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} holds no {CONFIG}; name a Hugging Face folder")
     return read_object(path)
 
 
-def read_object(path: Path) -> dict:
-    """The JSON object of a file; raises `ValueError` where it holds none."""
+def read_object(path: Path) -> dict[str, Any]:
+    """Read the JSON object of a file; raises `ValueError` if it holds none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); download it again") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object; download it again")
-    return found
+    return content

@@ -160,7 +160,7 @@ def test_what_is_no_adapter_folder_is_refused(tmp_path):
         ({"r": 0}, f"the rank of '{QUERY}' is 0"),
         ({"lora_alpha": "8"}, f"lora_alpha of '{QUERY}' is '8'"),
         ({"rank_pattern": {"q_proj": 3}}, "do not fit rank 3"),
-        ({"rank_pattern": {"(": 3}}, "no regular expression"),
+        ({"rank_pattern": {"(": 3}}, "not a regular expression"),
         ({"rank_pattern": ["q_proj"]}, "rank_pattern"),
     ],
 )
@@ -229,7 +229,7 @@ def test_a_configuration_that_is_no_json_object_is_refused(copied, content):
 
 def test_adapters_of_one_base_fit_together():
     federated, local = read("federated"), read("local")
-    adapters = peft.together([federated, local])
+    adapters = peft.align([federated, local])
     assert list(adapters[0]) == list(adapters[1]) == sorted(federated.adapter)
     assert_close(adapters[1], local.adapter)
 
@@ -237,34 +237,34 @@ def test_adapters_of_one_base_fit_together():
 def test_adapters_of_another_base_are_refused(copied):
     other = peft.read(copied(config={"base_model_name_or_path": "other"}))
     with pytest.raises(ValueError, match=r"'tiny/llama', but .* 'other'"):
-        peft.together([read("federated"), other])
+        peft.align([read("federated"), other])
 
 
 def test_adapters_of_another_task_are_refused(copied):
     classifier = read("classifier")
     other = peft.read(copied("classifier", config={"task_type": "TOKEN_CLS"}))
     with pytest.raises(ValueError, match=r"'SEQ_CLS', but .* 'TOKEN_CLS'"):
-        peft.together([classifier, other])
+        peft.align([classifier, other])
 
 
 def test_a_task_that_is_not_given_fits_any(copied):
     other = peft.read(copied(config={"task_type": "CAUSAL_LM"}))
     both = [read("federated"), other]
-    assert peft.together(both)
+    assert peft.align(both)
     config = peft_config.merged_config([source.config for source in both])
     assert config["task_type"] == "CAUSAL_LM"
 
 
 def test_another_base_may_be_allowed(copied):
     other = peft.read(copied(config={"base_model_name_or_path": "copy"}))
-    assert peft.together([read("federated"), other], allow_different_base=True)
+    assert peft.align([read("federated"), other], allow_different_base=True)
 
 
 def test_a_module_that_one_adapter_lacks_is_refused_or_zero():
     both = [read("federated"), read("regex")]
     with pytest.raises(ValueError, match=r"down_proj' is in .*regex but not in"):
-        peft.together(both)
-    first, second = peft.together(both, missing="zero")
+        peft.align(both)
+    first, second = peft.align(both, missing="zero")
     assert set(first) == set(second) == set(both[0].adapter) | set(both[1].adapter)
     only_regex = "model.layers.0.mlp.down_proj"
     assert not first[only_regex]["b"].any()
@@ -277,25 +277,25 @@ def test_a_whole_module_must_be_in_all():
     bare = {p: e for p, e in classifier.adapter.items() if p != "score"}
     both = [classifier, classifier._replace(adapter=bare)]
     with pytest.raises(ValueError, match="'score' is in"):
-        peft.together(both, missing="zero")
+        peft.align(both, missing="zero")
 
 
 def test_modules_of_other_sizes_are_refused():
     federated = read("federated")
     wider = federated.adapter | {QUERY: factors(0, inputs=20, outputs=16)}
     with pytest.raises(ValueError, match=f"'{QUERY}' is 16 -> 16 in .* 20 -> 16"):
-        peft.together([federated, federated._replace(adapter=wider)])
+        peft.align([federated, federated._replace(adapter=wider)])
 
 
 def test_the_linear_merge_is_that_of_peft_cat(references):
-    adapters = peft.together([read("federated"), read("local")])
+    adapters = peft.align([read("federated"), read("local")])
     merged = merging.merge(adapters, [0.3, 0.7], space="delta")
     expected = reference_deltas(references, "merged/cat")
     assert_close(dense_deltas(merged), expected, atol=1e-6)
 
 
 def test_the_truncated_merge_is_that_of_peft_svd(references):
-    adapters = peft.together([read("federated"), read("local")])
+    adapters = peft.align([read("federated"), read("local")])
     merged = merging.merge(adapters, [0.3, 0.7], space="delta", rank=4)
     expected = reference_deltas(references, "merged/svd")
     assert_close(dense_deltas(merged), expected, atol=1e-5)
@@ -372,7 +372,7 @@ def test_merged_targets_are_all_names_or_none():
 def test_a_folder_that_is_there_is_replaced_only_if_asked(tmp_path):
     out = tmp_path / "out"
     peft.write(out, read("federated").adapter)
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         peft.write(out, read("local").adapter)
     assert_close(peft.read(out).adapter, read("federated").adapter)
     peft.write(out, read("local").adapter, overwrite=True)

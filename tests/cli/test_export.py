@@ -100,7 +100,7 @@ def test_nothing_but_its_like_is_replaced(finished, export, capsys):
     assert export(folder, "--clients", 1) == 0  # for the same base
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     assert export(folder, "--overwrite", "--dtype", "float16") == 2
-    assert "is no copy of this base" in capsys.readouterr().err
+    assert "is not a copy of this base" in capsys.readouterr().err
     assert export(folder, "--overwrite", "--folded") == 2
     assert "holds no whole model" in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}

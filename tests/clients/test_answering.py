@@ -83,7 +83,7 @@ def test_one_option_is_right_where_greedy_decoding_writes_it(model):
     read = lambda *args: APPLY(*model, *args, method="read")
     prompt = jnp.array([[BYTES.begin, *BYTES.encode("i")]])
     cache = empty_cache(CONFIG, 1, 8)
-    decode = jax.jit(lambda p: greedy(read, cache, p, jnp.array([2]), most=4))
+    decode = jax.jit(lambda p: greedy(read, cache, p, jnp.array([2]), max_tokens=4))
     judge, batch = jax.jit(of_answers(APPLY).judge), batch_of([Example("i", ("jjj",))])
     found = batch.inputs.answers.at[0, 0, :4].set(decode(prompt)[0])
     written = found.at[0, 0, 4:].set(-1)

@@ -59,7 +59,7 @@ def test_generation_is_the_same_token_by_token(name):
     new = expected.shape[1] - 9
     read = lambda *args: model.apply({"params": params}, *args, method="read")
     cache = llama.empty_cache(model.config, 1, 12 + new)
-    decode = jax.jit(lambda p: greedy(read, cache, p, jnp.array([9]), most=new))
+    decode = jax.jit(lambda p: greedy(read, cache, p, jnp.array([9]), max_tokens=new))
     np.testing.assert_array_equal(decode(prompt), expected[:, 9:])
 
 
@@ -73,7 +73,7 @@ def test_an_answer_ends_with_its_stop_and_others_go_on():
     )
     read = lambda *args: model.apply({"params": params}, *args, method="read")
     cache = llama.empty_cache(model.config, 2, 20)
-    found = greedy(read, cache, prompts, jnp.array([9, 9]), most=8, stop=stop)
+    found = greedy(read, cache, prompts, jnp.array([9, 9]), max_tokens=8, stop=stop)
     np.testing.assert_array_equal(found[0, :short], expected[9 : 9 + short])
     assert (found[0, short:] == stop).all()
 

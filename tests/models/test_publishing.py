@@ -25,14 +25,14 @@ def languages():
     config = LLAMAS["llama"]
     text = Text(jnp.arange(12).reshape(2, 6) % 40, jnp.array([[2, 5]] * 2))
     model, targets = Llama(config), (".*_proj",)
-    return of(model, text, targets, (), llama.TABLE, llama.described(config))
+    return of(model, text, targets, (), llama.TABLE, llama.description_of(config))
 
 
 def images():
     """The same of a ViT whose head is trained too."""
     image = jax.random.normal(jax.random.key(3), (2, 8, 8, 3))
     targets = ("query", "out", "up")
-    config = vit.described(VIT, 8, 3, "abc")
+    config = vit.description_of(VIT, side=8, colours=3, names="abc")
     return of(ViT(VIT), image, targets, ("head",), vit.TABLE, config)
 
 
@@ -99,7 +99,7 @@ def test_a_base_is_written_once_and_read_by_whom_its_config_is(tmp_path):
         publishing.write_base(folder, base, form)
     modes = {path.stat().st_mode for path in folder.iterdir()}
     assert len(modes) == 1 and len(list(folder.iterdir())) == 3
-    refused = pytest.raises(ValueError, match="is there already and is no copy")
+    refused = pytest.raises(ValueError, match="already exists and is not a copy")
     with refused:
         publishing.write_base(folder, base, form, dtype="float16")
     (folder / "mine").write_text("years of work")
@@ -121,14 +121,14 @@ def tensors(folder):
 @pytest.mark.parametrize("name", LLAMAS)
 def test_a_described_llama_is_itself(name):
     config = LLAMAS[name]
-    found = llama.config_of(llama.described(config))
+    found = llama.config_of(llama.description_of(config))
     assert found.head == config.head
     same = {k: v for k, v in vars(found).items() if k != "head_width"}
     assert same == {k: v for k, v in vars(config).items() if k != "head_width"}
 
 
 def test_a_described_vit_is_itself():
-    assert vit.config_of(vit.described(VIT, 8, 3, "abc")) == VIT
+    assert vit.config_of(vit.description_of(VIT, side=8, colours=3, names="abc")) == VIT
 
 
 def test_an_adapter_with_a_core_has_to_be_folded(tmp_path):
@@ -136,4 +136,4 @@ def test_an_adapter_with_a_core_has_to_be_folded(tmp_path):
     path = "layers/mlp/up_proj"
     adapter[path] |= {"m": jnp.stack([jnp.eye(2)] * 2)}
     with pytest.raises(ValueError, match="fold the model"):
-        publishing.renamed(adapter, form)
+        publishing.as_peft(adapter, form)

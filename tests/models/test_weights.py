@@ -73,8 +73,8 @@ def test_all_tensors_that_do_not_fit_are_listed_at_once(tmp_path):
         weights.load(folder, llama.TABLE, shapes_of("qwen2"))
     told = str(error.value)
     assert "2 missing: " in told and "model.layers.1.mlp.up_proj.weight" in told
-    assert "model.embed_tokens.weight (61, 16) in place of (61, 32)" in told
-    assert "1 not known: model.extra.weight" in told
+    assert "model.embed_tokens.weight (61, 16) instead of (61, 32)" in told
+    assert "1 unknown: model.extra.weight" in told
 
 
 def test_tensors_that_are_no_numbers_are_named(tmp_path):
@@ -104,7 +104,7 @@ WRONG += ({"max_position_embeddings": 0},)
 def test_sizes_that_cannot_be_are_named_with_their_file(wrong, tmp_path):
     config = weights.read_config(FIXTURES / "llama") | wrong
     refused = pytest.raises(ValueError, match=r"config\.json: ")
-    with refused as error, weights.understanding(tmp_path / "config.json"):
+    with refused as error, weights.errors_naming(tmp_path / "config.json"):
         llama.config_of(config)
     told = str(error.value)
     assert next(iter(wrong)) in told or "do not share 3" in told
@@ -131,7 +131,7 @@ def test_a_missing_shard_a_damaged_file_and_no_folder_are_named(tmp_path):
 
 REFUSED = [
     ({"model_type": "mistral"}, "model_type is 'mistral': it must be one of llama"),
-    ({"hidden_act": "gelu"}, "no SwiGLU"),
+    ({"hidden_act": "gelu"}, "not a SwiGLU"),
     ({"use_sliding_window": True}, "only full attention"),
     ({"attention_bias": True}, "attention_bias is true"),
     ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),

@@ -234,7 +234,7 @@ def loaded(checkpoint: str, images: Images) -> VisionModel:
     """
     folder, classes = weights.folder_of(checkpoint), len(images.names)
     description = weights.read_config(folder)
-    with weights.understanding(folder / weights.CONFIG):
+    with weights.errors_naming(folder / weights.CONFIG):
         config = vit.config_of(description, classes=classes)
     prepare = _preparation(folder, description, colours=images.images.shape[-1])
     image = jax.eval_shape(prepare, jnp.zeros((1, *images.images.shape[1:])))
@@ -280,7 +280,7 @@ def _normalisation(path: Path, colours: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of every colour."""
     description = weights.read_object(path) if path.is_file() else {}
     half = [0.5] * colours
-    with weights.understanding(path):
+    with weights.errors_naming(path):
         mean = np.array(description.get("image_mean", half), np.float32)
         deviation = np.array(description.get("image_std", half), np.float32)
     fits = mean.shape == deviation.shape == (colours,) and np.isfinite(mean).all()

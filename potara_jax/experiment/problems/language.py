@@ -122,7 +122,9 @@ def _writer(tokenizer: Tokenizer, module: Llama, scale: float) -> Writer:
 
         size = prompts.shape[1] + length
         cache = llama.empty_cache(module.config, len(prompts), size)
-        return greedy(read, cache, prompts, counts, most=length, stop=tokenizer.end)
+        return greedy(
+            read, cache, prompts, counts, max_tokens=length, stop=tokenizer.end
+        )
 
     return Writer(write, tokenizer.decode, tokenizer.end)
 
@@ -133,7 +135,7 @@ def _form(model: LanguageModel, sites: Mapping[str, Site], scale: float) -> Form
         config, files = weights.read_config(folder), publishing.read_files(folder)
     else:
         special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-        config = llama.described(model.config) | special
+        config = llama.description_of(model.config) | special
         files = _tokenizer_files(model.tokenizer)
     return Form(
         llama.TABLE,
@@ -170,7 +172,7 @@ def loaded(checkpoint: str) -> LanguageModel:
     """
     folder = weights.folder_of(checkpoint)
     description = weights.read_config(folder)
-    with weights.understanding(folder / weights.CONFIG):
+    with weights.errors_naming(folder / weights.CONFIG):
         config = llama.config_of(description)
         tokenizer = tokens.from_folder(folder, description)
 

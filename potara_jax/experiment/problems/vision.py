@@ -106,7 +106,7 @@ def _form(model: VisionModel, sites: Mapping[str, Site], scale: float) -> Form:
     side, _, colours = model.shape
     return Form(
         vit.TABLE,
-        vit.described(model.config, side, colours, model.names),
+        vit.description_of(model.config, side=side, colours=colours, names=model.names),
         model.files,
         sites=sites,
         scale=scale,
