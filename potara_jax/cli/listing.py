@@ -104,8 +104,3 @@ def _markdown(title: str, listing: _Listing) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"## {title.capitalize()}\n\n{table}\n"
-
-
-def markdown() -> dict[str, str]:
-    """Every list as Markdown, by its kind."""
-    return {name: _markdown(name, listing) for name, listing in _LISTINGS.items()}
