@@ -1,12 +1,12 @@
 """The simulated client axis: to clients what `jax.vmap` is to examples.
 
-Dimension letters: `C` clients, `N` clients with padding, `D` devices.
+Dimension letters: `C` clients, `N` clients after padding, `D` devices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,16 @@ from jax.sharding import PartitionSpec as P
 from potara_jax.clients.mesh import CLIENTS
 
 Array = jax.Array
-AUTO = "auto"
+AUTO: Final = "auto"
 
 
 class Layout(NamedTuple):
-    """How clients are laid out: how many at once, and over which devices.
+    """How many clients are computed at once, and on which devices.
 
-    chunk: the most clients that a device computes at once: memory grows with the chunk,
-      not with the number of clients. Chunks are made equal, so it may be fewer.
-      Default: all of them. `AUTO`: as many as fit, where `jit_over_clients` is used.
-    mesh: devices, as `mesh.make_mesh` gives them; default: one.
+    chunk: the maximum number of clients that a device computes at once. Memory grows
+      with the chunk, not with the number of clients. Chunks are equal, so they may be
+      smaller. Default: all clients. `AUTO`, for `jit_over_clients`: as many as fit.
+    mesh: the devices, see `mesh.make_mesh`; default: one.
     """
 
     chunk: int | Literal["auto"] | None = None
@@ -33,11 +33,14 @@ class Layout(NamedTuple):
 
     @property
     def devices(self) -> int:
-        """Into how many parts the clients are split."""
+        """The number of devices over which the clients are split."""
         return self.mesh.shape[CLIENTS] if self.mesh else 1
 
 
 AT_ONCE = Layout()
+
+_Function = Callable[..., Any]
+_Axes = Sequence[int | None]
 
 
 def over_clients(
@@ -47,74 +50,90 @@ def over_clients(
     layout: Layout = AT_ONCE,
     work: Callable[..., Array] | None = None,
 ) -> Callable[..., Any]:
-    """`fn`, written for one client, over a leading axis of clients.
+    """Map `fn`, written for one client, over a leading axis of clients.
 
-    in_axes: as in `jax.vmap`, but 0 or None only: an argument (a whole pytree) either
-      has the client axis, or is one and the same for all clients, such as the base.
-      What is shared stays unbatched: its products are one large one over the clients.
-    work: `work(*args) -> [C]`, how much each client has to do, where `fn` has loops of
-      different lengths: clients of like work are computed together, and all devices
-      have alike to do. Default, and where it gives None: as the clients come.
+    If the clients do not fill chunks and devices evenly, some are computed twice.
 
-    Where the clients do not fill chunks and devices evenly, some are computed twice.
+    Args:
+      fn: a function of one client.
+      in_axes: 0 or None for each argument, or one for all. An argument (a whole pytree)
+        either has the client axis or is shared by all clients, such as the base. Shared
+        arguments stay unbatched, so a product with one is a single large product.
+      layout: the number of clients computed at once, and the devices.
+      work: `work(*args) -> [C]`, the work of each client, for a `fn` whose loops differ
+        in length. Clients with similar work are computed together, which balances the
+        work over devices. Without it, or if it returns None, the clients keep their
+        order.
+
+    Returns:
+      The function of all clients.
     """
 
-    def mapped(*args):
+    def mapped(*args: Any) -> Any:
         axes = in_axes if isinstance(in_axes, Sequence) else (in_axes,) * len(args)
-        clients = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
+        clients = _clients_of(args, axes)
         size = _common_size(clients)
-        plan = plan_of(size, layout)
+        plan = _plan(size, layout)
         run = _on_devices(_in_chunks(fn, axes, plan.chunk), axes, layout.mesh)
-        effort = None if work is None else work(*args)
-        if plan.padded == size and (effort is None or plan.padded == plan.chunk):
+        client_work = None if work is None else work(*args)
+        if plan.padded == size and (client_work is None or plan.padded == plan.chunk):
             return run(*args)
-        order, place = _dealt(effort, size, plan.padded, layout.devices)
+        order, place = _deal(client_work, size, plan.padded, layout.devices)
         dealt = jax.tree.map(lambda x: x[order], clients)
-        result = run(*_interleave(args, axes, dealt))
+        result = run(*_with_clients(args, axes, dealt))
         return jax.tree.map(lambda x: x[place], result)
 
     return mapped
 
 
-class Plan(NamedTuple):
-    """Clients with padding, over all devices, and in a chunk."""
+def overhead(work: Array, layout: Layout) -> Array:
+    """The work computed over the work needed; 1 is no waste.
+
+    All clients of a chunk take as long as the longest of them.
+
+    Args:
+      work: `[C]`, of each client, by which they are dealt as in `over_clients`.
+      layout: the number of clients computed at once, and the devices.
+    """
+    plan = _plan(len(work), layout)
+    order, _ = _deal(work, len(work), plan.padded, layout.devices)
+    longest = work[order].reshape(-1, plan.chunk).max(1)
+    return plan.chunk * longest.sum() / work.sum()
+
+
+class _Plan(NamedTuple):
+    """The number of clients after padding, and in a chunk."""
 
     padded: int
     chunk: int
 
 
-def plan_of(clients: int, layout: Layout) -> Plan:
-    """Equal chunks, of as many clients as the layout allows, for all devices."""
+def _plan(clients: int, layout: Layout) -> _Plan:
+    """Equal chunks for all devices, as large as the layout allows."""
+    if layout.chunk == AUTO:
+        raise ValueError("chunk is 'auto': use jit_over_clients, or give a number")
     devices = layout.devices
     block = -(-clients // devices)
     rounds = -(-block // min(layout.chunk or block, block))
     chunk = -(-block // rounds)
-    return Plan(devices * rounds * chunk, chunk)
+    return _Plan(devices * rounds * chunk, chunk)
 
 
-def overhead(work: Array, layout: Layout) -> Array:
-    """What is computed over what is needed, for clients dealt by their work `[C]`.
-
-    All clients of a chunk take as long as the longest of them; 1 is no waste.
-    """
-    plan = plan_of(len(work), layout)
-    order, _ = _dealt(work, len(work), plan.padded, layout.devices)
-    longest = work[order].reshape(-1, plan.chunk).max(1)
-    return plan.chunk * longest.sum() / work.sum()
-
-
-def _in_chunks(fn, axes, chunk):
-    def run(*args):
-        clients = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
+def _in_chunks(fn: _Function, axes: _Axes, chunk: int) -> _Function:
+    def run(*args: Any) -> Any:
+        clients = _clients_of(args, axes)
         if 1 < _common_size(clients) == chunk:
             return jax.vmap(fn, in_axes=tuple(axes))(*args)
-        one = lambda own: fn(*_interleave(args, axes, own))
+
+        def one(client: list[Any]) -> Any:
+            return fn(*_with_clients(args, axes, client))
+
         return jax.lax.map(one, clients, batch_size=chunk if chunk > 1 else None)
 
     return run
 
 
-def _on_devices(run, axes, mesh):
+def _on_devices(run: _Function, axes: _Axes, mesh: Mesh | None) -> _Function:
     if mesh is None:
         return run
     return jax.shard_map(
@@ -127,32 +146,41 @@ def _on_devices(run, axes, mesh):
     )
 
 
-def _dealt(work, size: int, padded: int, devices: int) -> tuple[Array, Array]:
-    """Which client is computed where `[N]`, and where each one is `[C]`.
+def _deal(
+    work: Array | None, size: int, padded: int, devices: int
+) -> tuple[Array, Array]:
+    """The client computed in each place `[N]`, and the place of each client `[C]`.
 
-    The least work is repeated as padding, and each device gets every `D`-th client in
-    the order of work, so that both devices and chunks are alike.
+    The client with the least work is repeated as padding. Each device gets every `D`-th
+    client in the order of work, so that devices do similar work and so do the clients
+    of a chunk.
     """
     if work is None:
         return jnp.arange(padded) % size, jnp.arange(size)
     order = jnp.argsort(work)
-    first = padded - size
-    all_ = jnp.concatenate([jnp.repeat(order[:1], first), order])
+    padding = padded - size
+    sorted_ = jnp.concatenate([jnp.repeat(order[:1], padding), order])
     place = jnp.arange(padded).reshape(devices, -1).T.ravel()
-    dealt = all_.reshape(-1, devices).T.ravel()
-    return dealt, jnp.zeros(size, place.dtype).at[order].set(place[first:])
+    dealt = sorted_.reshape(-1, devices).T.ravel()
+    return dealt, jnp.zeros(size, place.dtype).at[order].set(place[padding:])
 
 
-def _common_size(clients) -> int:
+def _clients_of(args: Sequence[Any], axes: _Axes) -> list[Any]:
+    """The arguments with the client axis."""
+    return [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
+
+
+def _with_clients(args: Sequence[Any], axes: _Axes, clients: list[Any]) -> list[Any]:
+    """All arguments, with others in place of those with the client axis."""
+    rest = iter(clients)
+    return [
+        next(rest) if axis == 0 else arg for arg, axis in zip(args, axes, strict=True)
+    ]
+
+
+def _common_size(clients: Sequence[Any]) -> int:
     sizes = {leaf.shape[0] for leaf in jax.tree.leaves(clients)}
     if len(sizes) != 1:
-        found = ", ".join(map(str, sorted(sizes))) or "none"
-        raise ValueError(f"arguments must have one number of clients, not {found}")
+        numbers = ", ".join(map(str, sorted(sizes))) or "none"
+        raise ValueError(f"arguments must have one number of clients, not {numbers}")
     return sizes.pop()
-
-
-def _interleave(args, axes, own):
-    own = iter(own)
-    return [
-        next(own) if axis == 0 else arg for arg, axis in zip(args, axes, strict=True)
-    ]

@@ -1,4 +1,4 @@
-"""How many clients at once: as many as the device's memory has room for."""
+"""Programs that compute as many clients at once as the device's memory allows."""
 
 from __future__ import annotations
 
@@ -11,55 +11,71 @@ import jax
 from potara_jax.clients.axis import AUTO, Layout
 
 # Of 200 clients of the digits' ViT, 16 at once are 1.4 times as fast as all of them.
-_ON_A_CPU = 16
-_SHARE = 0.9
+_MAX_ON_CPU = 16
+_SHARE = 0.9  # of the free memory
+
+_Make = Callable[[Layout], Callable[..., Any]]
+_Donated = int | tuple[int, ...]
 
 
 def jit_over_clients(
-    make: Callable[[Layout], Callable[..., Any]],
+    make: _Make,
     layout: Layout,
     clients: Callable[..., int],
-    **how: Any,
+    *,
+    donate_argnums: _Donated = (),
 ) -> Callable[..., Any]:
-    """`jax.jit(make(layout), **how)`, in chunks that fit where the layout says `AUTO`.
+    """`jax.jit(make(layout))`, with the largest chunk that fits if it is `AUTO`.
 
-    The chunk is found at the first call, from what the compiled program says that it
-    needs beside its arguments: all clients, 16 at most on a CPU, or as many as there is
-    `room` for. clients: their number, from the arguments.
+    The first call finds the chunk from the memory that the compiled program needs
+    beside its arguments. It tries all clients, or at most 16 on a CPU, and smaller
+    chunks until one needs at most `free_memory()`.
+
+    Args:
+      make: makes the function for a layout.
+      layout: the number of clients computed at once, and the devices.
+      clients: the number of clients, from the function's arguments.
+      donate_argnums: as in `jax.jit`.
+
+    Returns:
+      The compiled function.
     """
     if layout.chunk != AUTO:
-        return jax.jit(make(layout), **how)
-    found: list[Callable] = []
+        return jax.jit(make(layout), donate_argnums=donate_argnums)
+    programs: list[Callable[..., Any]] = []
 
-    def call(*args):
-        if not found:
-            most = -(-clients(*args) // layout.devices)
-            found.append(_fitting(make, layout, most, args, how))
-        return found[0](*args)
+    def call(*args: Any) -> Any:
+        if not programs:
+            largest = -(-clients(*args) // layout.devices)
+            programs.append(_fitting(make, layout, largest, args, donate_argnums))
+        return programs[0](*args)
 
     return call
 
 
-def _fitting(make, layout, chunk: int, args, how) -> Callable:
+def _fitting(
+    make: _Make, layout: Layout, chunk: int, args: tuple[Any, ...], donated: _Donated
+) -> Callable[..., Any]:
     if jax.default_backend() == "cpu":
-        chunk = min(chunk, _ON_A_CPU)
+        chunk = min(chunk, _MAX_ON_CPU)
     while True:
-        program = jax.jit(make(layout._replace(chunk=chunk)), **how)
+        fn = make(layout._replace(chunk=chunk))
+        program = jax.jit(fn, donate_argnums=donated)
         needed = temporaries(program, *args)
-        if needed <= room() or chunk == 1:
+        if needed <= free_memory() or chunk == 1:
             return program
-        chunk = min(chunk - 1, max(1, int(chunk * room() / needed)))
+        chunk = min(chunk - 1, max(1, int(chunk * free_memory() / needed)))
 
 
-def temporaries(program: Callable, *args) -> int:
-    """Bytes that a jitted function takes beside its arguments and results."""
+def temporaries(program: Any, *args: Any) -> int:
+    """Bytes that a jitted function needs beside its arguments and results."""
     compiled = program.lower(*args).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def room() -> int:
+def free_memory() -> int:
     """Bytes that are free on the device; of a host, a quarter of its memory."""
-    told = jax.local_devices()[0].memory_stats()
-    if told and "bytes_limit" in told:
-        return int(_SHARE * (told["bytes_limit"] - told["bytes_in_use"]))
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4

@@ -1,4 +1,4 @@
-"""Devices and hosts: clients over one axis of them, a large base over another."""
+"""Meshes of devices and hosts: clients over one axis, a large base over the other."""
 
 from __future__ import annotations
 
@@ -14,47 +14,51 @@ CLIENTS, MODEL = "clients", "model"
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) -> Mesh:
-    """A mesh `(clients, model)` of devices; default: all, of all hosts.
+    """Make a mesh with the axes `clients` and `model`.
 
-    model: over how many devices a base is split, see `split_base`. Raises `ValueError`
-    where it does not divide the number of devices.
+    Args:
+      devices: default: all devices of all hosts.
+      model: the number of devices over which a base is split, see `split_base`.
+
+    Raises:
+      ValueError: `model` does not divide the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     if model < 1 or len(devices) % model:
         raise ValueError(
             f"a base cannot be split over {model} of {len(devices)} devices: "
-            "take a divisor"
+            "choose a divisor"
         )
     grid = np.asarray(devices).reshape(-1, model)
     return Mesh(grid, (CLIENTS, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """One and the same on all devices."""
+    """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
 def everywhere(mesh: Mesh, tree: Any) -> Any:
-    """Arrays on all devices of a mesh; those that lie on it already stay as they are.
+    """Copy arrays to every device of a mesh.
 
-    So a base that `split_base` has split stays split.
+    Arrays that are on the mesh stay as they are, so a base stays split.
     """
 
-    def place(x):
-        there = getattr(getattr(x, "sharding", None), "mesh", None) == mesh
-        return x if there else put(x, replicated(mesh))
+    def place(x: Any) -> Any:
+        on_mesh = getattr(getattr(x, "sharding", None), "mesh", None) == mesh
+        return x if on_mesh else put(x, replicated(mesh))
 
     return jax.tree.map(place, tree)
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
-    """Arrays, which all hosts have alike, on the devices of a mesh over all hosts."""
+    """Place arrays, equal on all hosts, on a mesh over all hosts."""
     return jax.tree.map(lambda x: _put(x, sharding), tree)
 
 
-def _put(x, sharding):
-    here = not isinstance(x, jax.Array) or x.is_fully_addressable
-    if sharding.is_fully_addressable or not here:
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+    on_host = not isinstance(x, jax.Array) or x.is_fully_addressable
+    if sharding.is_fully_addressable or not on_host:
         return jax.device_put(x, sharding)
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         words = _put(jax.random.key_data(x), sharding)
@@ -63,24 +67,28 @@ def _put(x, sharding):
 
 
 def by_client(mesh: Mesh, clients: int) -> NamedSharding:
-    """A leading axis of clients over the devices; whole where it does not split."""
-    whole = clients % mesh.shape[CLIENTS]
-    return replicated(mesh) if whole else NamedSharding(mesh, P(CLIENTS))
+    """The sharding of an array with a leading axis of clients.
+
+    Every device holds all clients if the devices do not divide their number.
+    """
+    remainder = clients % mesh.shape[CLIENTS]
+    return replicated(mesh) if remainder else NamedSharding(mesh, P(CLIENTS))
 
 
 def split_base(base: Any, mesh: Mesh) -> Any:
-    """A base's arrays over the axis `model`, each along its longest axis that splits.
+    """Split a base's arrays over the mesh axis `model`.
 
-    What does not split is on every device. Where `model` is 1 that is all of it.
+    Each is split along its longest axis that the devices divide; one without such an
+    axis is copied to every device. With `model` of 1, all are copied.
     """
     size = mesh.shape[MODEL]
 
-    def place(x):
-        splits = [n if n % size == 0 and size > 1 else 0 for n in np.shape(x)]
-        if not any(splits):
+    def place(x: Any) -> Any:
+        divisible = [n if n % size == 0 and size > 1 else 0 for n in np.shape(x)]
+        if not any(divisible):
             return put(x, replicated(mesh))
-        spec = [None] * len(splits)
-        spec[int(np.argmax(splits))] = MODEL
+        longest = int(np.argmax(divisible))
+        spec = [MODEL if axis == longest else None for axis in range(len(divisible))]
         return put(x, NamedSharding(mesh, P(*spec)))
 
     return jax.tree.map(place, base)

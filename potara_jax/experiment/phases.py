@@ -26,7 +26,7 @@ from potara_jax.federated.progress import (
 from potara_jax.federated.rounds import Round, Step
 from potara_jax.federated.streaming import HostProgress
 from potara_jax.federated.wire import Wire
-from potara_jax.runs.checkpoints import Saved
+from potara_jax.runs.checkpoints import Checkpoint
 from potara_jax.runs.progress import Progress as Display
 from potara_jax.runs.store import Cell, Store
 
@@ -210,7 +210,7 @@ class _Look(NamedTuple):
 
 def _begin(
     look: _Look, progress: AnyProgress, store: Store
-) -> tuple[AnyProgress, Saved]:
+) -> tuple[AnyProgress, Checkpoint]:
     """The state before the next round, and what is kept so far.
 
     States on the host go on from the last round alone: after an earlier one, or where
@@ -231,10 +231,10 @@ def _begin(
         return rounds.resume(progress, saved.state[0]), saved
     if isinstance(progress, HostProgress):
         progress.states.clear()
-    return progress, Saved(0, nothing, [], 0.0)
+    return progress, Checkpoint(0, nothing, [], 0.0)
 
 
-def _outcome(look: _Look, progress: AnyProgress, saved: Saved) -> Outcome:
+def _outcome(look: _Look, progress: AnyProgress, saved: Checkpoint) -> Outcome:
     phase, number, seen = look.phase, look.phase.rounds, saved.state[1]
     chosen = look.progress_of(progress)
     marks = {int(mark.round): mark for mark, _ in seen.values() if mark.round > 0}
@@ -274,11 +274,13 @@ class _Done(NamedTuple):
     """
 
     progress: AnyProgress
-    saved: Saved
+    saved: Checkpoint
     seconds: float | None
 
 
-def _rounds_done(look: _Look, steps: Iterable[Step], saved: Saved) -> Iterator[_Done]:
+def _rounds_done(
+    look: _Look, steps: Iterable[Step], saved: Checkpoint
+) -> Iterator[_Done]:
     """The rounds, timed without the scoring of models.
 
     With states on the host the next round is computed while the caller keeps this one,
@@ -294,7 +296,9 @@ def _rounds_done(look: _Look, steps: Iterable[Step], saved: Saved) -> Iterator[_
         scored, began = scores, began if ahead else time.monotonic()
 
 
-def _add(look: _Look, saved: Saved, step: Step, seconds: float) -> tuple[Saved, bool]:
+def _add(
+    look: _Look, saved: Checkpoint, step: Step, seconds: float
+) -> tuple[Checkpoint, bool]:
     """What is kept after one more round, and whether models were scored."""
     args = look.cell, look.phase.name, step.number, step.report
     history = [*saved.history, record_of(*args, look.all_clients)]
@@ -303,7 +307,7 @@ def _add(look: _Look, saved: Saved, step: Step, seconds: float) -> tuple[Saved, 
     if due:
         seen = seen | _seen(look, step, seconds, due)
     state = rounds.checkpoint(step.progress), seen
-    return Saved(step.number + 1, state, history, seconds), bool(due)
+    return Checkpoint(step.number + 1, state, history, seconds), bool(due)
 
 
 def _seen(

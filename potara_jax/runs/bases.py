@@ -66,7 +66,7 @@ def _hash(recipe: Mapping[str, Any], examples: Any) -> str:
 def _save(path: Path, params: Params) -> None:
     flat = flatten_dict(dict(params), sep="/")
     arrays: Any = {name: np.asarray(value) for name, value in flat.items()}
-    with files.replacing(path) as file:
+    with files.atomic_file(path) as file:
         np.savez(file, **arrays)
 
 

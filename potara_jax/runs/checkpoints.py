@@ -11,7 +11,7 @@ import collections
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,19 +22,19 @@ import orbax.checkpoint as ocp
 _KEPT = 2
 
 
-class Saved(NamedTuple):
+class Checkpoint(NamedTuple):
     """A phase after a round: its state, one record a round, and seconds so far."""
 
     round: int
     state: Any
-    history: list[dict]
+    history: list[dict[str, Any]]
     seconds: float
 
 
-def save(folder: Path, saved: Saved) -> None:
-    """Write a checkpoint and remove all but the last two."""
-    tree = _pack(saved)
-    target = folder.resolve() / str(saved.round)
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, and remove all but the last two."""
+    tree = _pack(checkpoint)
+    target = folder.resolve() / str(checkpoint.round)
     shutil.rmtree(target, ignore_errors=True)
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(target, tree)
@@ -42,11 +42,13 @@ def save(folder: Path, saved: Saved) -> None:
         shutil.rmtree(folder / str(old), ignore_errors=True)
 
 
-def restore(folder: Path, like: Any, warn: Callable[[str], None]) -> Saved | None:
-    """The newest checkpoint that is whole, or None.
+def restore(folder: Path, like: Any, warn: Callable[[str], None]) -> Checkpoint | None:
+    """Read the newest undamaged checkpoint of a folder, if it has one.
 
-    like: a state of the same structure. Every damaged checkpoint is passed over with a
-    line to `warn` and removed.
+    Args:
+      folder: the folder of a phase.
+      like: a state of the same structure.
+      warn: takes a line for the user about each damaged checkpoint, which is removed.
     """
     for number in reversed(_rounds(folder)):
         path = folder / str(number)
@@ -59,70 +61,66 @@ def restore(folder: Path, like: Any, warn: Callable[[str], None]) -> Saved | Non
     return None
 
 
-def last_round(folder: Path) -> int:
-    """The newest checkpoint's round, whole or not; 0 where there is none."""
-    return max(_rounds(folder), default=0)
-
-
 def _rounds(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     with ocp.PyTreeCheckpointer() as checkpointer:
         return checkpointer.restore(path.resolve())
 
 
-def _pack(saved: Saved) -> dict:
-    """Few arrays, as each costs time: the state's numbers in a row, by dtype."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(saved.state)]
-    history = np.frombuffer(json.dumps(saved.history).encode(), np.uint8)
+def _pack(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The state's numbers in one array per dtype, since each array costs time."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(checkpoint.state)]
+    history = np.frombuffer(json.dumps(checkpoint.history).encode(), np.uint8)
     joined = {
-        f"state_{dtype}": np.concatenate([x.ravel() for x in own])
-        for dtype, own in _by_dtype(leaves).items()
+        f"state_{dtype}": np.concatenate([leaf.ravel() for leaf in same_dtype])
+        for dtype, same_dtype in _by_dtype(leaves).items()
     }
     digest = np.frombuffer(_digest(leaves, history), np.uint8)
-    seconds = np.array(saved.seconds)
+    seconds = np.array(checkpoint.seconds)
     return joined | {"history": history, "digest": digest, "seconds": seconds}
 
 
-def _by_dtype(leaves: list[np.ndarray]) -> dict[Any, list[np.ndarray]]:
-    kinds = dict.fromkeys(leaf.dtype for leaf in leaves if leaf.size)
-    return {kind: [leaf for leaf in leaves if leaf.dtype == kind] for kind in kinds}
+def _by_dtype(leaves: Sequence[np.ndarray]) -> dict[Any, list[np.ndarray]]:
+    dtypes = dict.fromkeys(leaf.dtype for leaf in leaves if leaf.size)
+    return {dtype: [x for x in leaves if x.dtype == dtype] for dtype in dtypes}
 
 
-def _unpack(tree: dict, number: int, like: Any) -> Saved:
+def _unpack(tree: Mapping[str, Any], number: int, like: Any) -> Checkpoint:
     history = np.asarray(tree["history"])
     leaves = _split(tree, jax.tree.leaves(like))
     if _digest(leaves, history) != np.asarray(tree["digest"]).tobytes():
-        raise ValueError("its content does not fit its digest")
+        raise ValueError("its content does not match its digest")
     state = jax.tree.unflatten(jax.tree.structure(like), map(jax.numpy.asarray, leaves))
     rounds = json.loads(history.tobytes())
-    return Saved(number, state, rounds, float(tree["seconds"]))
+    return Checkpoint(number, state, rounds, float(tree["seconds"]))
 
 
-def _split(tree: dict, like: list) -> list[np.ndarray]:
-    """The state's arrays, of the shapes and dtypes that are expected."""
+def _split(tree: Mapping[str, Any], like: Sequence[Any]) -> list[np.ndarray]:
+    """The state's arrays, in the shapes and dtypes of `like`."""
     joined = {name: np.asarray(x) for name, x in tree.items() if "state_" in name}
-    expected = collections.Counter()
+    expected: collections.Counter[str] = collections.Counter()
     for leaf in like:
         expected[f"state_{leaf.dtype}"] += leaf.size
     if expected != collections.Counter({name: x.size for name, x in joined.items()}):
         raise ValueError("its arrays have other shapes than this run's")
-    return [_next(joined, f"state_{leaf.dtype}", leaf) for leaf in like]
+    return [_take(joined, f"state_{leaf.dtype}", leaf) for leaf in like]
 
 
-def _next(joined: dict[str, np.ndarray], name: str, leaf) -> np.ndarray:
-    rest = joined.get(name, np.zeros(0, leaf.dtype))
-    first, joined[name] = np.split(rest, [leaf.size])
-    return first.reshape(leaf.shape)
+def _take(joined: dict[str, np.ndarray], name: str, like: Any) -> np.ndarray:
+    """The next numbers of an array, which are removed from it, in a leaf's shape."""
+    numbers = joined.get(name, np.zeros(0, like.dtype))
+    first, joined[name] = np.split(numbers, [like.size])
+    return first.reshape(like.shape)
 
 
-def _digest(leaves, history) -> bytes:
+def _digest(leaves: Sequence[np.ndarray], history: np.ndarray) -> bytes:
     total = hashlib.blake2b()
     for leaf in (*leaves, history):
         total.update(f"{leaf.dtype}{leaf.shape}".encode())
-        total.update(np.ascontiguousarray(leaf).view(np.uint8))
+        total.update(np.ascontiguousarray(leaf).view(np.uint8).data)
     return total.digest()

@@ -1,4 +1,4 @@
-"""What is slow, and what is kept: traces of a few rounds, and compiled programs."""
+"""Traces of a few rounds, and a cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -11,38 +11,54 @@ from typing import TypeVar
 import jax
 
 T = TypeVar("T")
-_FIRST, _LAST = 1, 3  # the first round compiles
+_FIRST, _LAST = 1, 3  # round 0 compiles
 
 
-def traced(rounds: Iterable[T], folder: Path | None, note: Callable) -> Iterator[T]:
-    """The rounds as they come; the second to the fourth are traced into a folder.
+def traced(
+    rounds: Iterable[T], folder: Path | None, log: Callable[[str], object]
+) -> Iterator[T]:
+    """Yield the rounds, and trace the second to the fourth into a folder.
 
     The trace opens in TensorBoard (its profile plugin) and, from the file
-    `perfetto_trace.json.gz`, in Perfetto. None: nothing is traced.
+    `perfetto_trace.json.gz`, in Perfetto.
+
+    Args:
+      rounds: any values, one a round.
+      folder: None traces nothing.
+      log: takes a line for the user.
     """
+    return iter(rounds) if folder is None else _traced(rounds, folder, log)
+
+
+def _traced(
+    rounds: Iterable[T], folder: Path, log: Callable[[str], object]
+) -> Iterator[T]:
     tracing = False
     try:
-        for place, each in enumerate(rounds):
-            yield each
-            if folder and place + 1 == _FIRST:
+        for number, value in enumerate(rounds):
+            yield value
+            if number + 1 == _FIRST:
                 jax.profiler.start_trace(folder, create_perfetto_trace=True)
                 tracing = True
-            if tracing and place == _LAST:
-                _stop(folder, note)
+            if tracing and number == _LAST:
+                _stop(folder, log)
                 tracing = False
     finally:
         if tracing:
-            _stop(folder, note)
+            _stop(folder, log)
 
 
-def _stop(folder: Path, note: Callable) -> None:
+def _stop(folder: Path, log: Callable[[str], object]) -> None:
     jax.profiler.stop_trace()
-    note(f"profile: {folder}")
+    log(f"profile: {folder}")
 
 
 def keep_compiled(cache: Path) -> None:
-    """Keep compiled programs between runs, unless JAX is told already where to."""
-    if jax.config.jax_compilation_cache_dir is not None:
+    """Keep compiled programs between runs, unless JAX is set to keep them already.
+
+    They are kept by processor, since machines may share a home folder.
+    """
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
         return
     folder = cache.expanduser() / "compiled" / _processor()
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -51,9 +67,9 @@ def keep_compiled(cache: Path) -> None:
 
 
 def _processor() -> str:
-    """A name for machines that can run the same code: a home may be shared by many."""
-    known = Path("/proc/cpuinfo")
-    lines = known.read_text().splitlines() if known.exists() else []
+    """A name shared by the machines that can run the same code."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
     flags = next((line for line in lines if line.startswith(("flags", "Feat"))), "")
     kind = f"{platform.machine()} {platform.processor()} {flags}"
     return hashlib.sha256(kind.encode()).hexdigest()[:12]

@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save
 
 from potara_jax.adapters.lora import Adapter
 from potara_jax.runs import checkpoints, files
-from potara_jax.runs.checkpoints import Saved
+from potara_jax.runs.checkpoints import Checkpoint
 from potara_jax.runs.profiling import T, traced
 
 _PACKAGES = (
@@ -63,10 +63,10 @@ class Store(Protocol):
     def traced(self, phase: str, rounds: Iterable[T]) -> Iterator[T]:
         """A phase's rounds, a few of which are profiled where that is asked for."""
 
-    def begin_phase(self, cell: Cell, phase: str, like: Any) -> Saved | None:
+    def begin_phase(self, cell: Cell, phase: str, like: Any) -> Checkpoint | None:
         """What is kept of a phase, whose state has the structure of `like`."""
 
-    def end_round(self, cell: Cell, phase: str, saved: Saved) -> None:
+    def end_round(self, cell: Cell, phase: str, saved: Checkpoint) -> None:
         """Keep a round."""
 
     def forget_phase(self, cell: Cell, phase: str) -> None:
@@ -113,11 +113,11 @@ class Memory:
         """The rounds as they come."""
         return iter(rounds)
 
-    def begin_phase(self, cell: Cell, phase: str, like: Any) -> Saved | None:
+    def begin_phase(self, cell: Cell, phase: str, like: Any) -> Checkpoint | None:
         """Nothing: a phase is never resumed."""
         return None
 
-    def end_round(self, cell: Cell, phase: str, saved: Saved) -> None:
+    def end_round(self, cell: Cell, phase: str, saved: Checkpoint) -> None:
         """Nothing is kept between rounds."""
 
     def forget_phase(self, cell: Cell, phase: str) -> None:
@@ -175,7 +175,7 @@ class RunFolder(NamedTuple):
         wanted = self.profile and not folder.exists()
         return traced(rounds, folder if wanted else None, self.warn)
 
-    def begin_phase(self, cell: Cell, phase: str, like: Any) -> Saved | None:
+    def begin_phase(self, cell: Cell, phase: str, like: Any) -> Checkpoint | None:
         """What is kept of a phase; its lines in `metrics.jsonl` are made to fit it."""
         saved = checkpoints.restore(self._phase(cell, phase), like, self.warn)
         kept = [line for line in self._metrics() if _origin(line) != (cell, phase)]
@@ -184,7 +184,7 @@ class RunFolder(NamedTuple):
         files.write_text(self.path / "metrics.jsonl", text)
         return saved
 
-    def end_round(self, cell: Cell, phase: str, saved: Saved) -> None:
+    def end_round(self, cell: Cell, phase: str, saved: Checkpoint) -> None:
         """Keep a round: its checkpoint first, then its line."""
         checkpoints.save(self._phase(cell, phase), saved)
         self.add_line("metrics", saved.history[-1])

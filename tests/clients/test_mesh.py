@@ -109,5 +109,5 @@ def test_a_base_may_be_split():
 
 
 def test_a_mesh_needs_a_divisor():
-    with pytest.raises(ValueError, match="3 of 1 devices: take a divisor"):
+    with pytest.raises(ValueError, match="3 of 1 devices: choose a divisor"):
         make_mesh(model=3)

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from potara_jax.runs.checkpoints import Saved, restore, save
+from potara_jax.runs.checkpoints import Checkpoint, restore, save
 
 
-def saved(number: int) -> Saved:
+def saved(number: int) -> Checkpoint:
     state = {"a": jnp.full((2, 3), float(number)), "n": jnp.arange(4) * number}
-    return Saved(number, state, [{"round": i + 1} for i in range(number)], 1.5)
+    return Checkpoint(number, state, [{"round": i + 1} for i in range(number)], 1.5)
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def folder(tmp_path):
     return tmp_path / "phase"
 
 
-def same(restored: Saved, number: int) -> None:
+def same(restored: Checkpoint, number: int) -> None:
     jax.tree.map(np.testing.assert_array_equal, restored.state, saved(number).state)
     assert restored.round == number
     assert restored.history == saved(number).history
@@ -93,7 +93,7 @@ def test_any_dtype_and_no_number_at_all_come_back(tmp_path):
         "one": np.float64(2.5),
         "none": np.zeros((0, 4), np.int8),
     }
-    save(tmp_path, Saved(1, state, [], 0.0))
+    save(tmp_path, Checkpoint(1, state, [], 0.0))
     like = jax.tree.map(jnp.zeros_like, state) | {"one": np.float64(0)}
     restored = restore(tmp_path, like, print).state
     for name, value in state.items():

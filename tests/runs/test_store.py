@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from potara_jax.runs import files
-from potara_jax.runs.checkpoints import Saved
+from potara_jax.runs.checkpoints import Checkpoint
 from potara_jax.runs.store import Cell, Memory, open_folder
 
 CONFIG = {"experiment": "digits", "lora.rank": 8, "cells.seeds": [0]}
@@ -27,7 +27,7 @@ def record(number: int, phase: str = "federated") -> dict:
 def rounds(store, number: int, phase: str = "federated") -> None:
     for i in range(1, number + 1):
         history = [record(j, phase) for j in range(1, i + 1)]
-        store.end_round(CELL, phase, Saved(i, jnp.ones(2) * i, history, 0.0))
+        store.end_round(CELL, phase, Checkpoint(i, jnp.ones(2) * i, history, 0.0))
 
 
 def lines(store) -> list[dict]:
@@ -185,7 +185,9 @@ def test_adapters_come_back_by_method(store):
 def test_a_phase_that_is_forgotten_begins_anew(store):
     for number in (1, 2):
         history = [record(i) for i in range(1, number + 1)]
-        store.end_round(CELL, "federated", Saved(number, jnp.ones(2), history, 0.0))
+        store.end_round(
+            CELL, "federated", Checkpoint(number, jnp.ones(2), history, 0.0)
+        )
     store.forget_phase(CELL, "federated")
     assert store.begin_phase(CELL, "federated", jnp.ones(2)) is None
 
