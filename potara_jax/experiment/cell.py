@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -60,7 +60,7 @@ def run_cell(at: Context) -> tuple[list[Row], dict[str, Any]]:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+def _timed(seconds: dict[str, float], name: str) -> Generator[None, None, None]:
     began = time.monotonic()
     yield
     seconds[name] = time.monotonic() - began

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,7 @@ def _print(console: Console, text: str) -> None:
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
+def _refusing() -> Generator[None, None, None]:
     """Turn what checks raise into `Refused`; a later `ValueError` is a defect."""
     try:
         yield

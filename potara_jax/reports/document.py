@@ -157,7 +157,7 @@ def html(report: Report) -> str:
 
 
 def _pairs(values: Mapping[str, object]) -> Table:
-    rows = [Row((str(name), _plain(value))) for name, value in values.items()]
+    rows = [Row((name, _plain(value))) for name, value in values.items()]
     return Table(("Name", "Value"), [Group(rows)], text=True)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import stats  # pyrefly: ignore  # scipy has no stubs
 
 from potara_jax.reports.formats import metric_of
 from potara_jax.reports.summary import Record, Results, mean_of

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from potara_jax.adapters import algebra
 from potara_jax.adapters.lora import Array
@@ -54,7 +55,7 @@ def gauss_newton(
     """
 
     def measure(client: Client) -> Measured:
-        start, unravel = jax.flatten_util.ravel_pytree(halves(client, per))
+        start, unravel = ravel_pytree(halves(client, per))
         share = client.weight / jnp.maximum(client.weight.sum(), 1e-30)
 
         def outputs(flat: Array) -> Array:
