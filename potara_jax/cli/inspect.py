@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from potara_jax.adapters import peft
-from potara_jax.adapters.lora import Adapter, is_factors
+from potara_jax.adapters.lora import Adapter, Entry, is_factors
 
 _VLLM_RANK = 16  # vLLM's default for --max-lora-rank
 
@@ -41,27 +41,44 @@ def command(words: list[str]) -> tuple[Any, None]:
 
 
 def inspect(options: Inspect, console: Console) -> None:
-    """Print what an adapter holds, a row for every kind of module."""
+    """Print what an adapter holds, with a row for every kind of module."""
     source = peft.read(options.folder)
-    note = lambda text: console.print(
-        text, highlight=False, markup=False, soft_wrap=True
-    )
-    note(f"base model: {source.config.get('base_model_name_or_path')}")
-    note(f"task: {source.config.get('task_type')}")
-    note(f"dtype: {source.dtype}")
+    _print(console, _head(source))
     console.print(_table(source))
-    whole = {p: e for p, e in source.adapter.items() if not is_factors(e)}
-    for path, entry in whole.items():
-        shapes = ", ".join(f"{name} {x.shape}" for name, x in entry.items())
-        note(f"trained whole: {path} ({shapes})")
-    sizes = [x.size for entry in source.adapter.values() for x in entry.values()]
-    note(f"parameters: {sum(sizes):,}")
-    note(f"vLLM: {vllm_note(source)}")
+    _print(console, _tail(source))
+
+
+def _print(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+
+
+def _head(source: peft.PeftAdapter) -> list[str]:
+    return [
+        f"base model: {source.config.get('base_model_name_or_path')}",
+        f"task: {source.config.get('task_type')}",
+        f"dtype: {source.dtype}",
+    ]
+
+
+def _tail(source: peft.PeftAdapter) -> list[str]:
+    entries = source.adapter
+    parameters = sum(x.size for entry in entries.values() for x in entry.values())
+    return [
+        *(_whole(path, e) for path, e in entries.items() if not is_factors(e)),
+        f"parameters: {parameters:,}",
+        f"vLLM: {vllm_support(source)}",
+    ]
+
+
+def _whole(path: str, entry: Entry) -> str:
+    shapes = ", ".join(f"{name} {x.shape}" for name, x in entry.items())
+    return f"trained whole: {path} ({shapes})"
 
 
 def _table(source: peft.PeftAdapter) -> Table:
     kinds = _kinds(source.adapter)
-    shared = _shared_start(kinds)
+    shared = _common_prefix(kinds)
     table = Table(title=shared.rstrip("."), title_justify="left", box=box.SIMPLE)
     table.caption = "norm: Frobenius, of the delta; effective: rank, exp(entropy)"
     table.add_column("module", no_wrap=True)
@@ -73,23 +90,23 @@ def _table(source: peft.PeftAdapter) -> Table:
     return table
 
 
-def _shared_start(kinds) -> str:
-    """The modules that all kinds are in: `model.layers.*.`."""
+def _common_prefix(kinds: Iterable[str]) -> str:
+    """The modules around all kinds, such as `model.layers.*.`."""
     columns = zip(*(kind.split(".")[:-1] for kind in kinds), strict=False)
     same = takewhile(lambda names: len(set(names)) == 1, columns)
     return "".join(f"{names[0]}." for names in same)
 
 
 def _kinds(adapter: Adapter) -> dict[str, list[str]]:
-    """Paths of adapted modules that are the same but for their numbers, and sizes."""
-    kinds = defaultdict(list)
+    """The paths of the adapted modules, by the path with `*` for numbers."""
+    kinds: dict[str, list[str]] = defaultdict(list)
     for path in adapter:
         if is_factors(adapter[path]):
             kinds[re.sub(r"(?<=\.)\d+(?=\.)", "*", path)].append(path)
     return kinds
 
 
-def _cells(source, paths) -> list[str]:
+def _cells(source: peft.PeftAdapter, paths: Sequence[str]) -> list[str]:
     entries = [source.adapter[path] for path in paths]
     singular = [singular_values(entry) for entry in entries]
     return [
@@ -102,27 +119,37 @@ def _cells(source, paths) -> list[str]:
     ]
 
 
-def _span(values: Sequence[Any]) -> str:
-    shown = lambda x: str(x) if isinstance(x, int) else f"{x:.3g}"
-    low, high = map(shown, (min(values), max(values)))
+def _span(values: Sequence[float]) -> str:
+    low, high = map(_number, (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 
-def singular_values(entry) -> np.ndarray:
-    """The singular values of a delta `[R]`, from its factors."""
-    a, b = (np.asarray(entry[name], np.float64) for name in "ab")
-    core = np.linalg.qr(a, mode="r") @ np.linalg.qr(b.T, mode="r").T
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3g}"
+
+
+def singular_values(entry: Mapping[str, Any]) -> np.ndarray:
+    """The singular values of a delta, `[R]`, from its factors."""
+    core = _triangle(entry["a"]) @ _triangle(entry["b"].T).T
     return np.linalg.svd(core, compute_uv=False)
 
 
+def _triangle(factor: Any) -> np.ndarray:
+    """The triangular factor of a QR decomposition, in float64."""
+    return np.asarray(np.linalg.qr(np.asarray(factor, np.float64), mode="r"))
+
+
 def effective_rank(sigma: np.ndarray) -> float:
-    """`exp(-sum p log p)`, `p` the singular values' shares (Roy and Vetterli 2007)."""
+    """`exp(-sum p log p)`, where `p` are the singular values over their sum.
+
+    Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality".
+    """
     share = sigma[sigma > 0] / max(sigma.sum(), 1e-30)
     return float(np.exp(-(share * np.log(share)).sum())) if share.size else 0.0
 
 
-def vllm_note(source: peft.PeftAdapter) -> str:
-    """Whether vLLM loads an adapter as it is, and what to do where it does not."""
+def vllm_support(source: peft.PeftAdapter) -> str:
+    """Whether vLLM loads an adapter as it is, and what to do if it does not."""
     whole = [path for path, e in source.adapter.items() if not is_factors(e)]
     if whole:
         return f"does not load it: modules_to_save ({', '.join(whole)})"
@@ -130,7 +157,7 @@ def vllm_note(source: peft.PeftAdapter) -> str:
     if patterns:
         return (
             f"would load it wrongly: it ignores {' and '.join(patterns)}; write it "
-            "anew with: potara merge --adapters DIR --weights 1 --out NEW"
+            "again with: potara merge --adapters DIR --weights 1 --out NEW"
         )
     rank = _largest_rank(source.adapter)
     option = f", with --max-lora-rank {rank} or more" if rank > _VLLM_RANK else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from inspect import getdoc
 from pathlib import Path
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
+from rich.text import Text
 
 from potara_jax import merging
 from potara_jax.adapters import algebra, peft, peft_config
@@ -29,73 +30,75 @@ _HALF = 0.5
 class Merge:
     """Merge LoRA adapters that PEFT wrote into one of the same kind.
 
-    The result is an adapter folder that PEFT, transformers and vLLM load: one rank for
-    all modules, scale 1. The default, `linear` in `delta` space, is exactly the
-    weighted sum of the deltas, and its rank the sum of the ranks.
+    The result is an adapter folder that PEFT, transformers and vLLM load, with one rank
+    for all modules and scale 1. By default, `linear` in `delta` space, its delta is
+    exactly the weighted sum of the deltas, and its rank the sum of the ranks.
     """
 
     out: Path
     """The folder to write. It appears whole or not at all."""
     federated: Path | None = None
-    """The adapter of the federation, as PEFT saved it."""
+    """The federated adapter, as PEFT saved it."""
     local: Path | None = None
-    """The client's own adapter."""
+    """The client's local adapter."""
     weight: float | None = None
-    """The weight of the federated adapter, 0 to 1; the local one has the rest. Not
-    given: 0.5."""
+    """The weight of the federated adapter, from 0 to 1; the local one gets the rest.
+    Default: 0.5."""
     adapters: tuple[Path, ...] = ()
-    """Adapters to merge, any number, in the place of --federated and --local."""
+    """Any number of adapters to merge, instead of --federated and --local."""
     weights: tuple[float, ...] = ()
-    """Their weights, one each; not given: the same for all, 1 in sum."""
+    """The weight of each of --adapters. Default: equal weights that add up to 1."""
 
     method: str = "linear"
-    """How to merge: a name of the list above."""
+    """The merge, from the list above."""
     space: str | None = None
-    """Where to merge: see above. Not given: the first of the method's."""
+    """The space to merge in, from the list above. Default: the method's first."""
     rank: int | None = None
-    """The largest rank of the result: deltas are truncated to it (by SVD). Not given:
-    the exact rank."""
+    """The largest rank of the result; deltas are truncated to it by SVD. Default: the
+    exact rank."""
     seed: int = 0
-    """Of methods that draw at random."""
+    """Of merges that draw at random."""
 
     missing: Literal["refuse", "zero"] = "refuse"
-    """A module that only some of the adapters have: refuse, or no change in the
-    others."""
+    """What to do with a module that only some of the adapters have: refuse it, or count
+    it as unchanged in the others."""
     allow_different_base: bool = False
-    """Merge although the adapters name different base models (such as copies)."""
+    """Merge even if the adapters name different base models, such as copies of one."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the result. Not given: the widest of the adapters'."""
+    """Of the result. Default: the widest of the adapters'."""
     overwrite: bool = False
-    """Replace an adapter that is in --out already."""
+    """Replace the adapter that --out holds."""
 
 
 def command(words: list[str]) -> tuple[Any, str]:
     """The type of the command, with every merge's options, and the list of merges."""
-    bare = tyro.conf.arg(name="")
+    unnamed = tyro.conf.arg(name="")
     parts = {"merge": Merge, "options": _options()}
-    fields = [(name, Annotated[part, bare]) for name, part in parts.items()]
-    carry_out = {"__call__": lambda self: merge(self.merge, vars(self.options))}
-    kind = dataclasses.make_dataclass("Command", fields, namespace=carry_out)
+    fields = [(name, Annotated[part, unnamed]) for name, part in parts.items()]
+    methods = {"__call__": lambda self: merge(self.merge, vars(self.options))}
+    kind = dataclasses.make_dataclass("Command", fields, namespace=methods)
     return kind, f"{getdoc(Merge)}\n\n{methods_help()}"
 
 
 def _options() -> Any:
-    """A dataclass of the options that merges have, none of them given."""
+    """A dataclass of the options of all merges, with the default None."""
     merges: dict[str, list[str]] = defaultdict(list)
     for name, entry in _usable().items():
         for option in entry.options:
             merges[option].append(name)
-    explained = lambda names: tyro.conf.arg(help=f"Of {', '.join(names)}.")
-    kinds = {
-        option: Annotated[float | None, explained(names)]
-        for option, names in merges.items()
-    }
-    fields = [(n, kind, dataclasses.field(default=None)) for n, kind in kinds.items()]
+    fields = [_option(name, users) for name, users in merges.items()]
     return dataclasses.make_dataclass("Options", fields, frozen=True)
 
 
+def _option(name: str, merges: Sequence[str]) -> tuple[str, Any, Any]:
+    """The dataclass field of an option that some merges have."""
+    described = tyro.conf.arg(help=f"Of {', '.join(merges)}.")
+    kind = Annotated[float | None, described]
+    return name, kind, dataclasses.field(default=None)
+
+
 def methods_help() -> str:
-    """What `Merge.method` and `Merge.space` can be, a line each."""
+    """The values of `Merge.method` and `Merge.space`, a line each."""
     merges = [
         f"  {name}: {entry.summary} ({', '.join(entry.spaces)})"
         for name, entry in _usable().items()
@@ -113,12 +116,15 @@ def _usable() -> dict[str, registry.MergeEntry]:
 def merge(
     options: Merge, given: Mapping[str, float | None], console: Console | None = None
 ) -> None:
-    """Read, merge, write, and say what was done.
+    """Read the adapters, merge them, write the result, and report it.
 
-    given: the merge's own options, None where the default is meant.
+    Args:
+      options: of the command.
+      given: options of its method; None means the default.
+      console: for the report; default: standard output.
 
-    Raises `ValueError` for options or adapters that do not fit, before anything is
-    written.
+    Raises:
+      ValueError: options or adapters do not fit; nothing is written then.
     """
     method = _method(options.method, given)
     folders, weights = _folders(options), _weights(options)
@@ -148,32 +154,33 @@ def merge(
 def _method(name: str, given: Mapping[str, float | None]) -> merging.Merge:
     if name not in _usable():
         known = ", ".join(_usable())
-        raise ValueError(f"--method is {name!r}; there are: {known}")
+        raise ValueError(f"--method is {name!r}: it must be one of {known}")
     entry = _usable()[name]
     options = {option: x for option, x in given.items() if x is not None}
     for option in options:
         if option not in entry.options:
-            known = ", ".join(f"--{each}" for each in entry.options) or "none"
-            own = f"its options: {known}"
-            raise ValueError(f"--{option} is no option of '{name}'; {own}")
-    whole = {k: type(entry.options[k])(x) for k, x in options.items()}
-    return entry.make(**whole)
+            known = ", ".join(f"--{known}" for known in entry.options) or "none"
+            raise ValueError(
+                f"--{option} is not an option of '{name}', whose options are: {known}"
+            )
+    typed = {k: type(entry.options[k])(x) for k, x in options.items()}
+    return entry.make(**typed)
 
 
 def _folders(options: Merge) -> tuple[Path, ...]:
-    pair = (options.federated, options.local)
+    federated, local = options.federated, options.local
     if options.adapters:
-        if any(pair) or options.weight is not None:
+        if federated or local or options.weight is not None:
             raise ValueError(
-                "--adapters takes the place of --federated, --local and --weight; give "
-                "--adapters with --weights, or a federated and a local one"
+                "--adapters replaces --federated, --local and --weight; give "
+                "--adapters with --weights, or --federated and --local"
             )
         return options.adapters
-    if None in pair:
+    if federated is None or local is None:
         raise ValueError("give --federated and --local, or several --adapters")
     if options.weights:
         raise ValueError("--weights is for --adapters; give --weight")
-    return pair
+    return federated, local
 
 
 def _weights(options: Merge) -> tuple[float, ...]:
@@ -186,11 +193,13 @@ def _weights(options: Merge) -> tuple[float, ...]:
     weights = options.weights or (1 / count,) * count
     if len(weights) != count or not all(map(math.isfinite, weights)):
         given = " ".join(map(str, weights))
-        raise ValueError(f"--weights is {given}: it must be {count} numbers, one each")
+        raise ValueError(
+            f"--weights is {given}: it must be {count} numbers, one for each adapter"
+        )
     return weights
 
 
-def _check_whole(adapter, weights) -> None:
+def _check_whole(adapter: Adapter, weights: Sequence[float]) -> None:
     whole = [path for path, entry in adapter.items() if not is_factors(entry)]
     if whole and not math.isclose(sum(weights), 1, rel_tol=1e-3):
         raise ValueError(
@@ -199,42 +208,55 @@ def _check_whole(adapter, weights) -> None:
         )
 
 
-def _merged(adapters, weights, method, options) -> tuple[Adapter, np.ndarray]:
+def _merged(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    method: merging.Merge,
+    options: Merge,
+) -> tuple[Adapter, np.ndarray]:
     """The merge, and the `_sizes` of every module, before and after truncation.
 
-    Module by module: one program for all modules of a shape, and little memory.
+    Merges one module at a time, which takes little memory, and compiles one program for
+    all modules of a shape.
     """
     space = options.space or method.spaces[0]
     if space in spaces.EQUAL_RANKS:
         spaces.check_equal_ranks(adapters, space)
     merge_one = jax.jit(partial(_merge_one, weights, method, options))
     key = jax.random.key(options.seed)
-    merged, sizes = {}, []
+    merged: Adapter = {}
+    sizes: list[np.ndarray] = []
     for number, path in enumerate(adapters[0]):
         entries = [adapter[path] for adapter in adapters]
-        out = merge_one(entries, jax.random.fold_in(key, number))
-        merged[path], size = jax.tree.map(np.asarray, out)
+        result = merge_one(entries, jax.random.fold_in(key, number))
+        merged[path], size = jax.tree.map(np.asarray, result)
         sizes.append(size)
     return merged, np.stack(sizes)
 
 
-def _merge_one(weights, method, options, entries, key) -> tuple[Entry, Array]:
-    """One module merged and, where asked for, truncated."""
-    named = [{"module": entry} for entry in entries]
-    space = options.space
-    (exact,) = merging.merge(
-        named, weights, method=method, space=space, key=key
-    ).values()
+def _merge_one(
+    weights: Sequence[float],
+    method: merging.Merge,
+    options: Merge,
+    entries: Sequence[Entry],
+    key: Array,
+) -> tuple[Entry, Array]:
+    """One module merged and, if a rank is given, truncated."""
+    adapters = [{"module": entry} for entry in entries]
+    merged = merging.merge(
+        adapters, weights, method=method, space=options.space, key=key
+    )
+    exact = merged["module"]
     entry = _truncated(exact, options.rank)
     return entry, jnp.stack([_sizes(exact), _sizes(entry)])
 
 
 def _truncated(entry: Entry, rank: int | None) -> Entry:
-    """A delta at its nearest of a rank, or as it is where its rank is no higher."""
+    """The nearest delta of a rank, or the delta itself if its rank is no larger."""
     if rank is None or not is_factors(entry) or entry["a"].shape[-1] <= rank:
         return entry
-    own = min(*entry["a"].shape, entry["b"].shape[-1])
-    return algebra.truncate(entry, rank=min(rank, own))
+    largest = min(*entry["a"].shape, entry["b"].shape[-1])
+    return algebra.truncate(entry, rank=min(rank, largest))
 
 
 def _sizes(entry: Entry) -> Array:
@@ -244,18 +266,29 @@ def _sizes(entry: Entry) -> Array:
     return jnp.stack([jnp.float32(entry["a"].shape[-1]), algebra.norm(entry) ** 2])
 
 
-def _report(options, method, weights, sizes, console: Console) -> None:
-    note = lambda text: console.print(
-        text, highlight=False, markup=False, soft_wrap=True
-    )
+def _report(
+    options: Merge,
+    method: merging.Merge,
+    weights: Sequence[float],
+    sizes: np.ndarray,
+    console: Console,
+) -> None:
     space = options.space or method.spaces[0]
     given = ", ".join(f"{weight:g}" for weight in weights)
-    note(f"merged with weights {given} by {method.name} in {space} space")
+    lines = (
+        f"merged with weights {given} by {method.name} in {space} space",
+        _truncation(sizes),
+        f"adapter: {options.out}",
+    )
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+
+
+def _truncation(sizes: np.ndarray) -> str:
+    """What the truncation keeps, from the `_sizes` of all modules, before and after."""
     full, rank = sizes[..., 0].max(0).astype(int)
+    if rank == full:
+        return f"rank {rank}, nothing is cut off"
     exact, kept = sizes[..., 1].sum(0, dtype=np.float64)
-    if rank < full:
-        share = 100 * kept / max(exact, 1e-30)
-        note(f"rank {rank} of {full} keeps {share:.2f} % of the squared norm")
-    else:
-        note(f"rank {rank}, nothing is cut off")
-    note(f"adapter: {options.out}")
+    share = 100 * kept / max(exact, 1e-30)
+    return f"rank {rank} of {full} keeps {share:.2f} % of the squared norm"
