@@ -247,7 +247,9 @@ def _trace(
     leaves, structure = jax.tree.flatten(inputs)
     arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
 
-    def record(next_fun, args, kwargs, context):
+    def record(
+        next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any
+    ) -> Any:
         module, layer = context.module, _layer(context.module)
         if context.method_name == "__call__" and layer:
             modules.setdefault(_path(module), (module.clone(parent=None), layer))
@@ -433,7 +435,9 @@ def bind_inputs(model: nn.Module, *, scale: float) -> Callable[..., dict[str, Ar
 
 
 def _recorder(seen: dict[str, Array]) -> Interceptor:
-    def record(next_fun, args, kwargs, context):
+    def record(
+        next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any
+    ) -> Any:
         module = context.module
         layer = _adapted_layer(context)
         if layer is not None:
@@ -454,7 +458,9 @@ def _adapted_layer(context: nn.module.InterceptorContext) -> _Layer | None:
 
 
 def _adder(scale: float) -> Interceptor:
-    def add_delta(next_fun, args, kwargs, context):
+    def add_delta(
+        next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any
+    ) -> Any:
         y, module = _rescaled(next_fun(*args, **kwargs), context), context.module
         layer = _adapted_layer(context)
         if layer is None:
@@ -495,7 +501,9 @@ def bind_input_of(model: nn.Module, path: str, *, scale: float) -> Apply:
     def apply(base: Params, adapter: Adapter, *inputs: Any, **kwargs: Any) -> Array:
         seen: list[Array] = []
 
-        def record(next_fun, args, inner, context):
+        def record(
+            next_fun: Callable[..., Any], args: Any, inner: Any, context: Any
+        ) -> Any:
             if "/".join(context.module.path) == path:
                 seen.append(args[0])
             return next_fun(*args, **inner)

@@ -95,8 +95,10 @@ def _by_damping(at: Context) -> Callable[..., jax.Array]:
     """Weights `[D, C]` from curvature, at damping values `[D]`."""
     damping = DAMPINGS[at.experiment.merging.damping]
 
-    def weights(curvature, examples, values):
-        def one(value):
+    def weights(
+        curvature: merging.Curvature, examples: jax.Array, values: jax.Array
+    ) -> jax.Array:
+        def one(value: Any) -> jax.Array:
             weight = lambda c, n: merging.potara_weight(c, damping(value), n)
             return jax.vmap(weight)(curvature, examples)
 

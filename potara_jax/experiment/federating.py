@@ -124,7 +124,7 @@ def _scorer(experiment: Experiment, problem: Problem, algorithm: Algorithm) -> E
         return evaluator(task, layout=measuring_layout(experiment))
     score = common_evaluator(task)
 
-    def first(shared, models, test):
+    def first(shared: Shared, models: Any, test: Any) -> Any:
         return score(shared, jax.tree.map(lambda x: x[0], models), test)
 
     return first

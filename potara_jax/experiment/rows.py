@@ -168,7 +168,13 @@ def _ensemble(at: Context, pair: Pair, cost: Cost) -> list[Row]:
     return [Row("ensemble", (pair, ()), cost, half, scores)]
 
 
-def _oracles(at: Context, pair: Pair, points, ends, cost: Cost) -> list[Row]:
+def _oracles(
+    at: Context,
+    pair: Pair,
+    points: jax.Array,
+    ends: tuple[Scores, Scores],
+    cost: Cost,
+) -> list[Row]:
     """The best constant weight, and the best of each client, on the test examples.
 
     ends: the scores at both ends of the points, which are the parents'.

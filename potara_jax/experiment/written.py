@@ -102,14 +102,18 @@ def _pairs(
 def writing(writer: Writer) -> Callable[..., jax.Array]:
     """What one client's model answers to prompts `[K, L]`, some of them at a time."""
 
-    def write(base, adapter, prompts, counts, length: int):
+    def write(base: Any, adapter: Any, prompts: Any, counts: Any, length: int) -> Any:
         some = lambda i: writer.write(base, adapter, prompts[i], counts[i], length)
         return in_parts(some, jnp.arange(len(counts)), most=_WRITTEN_AT_ONCE)
 
     return jax.jit(write, static_argnums=4)
 
 
-def _mean(metric: Callable[[str, str], float], pairs, prompts) -> float:
+def _mean(
+    metric: Callable[[str, str], float],
+    pairs: dict[int, list[tuple[str, str]]],
+    prompts: dict[int, Prompts],
+) -> float:
     """The mean over clients of their weighted means."""
 
     def one(client: int) -> float:

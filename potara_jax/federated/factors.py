@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from potara_jax.adapters import algebra
-from potara_jax.adapters.lora import Adapter, Array, is_factors
+from potara_jax.adapters.lora import Adapter, Array, Entry, is_factors
 from potara_jax.federated.aggregation import weighted_mean
 
 Deltas = dict[str, Array]
@@ -76,7 +76,7 @@ def mix(first: Adapter, second: Adapter, share: Array | float) -> Adapter:
     The ranks add up. Modules that are trained whole are averaged.
     """
 
-    def concatenated(one, other):
+    def concatenated(one: Entry, other: Entry) -> Entry:
         one = one | {"b": share * one["b"]}
         return algebra.concatenate(one, other | {"b": (1 - share) * other["b"]})
 
@@ -129,7 +129,7 @@ def cut(adapter: Adapter, rank: Array | int) -> Adapter:
     training, so a client keeps its rank.
     """
 
-    def entry(e):
+    def entry(e: Entry) -> Entry:
         if not is_factors(e):
             return e
         inside = jnp.arange(e["a"].shape[-1]) < rank
@@ -178,7 +178,7 @@ def mean_delta(uploads: Adapter, weights: Array) -> Deltas:
 def stacked(uploads: Adapter, weights: Array) -> Adapter:
     """Factors of rank `C R` whose delta is `sum_c p_c a_c b_c`, without forming it."""
 
-    def entry(e):
+    def entry(e: Entry) -> Entry:
         a = jnp.moveaxis(jnp.tensordot(jnp.diag(weights), e["a"], 1), 0, -2)
         b = jnp.moveaxis(e["b"], 0, -3)
         flat = lambda x, axis: x.reshape(*_merged(x.shape, axis))

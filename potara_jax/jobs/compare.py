@@ -10,7 +10,7 @@ algorithm alike, see `tune`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -61,7 +61,7 @@ class Compare:
         asked for and an algorithm does not declare what its server takes.
         """
         federating.check_mergeable(experiment, problem)
-        for name in self.names(experiment):
+        for name in self.algorithms or possible(experiment, problem, algorithms()):
             algorithm = federating.tuned_algorithm(experiment, problem.task, name)
             if algorithm.sum_only is None:
                 federating.check_private(experiment, algorithm)
@@ -81,7 +81,8 @@ class Compare:
 
     def run_cell(self, at: Context) -> Record:
         """Train, merge and score everything in a cell."""
-        phases = _Phases(at, self.names(at.experiment))
+        names = self.names(at.experiment)
+        phases = _Phases(at, possible(at.experiment, at.problem, names))
         trained = _train_all(at, phases)
         merges = measure_all(at, trained.parents.pair)
         rows = table_rows(at, trained.parents, merges)
@@ -117,6 +118,20 @@ class Compare:
     def report(self, results: Record, store: Store, figures: Path) -> Report:
         """The comparison's tables and figures."""
         return comparison.report(results, figures)
+
+
+def possible(
+    experiment: Experiment, problem: Problem, names: Iterable[str]
+) -> list[str]:
+    """The algorithms that a task gives all that they need."""
+
+    def is_possible(name: str) -> bool:
+        try:
+            return bool(federating.tuned_algorithm(experiment, problem.task, name))
+        except ValueError:
+            return False
+
+    return [name for name in names if is_possible(name)]
 
 
 def last_round(experiment: Experiment) -> int:

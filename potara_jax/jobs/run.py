@@ -160,7 +160,9 @@ def _all_cells(
     return job.results(records) | {"metric": problem.task.metric._asdict()}
 
 
-def _warning(store: Memory | RunFolder, log: Callable[[str], None]):
+def _warning(
+    store: Memory | RunFolder, log: Callable[[str], None]
+) -> Memory | RunFolder:
     """The store with its lines in the display."""
     if isinstance(store, RunFolder):
         return store._replace(warn=log)

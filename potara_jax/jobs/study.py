@@ -39,7 +39,7 @@ from potara_jax.experiment.methods import Weighing
 from potara_jax.experiment.problem import Problem
 from potara_jax.experiment.rows import score
 from potara_jax.jobs.job import Record
-from potara_jax.merging import Client, Estimator, registry
+from potara_jax.merging import Client, Estimator, Samples, registry
 from potara_jax.merging.damping import DAMPINGS
 from potara_jax.merging.registry import WeightEntry, Work
 from potara_jax.reports import document, study
@@ -264,7 +264,14 @@ def _nested(
     measure = merging.over_each(_by_number(estimator.measure, numbers), layout=layout)
 
     @jax.jit
-    def program(base, federated, local, samples, trained_on, key):
+    def program(
+        base: Any,
+        federated: Adapter,
+        local: Adapter,
+        samples: Samples,
+        trained_on: jax.Array,
+        key: jax.Array,
+    ) -> Any:
         measured = measure(base, federated, local, samples, trained_on, key)
         if estimator.decide is None:
             return measured.weight

@@ -29,6 +29,7 @@ from potara_jax.experiment.rows import mean_accuracy
 from potara_jax.experiment.settings import require_one_of
 from potara_jax.federated import stack
 from potara_jax.federated.registry import algorithms
+from potara_jax.jobs.compare import possible
 from potara_jax.jobs.job import Record, quantity
 from potara_jax.reports import document, tuning
 from potara_jax.reports.document import Report
@@ -59,7 +60,11 @@ class Tune:
             require_one_of(name, "algorithms", algorithms())
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
-        """Nothing: every algorithm can be tuned on every problem."""
+        """Raise `ValueError` where an algorithm that is asked for needs more than the
+        task gives.
+        """
+        for name in self.algorithms:
+            federating.make_algorithm(experiment, problem.task, name)
 
     def names(self) -> list[str]:
         """The algorithms to search for."""
@@ -74,7 +79,7 @@ class Tune:
         """Every trial of a cell, scored on held-out examples."""
         alike = stack(at.problem.adapter(at.key_for("adapter")), clients=at.clients)
         scored = []
-        for name in self.names():
+        for name in possible(at.experiment, at.problem, self.names()):
             for number, trial in enumerate(trials(name)):
                 phase = _phase(at, name, number, trial)
                 outcome = train(at, phase, alike, at.key_for("federated"))
