@@ -25,7 +25,7 @@ _KINDS = {
 }
 _UNSUPPORTED = {
     "use_dora": "DoRA, which also rescales the base's columns",
-    "lora_bias": "a bias beside the factors",
+    "lora_bias": "a bias in addition to the factors",
     "layer_replication": "layers that are repeated",
     "megatron_config": "Megatron's parallel layers",
     "trainable_token_indices": "tokens of the embedding",

@@ -87,7 +87,7 @@ def over_clients(
 
 
 def overhead(work: Array, layout: Layout) -> Array:
-    """The work computed over the work needed; 1 is no waste.
+    """The work computed over the work needed; 1 means no waste.
 
     All clients of a chunk take as long as the longest of them.
 

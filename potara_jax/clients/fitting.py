@@ -28,7 +28,7 @@ def jit_over_clients(
     """`jax.jit(make(layout))`, with the largest chunk that fits if it is `AUTO`.
 
     The first call finds the chunk from the memory that the compiled program needs
-    beside its arguments. It tries all clients, or at most 16 on a CPU, and smaller
+    on top of its arguments. It tries all clients, or at most 16 on a CPU, and smaller
     chunks until one needs at most `free_memory()`.
 
     Args:
@@ -68,7 +68,7 @@ def _fitting(
 
 
 def temporaries(program: Any, *args: Any) -> int:
-    """Bytes that a jitted function needs beside its arguments and results."""
+    """Bytes that a jitted function needs on top of its arguments and results."""
     compiled = program.lower(*args).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 

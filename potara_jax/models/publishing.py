@@ -28,7 +28,7 @@ class Form(NamedTuple):
     """How a model and its adapters are written.
 
     table: where its parameters are stored. None for a model that is not in Hugging
-      Face's library: its adapters have its modules' own paths, with dots.
+      Face's library; its adapters keep its modules' paths, with dots.
     config: its `config.json`.
     files: the texts of its other files, by name.
     sites, scale: of the adapters.

@@ -24,7 +24,7 @@ def cached_base(
     train: Callable[[], Params],
     log: Callable[[str], None],
 ) -> Params:
-    """The parameters that `train()` returns, from the cache where it has them.
+    """The parameters that `train()` returns, read from the cache if it has them.
 
     Args:
       folder: the cache. None keeps nothing on disk.
