@@ -127,7 +127,8 @@ def possible(
 
     def is_possible(name: str) -> bool:
         try:
-            return bool(federating.tuned_algorithm(experiment, problem.task, name))
+            algorithm = federating.tuned_algorithm(experiment, problem.task, name)
+            return algorithm.predict(problem.task) is not None
         except ValueError:
             return False
 

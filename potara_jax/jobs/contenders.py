@@ -186,7 +186,9 @@ def _fixed(at: Context, row: Row, budget: Cost) -> Record:
 def _pipelines(at: Context, trained: Trained) -> list[Row]:
     federated, _, tuned = trained.parents
     spent = together(cost(at, federated), cost(at, tuned))
-    rows = [_tuned_doubled(at, trained), _feddpa_f(at, federated, tuned, spent)]
+    rows, task = [_tuned_doubled(at, trained)], at.problem.task
+    if task.features is not None and task.logits is not None:
+        rows.append(_feddpa_f(at, federated, tuned, spent))
     methods = merged_methods(at.experiment, at.problem.task)
     fused = any(method.weighing == _FUSION for method in methods)
     if "fdlora" in trained.outcomes and fused:
