@@ -97,6 +97,7 @@ def _experiment(run: Path, config: Mapping[str, Any]) -> Experiment:
             load_file(Path(path))
         start = catalogue.find(config.get("file") or config["experiment"])
         experiment = start.restored(config)
+        experiment.check()
     for path in experiment.files(experiment):
         if not path.expanduser().exists():
             raise ValueError(

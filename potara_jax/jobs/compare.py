@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax
+
 from potara_jax.experiment import federating
 from potara_jax.experiment.cell import ParentPhases, parent_phases, train, train_parents
 from potara_jax.experiment.context import Context
@@ -57,10 +59,12 @@ class Compare:
             require_one_of(name, "algorithms", algorithms())
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
-        """Raise `ValueError` where the federated model cannot be merged, or privacy is
-        asked for and an algorithm does not declare what its server takes.
+        """Raise `ValueError` where the federated model cannot be merged, where no
+        model has twice its rank, or where privacy is asked for and an algorithm does
+        not declare what its server takes.
         """
         federating.check_mergeable(experiment, problem)
+        _check_doubled(experiment, problem)
         for name in self.algorithms or possible(experiment, problem, algorithms()):
             algorithm = federating.tuned_algorithm(experiment, problem.task, name)
             if algorithm.sum_only is None:
@@ -133,6 +137,16 @@ def possible(
             return False
 
     return [name for name in names if is_possible(name)]
+
+
+def _check_doubled(experiment: Experiment, problem: Problem) -> None:
+    """Raise `ValueError` where the modules are too small for models of rank 2r."""
+    rank, key = experiment.lora.rank, jax.random.key(0)
+    try:
+        jax.eval_shape(lambda key: problem.adapter(key, 2 * rank), key)
+    except ValueError as error:
+        reason = "a comparison also trains models of twice that"
+        raise ValueError(f"lora.rank is {rank}: {reason}, and {error}") from None
 
 
 def last_round(experiment: Experiment) -> int:

@@ -136,7 +136,8 @@ def test_a_checkpoint_in_a_folder_is_named_from_the_root(
         ({"merging.methods": 3}, "config.json cannot be understood"),
         ({"experiment": "task"}, "there is no experiment task"),
         ({"job": "study"}, "holds a study: only runs keep models"),
-        ({"local.rounds": None}, "have changed since"),
+        ({"lora.rank": "two"}, "config.json cannot be understood"),
+        ({"local.rounds": 0}, "config.json: local.rounds is 0"),
     ],
 )
 def test_damaged_settings_of_a_run_are_named(finished, export, change, reason, capsys):
@@ -149,10 +150,10 @@ def test_damaged_settings_of_a_run_are_named(finished, export, change, reason, c
 
 def test_data_that_are_not_there_are_named(finished, export, capsys):
     path = finished[0] / "config.json"
-    settings = {"experiment": "cifar100", "source.data": "nowhere"}
+    settings = {"experiment": "images", "source.data": ["nowhere.npz"]}
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     assert export(finished[0]) == 2
-    assert "nowhere, which" in capsys.readouterr().err
+    assert "nowhere.npz, which" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from potara_jax.experiments import digits
 from potara_jax.federated import registry
 from potara_jax.jobs import preset
 from potara_jax.reports import comparison
-from tests.jobs.examples import example
+from tests.jobs.examples import example, forget_later
 from tests.jobs.tiny import DIGITS, potara
 
 TINY = DIGITS | {
@@ -35,7 +35,7 @@ def finished(tmp_path_factory) -> Iterator[tuple[Path, dict]]:
     places = {"load": "mine.py", "out": "run", "cache": "cache"}
     words = [word for k, v in places.items() for word in (f"--{k}", folder / v)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+        forget_later(patch)
         assert potara("compare", settings, *words) == 0
         yield folder / "run", json.loads((folder / "run/results.json").read_text())
 
@@ -133,6 +133,14 @@ def test_an_unknown_algorithm_is_refused(tmp_path, capsys):
     words = {"algorithms": "fedx", "out": tmp_path / "x", "cache": tmp_path}
     assert potara("compare", words) == 2
     assert "algorithms is fedx: it must be one of" in capsys.readouterr().err
+
+
+def test_modules_too_small_for_twice_the_rank_are_refused(tmp_path, capsys):
+    settings = TINY | {"lora.rank": 40, "out": tmp_path / "x", "cache": tmp_path}
+    assert potara("compare", settings) == 2
+    error = capsys.readouterr().err
+    assert "lora.rank is 40: a comparison also trains models of twice" in error
+    assert "between 1 and 64" in error
 
 
 @pytest.mark.parametrize("text", ["raise ValueError('no')", "syntax error"])
