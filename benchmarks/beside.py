@@ -18,6 +18,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import measure, model  # noqa: E402
+from potara_jax import federated  # noqa: E402
 from potara_jax.clients.axis import Layout  # noqa: E402
 from potara_jax.clients.mesh import by_client, everywhere, make_mesh, put  # noqa: E402
 from potara_jax.federated import rounds  # noqa: E402
@@ -31,7 +32,7 @@ def first_round() -> dict:
     algorithm = fedit(given.task, given.train)
     adapters, examples, keys = model.arguments(given, 16)
     step = rounds.make_round(algorithm)
-    progress = rounds.start(algorithm, adapters)
+    progress = federated.start(algorithm, adapters)
     jax.block_until_ready(step(given.shared, progress, examples, keys[0], 0))
     return {"seconds": time.perf_counter() - _BEGAN}
 
@@ -48,7 +49,7 @@ def _round(clients: int) -> float:
     algorithm = fedit(given.task, given.train)
     adapters, examples, keys = model.arguments(given, clients)
     step = rounds.make_round(algorithm, layout=Layout(16, make_mesh()))
-    state = {"progress": rounds.start(algorithm, adapters)}
+    state = {"progress": federated.start(algorithm, adapters)}
 
     def run():
         args = given.shared, state["progress"], examples, keys[0]
@@ -60,7 +61,7 @@ def _round(clients: int) -> float:
 
 def _collective(clients: int) -> float:
     mesh, given = make_mesh(), model.setup()
-    uploads = rounds.stack(given.adapter, clients=clients)
+    uploads = federated.stack(given.adapter, clients=clients)
     uploads = put(uploads, by_client(mesh, clients))
     weights = everywhere(mesh, np.full(clients, 1 / clients, np.float32))
     return measure.seconds(

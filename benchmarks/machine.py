@@ -15,6 +15,7 @@ from benchmarks import measure
 from benchmarks.measure import Line, Point
 from benchmarks.merging import Sizes
 from benchmarks.model import arguments, setup
+from potara_jax import federated
 from potara_jax.clients.axis import Layout
 from potara_jax.clients.fitting import temporaries
 from potara_jax.federated import rounds
@@ -59,8 +60,8 @@ def _own_memory(clients: int, chunk: int) -> int:
 def _round_memory(clients: int, chunk: int) -> int:
     given = setup()
     step = rounds.make_round(fedit(given.task, given.train), layout=Layout(chunk))
-    progress = rounds.start(
-        fedit(given.task, given.train), rounds.stack(given.adapter, clients=clients)
+    progress = federated.start(
+        fedit(given.task, given.train), federated.stack(given.adapter, clients=clients)
     )
     _, examples, keys = arguments(given, clients)
     args = given.shared, progress, examples, keys[0], np.int32(0)

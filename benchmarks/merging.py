@@ -18,7 +18,7 @@ from benchmarks.measure import Line
 from potara_jax import merging
 from potara_jax.adapters import algebra, lora
 from potara_jax.clients.axis import Layout, over_clients
-from potara_jax.clients.task import classification
+from potara_jax.clients.task import of_classes
 from potara_jax.data.federation import Batch
 from potara_jax.merging.curvature import Curvature, curvature
 from potara_jax.merging.spaces import SPACES
@@ -190,7 +190,7 @@ def _model(depth: int) -> _Model:
     base = jax.jit(lambda k: model.init(k, jnp.zeros(image.shape))["params"])
     make = jax.jit(lambda k: _random_adapter(k, sites))
     keys = jax.random.split(jax.random.key(2), 3)
-    task = classification(lora.bind(model, scale=1.0))
+    task = of_classes(lora.bind(model, scale=1.0))
     return _Model(task, base(keys[0]), (make(keys[1]), make(keys[2])))
 
 
@@ -222,7 +222,7 @@ def _passes(task, base, pair, samples):
 
 
 def _curvature(task, base, pair, samples, *, space):
-    """The empirical curvature, as `estimators.potara` measures it."""
+    """The empirical curvature, as `merging.potara` measures it."""
     coordinates = SPACES[space].coordinates(pair)
     logits = lambda base, adapter, x: task.logits(base, adapter, _one(x))[0]
     likelihood = merging.empirical(logits)

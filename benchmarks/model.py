@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from potara_jax import federated
 from potara_jax.adapters import lora
+from potara_jax.clients.answering import of_answers
 from potara_jax.clients.axis import Layout, over_clients
-from potara_jax.clients.task import Task, answering, classification
+from potara_jax.clients.task import Task, of_classes
 from potara_jax.clients.training import Train
 from potara_jax.data.federation import Batch, Ragged
 from potara_jax.data.tokens import Choices
-from potara_jax.federated import rounds
 from potara_jax.federated.interface import Shared
 from potara_jax.models.llama import Llama, LlamaConfig, Text
 from potara_jax.models.vit import ViT, ViTConfig
@@ -58,7 +59,7 @@ def setup(
     adapter = lora.init(jax.random.key(2), sites, rank=rank)
     optimizer = optax.adamw(RATE, weight_decay=1e-4)
     train = Train(optimizer, steps=STEPS, batch_size=batch)
-    task = classification(lora.bind(model, scale=2.0))
+    task = of_classes(lora.bind(model, scale=2.0))
     tokens = batch * ((side // config.patch) ** 2 + 1)
     needed = tokens * (4 * _kernels(base) + 6 * _numbers(adapter))
     return Setup(Shared(base, pool), adapter, task, train, needed)
@@ -85,7 +86,7 @@ def language(config: LlamaConfig, *, length: int, batch: int, rank: int) -> Setu
     in_dtype = lambda key: jax.tree.map(lambda x: x.astype(config.dtype), make(key))
     base, adapter = jax.jit(in_dtype)(keys[1]), lora.init(keys[2], sites, rank=rank)
     train = Train(optax.adamw(RATE), steps=STEPS, batch_size=batch)
-    task = answering(lora.bind(model, scale=2.0))
+    task = of_answers(lora.bind(model, scale=2.0))
     each = 4 * _kernels(base["layers"]) + 6 * _numbers(adapter)
     head = 4 * answer * config.vocabulary * config.width
     pool = Batch(choices, choices.answers[:, 0])
@@ -111,7 +112,7 @@ def arguments(given: Setup, clients: int) -> tuple:
         jnp.asarray(index, jnp.int32), jnp.full(clients, EXAMPLES, jnp.int32)
     )
     keys = jax.random.split(jax.random.key(3), clients)
-    return rounds.stack(given.adapter, clients=clients), examples, keys
+    return federated.stack(given.adapter, clients=clients), examples, keys
 
 
 def over(one: Callable) -> Callable[[Layout], Callable]:

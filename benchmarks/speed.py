@@ -28,7 +28,7 @@ from benchmarks.model import (
     over,
     setup,
 )
-from potara_jax import merging
+from potara_jax import federated, merging
 from potara_jax.clients import axis
 from potara_jax.clients.axis import AUTO, Layout, over_clients
 from potara_jax.clients.fitting import jit_over_clients
@@ -123,7 +123,7 @@ def _round(clients: int) -> Callable:
     algorithm = fedit(given.task, given.train)
     adapters, examples, keys = arguments(given, clients)
     step = rounds.make_round(algorithm, layout=Layout(AUTO))
-    state = {"progress": rounds.start(algorithm, adapters)}
+    state = {"progress": federated.start(algorithm, adapters)}
 
     def run():
         args = given.shared, state["progress"], examples, keys[0]
@@ -254,7 +254,9 @@ def _estimators(given: Setup) -> dict[str, merging.Estimator]:
         base, adapter, jax.tree.map(lambda leaf: leaf[None], x)
     )[0]
     damping = merging.relative(0.3)
-    potara = lambda likelihood: merging.potara(likelihood, damping, space="core")
+    potara = lambda likelihood: merging.potara(
+        likelihood, damping=damping, space="core"
+    )
     return {
         "Potara's weight and merge": potara(merging.exact(one)),
         "the same with the empirical Fisher": potara(merging.empirical(one)),
