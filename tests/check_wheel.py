@@ -7,7 +7,14 @@ import importlib.util
 import subprocess
 import sys
 
-_HEAVY = ("tensorflow_datasets", "matplotlib", "tokenizers", "sklearn", "tyro", "jinja2")
+_HEAVY = (
+    "tensorflow_datasets",
+    "matplotlib",
+    "tokenizers",
+    "sklearn",
+    "tyro",
+    "jinja2",
+)
 _MOST_SECONDS = 2.0
 _BEGIN = "import time, sys; import jax, flax.linen, optax; began = time.monotonic(); "
 _END = "print(time.monotonic() - began); print(*sys.modules)"
@@ -26,9 +33,11 @@ def main() -> None:
     assert not importlib.util.find_spec("experiments"), "a second top-level package"
     for name in _HEAVY:
         assert not importlib.util.find_spec(name), f"{name} came with the base package"
-    run = lambda code: subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    ).stdout
+    run = lambda code: (
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout
+    )
     seconds, modules = run(f"{_BEGIN}import potara_jax.merging; {_END}").splitlines()
     assert float(seconds) < _MOST_SECONDS, f"merging takes {seconds} s to import"
     assert not set(_HEAVY) & set(modules.split())
