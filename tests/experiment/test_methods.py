@@ -1,0 +1,81 @@
+"""Which rows a table has, of all weights and merges that are registered."""
+
+import pytest
+
+from potara_jax.clients.task import Task
+from potara_jax.experiment.methods import (
+    DEFAULT,
+    POTARA,
+    all_methods,
+    check,
+    merged_methods,
+)
+from potara_jax.experiments import digits
+from potara_jax.merging import registry
+from tests.helpers_federated import task as of_classes
+
+EXPERIMENT = digits.EXPERIMENT
+ALL = {method.name: method for method in all_methods(EXPERIMENT)}
+ALWAYS = {POTARA, DEFAULT, "potara factor"}
+WITH_INPUTS = of_classes._replace(inputs=lambda base, adapter, batch: {})
+OF_LOSS = Task(logits=None, loss=of_classes.loss)
+
+
+def names(task: Task, *methods: str) -> list[str]:
+    experiment = EXPERIMENT.set({"merging.methods": methods})
+    return [method.name for method in merged_methods(experiment, task)]
+
+
+def test_every_registered_weight_and_merge_has_a_row():
+    weights = {method.weighing.weight for method in ALL.values()}
+    merges = {method.combination.merge for method in ALL.values()}
+    assert weights == set(registry.weights()) and merges == set(registry.merges())
+    assert len(ALL) == len(all_methods(EXPERIMENT))
+
+
+def test_variants_of_a_merge_are_rows_in_other_spaces():
+    assert ALL["ties (knots)"].combination.space == "knots"
+    assert ALL["ties"].combination.merge == ALL["ties (knots)"].combination.merge
+
+
+def test_merges_have_equal_weights_and_weights_the_linear_merge():
+    assert ALL["ties"].weighing == ALL["uniform"].weighing
+    assert ALL["grid"].combination.merge == "linear"
+
+
+def test_all_rows_are_there_by_default():
+    assert names(WITH_INPUTS) == list(ALL)
+
+
+def test_rows_are_those_that_are_asked_for_and_three_more_in_one_order():
+    asked = names(WITH_INPUTS, "ties", "uniform")
+    assert set(asked) == {"uniform", "ties", *ALWAYS}
+    assert asked == [name for name in ALL if name in asked]
+
+
+def test_a_task_has_the_rows_that_it_gives_what_they_need():
+    assert "regmean" not in names(of_classes, "regmean", "gauss_newton")
+    assert "gauss_newton" in names(of_classes, "regmean", "gauss_newton")
+    of_loss = names(OF_LOSS, "regmean", "gauss_newton", "grid")
+    assert set(of_loss) == {"grid", *ALWAYS}
+    texts = WITH_INPUTS._replace(sequences=True)
+    assert "gauss_newton" not in names(texts)
+
+
+@pytest.mark.parametrize(
+    ("asked", "other"), [("train", "heldout"), ("heldout", "train")]
+)
+def test_curvature_on_the_other_samples_is_a_row(asked, other):
+    experiment = EXPERIMENT.set({"merging.curvature_on": asked})
+    by_samples = {
+        method.weighing.samples
+        for method in all_methods(experiment)
+        if method.name.startswith("potara core") and "module" not in method.name
+    }
+    assert by_samples == {asked, other}
+
+
+def test_a_row_that_does_not_exist_is_refused():
+    check(EXPERIMENT.set({"merging.methods": tuple(ALL)}))
+    with pytest.raises(ValueError, match=r"merging\.methods is gird: .* of uniform,"):
+        check(EXPERIMENT.set({"merging.methods": ("grid", "gird")}))
