@@ -70,6 +70,7 @@ lint: install  ## check style, imports and types
 wheel: install  ## build a wheel, and check it in an environment of its own
 	rm -rf $(VENV)/wheel $(VENV)/wheel-env build *.egg-info
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(VENV)/wheel .
+	rm -rf build
 	$(PYTHON) -m venv $(VENV)/wheel-env
 	$(VENV)/wheel-env/bin/python -m pip install --quiet $(VENV)/wheel/*.whl
 	cd $(VENV)/wheel && ../wheel-env/bin/python -P $(CURDIR)/tests/check_wheel.py
