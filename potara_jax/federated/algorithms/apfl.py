@@ -22,7 +22,9 @@ from potara_jax.federated.registry import algorithm
 
 
 @algorithm(
-    "apfl", "Deng et al. 2020, arXiv 2003.13461", "personal and federated, mixed"
+    "apfl",
+    "Deng et al. 2020, arXiv 2003.13461",
+    "a personal and the federated model, interpolated",
 )
 def apfl(
     task: Task, train: Train, *, alpha: float = 0.5, learning_rate: float = 0.1

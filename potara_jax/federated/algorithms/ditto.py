@@ -18,7 +18,11 @@ from potara_jax.federated.interface import Algorithm, Update
 from potara_jax.federated.registry import algorithm
 
 
-@algorithm("ditto", "Li et al. 2021, arXiv 2012.04221", "a personal model near FedIT's")
+@algorithm(
+    "ditto",
+    "Li et al. 2021, arXiv 2012.04221",
+    "a personal model, pulled towards FedIT's",
+)
 def ditto(task: Task, train: Train, *, strength: float = 0.1) -> Algorithm:
     """Ditto; with `strength` 0 the personal models are those of local training."""
 

@@ -24,7 +24,11 @@ from potara_jax.federated.interface import Algorithm, Update
 from potara_jax.federated.registry import algorithm
 
 
-@algorithm("fdlora", "Qi et al. 2024, arXiv 2406.07925", "personal and shared, fused")
+@algorithm(
+    "fdlora",
+    "Qi et al. 2024, arXiv 2406.07925",
+    "a personal and a shared adapter, fused",
+)
 def fdlora(
     task: Task,
     train: Train,

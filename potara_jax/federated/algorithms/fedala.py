@@ -21,7 +21,9 @@ from potara_jax.federated.registry import algorithm
 
 
 @algorithm(
-    "fedala", "Zhang et al. 2023, arXiv 2212.01197", "learned mixing before training"
+    "fedala",
+    "Zhang et al. 2023, arXiv 2212.01197",
+    "learns a mix of server and client before training",
 )
 def fedala(
     task: Task, train: Train, *, blocks: int = 1, rate: float = 1.0

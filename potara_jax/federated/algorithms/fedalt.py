@@ -26,7 +26,7 @@ from potara_jax.federated.registry import algorithm
 @algorithm(
     "fedalt",
     "Bian et al. 2026, arXiv 2503.11880",
-    "own and others', mixed by token",
+    "the client's and the others' adapters, mixed for each token",
 )
 def fedalt(task: Task, train: Train) -> Algorithm:
     """FedALT. A client sends how its factors have changed; the server keeps their sum.

@@ -33,7 +33,11 @@ from potara_jax.federated.needs import needed
 from potara_jax.federated.registry import algorithm
 
 
-@algorithm("feddpa_t", "Yang et al. 2024, arXiv 2403.19211", "mixed for each input")
+@algorithm(
+    "feddpa_t",
+    "Yang et al. 2024, arXiv 2403.19211",
+    "a federated and a local adapter, mixed for each input",
+)
 def feddpa_t(
     task: Task,
     train: Train,

@@ -26,7 +26,9 @@ from potara_jax.federated.registry import algorithm
 
 
 @algorithm(
-    "fedex", "Singhal et al. 2024, arXiv 2410.09432", "FedIT, its error into the base"
+    "fedex",
+    "Singhal et al. 2024, arXiv 2410.09432",
+    "FedIT, with its error added to the base",
 )
 def fedex(task: Task, train: Train) -> Algorithm:
     """FedEx-LoRA."""

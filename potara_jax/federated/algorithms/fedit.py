@@ -15,7 +15,7 @@ from potara_jax.federated.interface import Algorithm, Update
 from potara_jax.federated.registry import algorithm
 
 
-@algorithm("fedit", "Zhang et al. 2023, arXiv 2305.05644", "the factors' mean")
+@algorithm("fedit", "Zhang et al. 2023, arXiv 2305.05644", "averages the factors")
 def fedit(task: Task, train: Train) -> Algorithm:
     """FedIT for a task; `train` is what a client does in a round."""
 

@@ -68,7 +68,9 @@ def _with_numbers(tree: Any, numbers: Any) -> Any:
     return jax.tree.map(lambda leaf: next(rest) if is_float(leaf) else leaf, tree)
 
 
-@algorithm("fedavgm", "Hsu et al. 2019, arXiv 1909.06335", "FedIT, server momentum")
+@algorithm(
+    "fedavgm", "Hsu et al. 2019, arXiv 1909.06335", "FedIT with momentum on the server"
+)
 def fedavgm(
     task: Task, train: Train, *, rate: float = 1.0, momentum: float = 0.5
 ) -> Algorithm:
@@ -77,7 +79,7 @@ def fedavgm(
     return with_server_optimizer(fedit(task, train), optimizer)._replace(name="FedAvgM")
 
 
-@algorithm("fedadam", _PAPER, "FedIT, Adam on the server")
+@algorithm("fedadam", _PAPER, "FedIT with Adam on the server")
 def fedadam(
     task: Task, train: Train, *, rate: float = 0.01, eps: float = 1e-3
 ) -> Algorithm:
@@ -86,7 +88,7 @@ def fedadam(
     return with_server_optimizer(fedit(task, train), optimizer)._replace(name="FedAdam")
 
 
-@algorithm("fedyogi", _PAPER, "FedIT, Yogi on the server")
+@algorithm("fedyogi", _PAPER, "FedIT with Yogi on the server")
 def fedyogi(
     task: Task, train: Train, *, rate: float = 0.01, eps: float = 1e-3
 ) -> Algorithm:

@@ -14,7 +14,9 @@ from potara_jax.federated.registry import algorithm
 
 
 @algorithm(
-    "fedprox", "Li et al. 2020, arXiv 1812.06127", "FedIT with a pull to the server's"
+    "fedprox",
+    "Li et al. 2020, arXiv 1812.06127",
+    "FedIT with a pull towards the server's model",
 )
 def fedprox(task: Task, train: Train, *, mu: float = 0.01) -> Algorithm:
     """FedProx; `mu` 0 is FedIT."""

@@ -19,7 +19,9 @@ from potara_jax.federated.interface import Algorithm, Update
 from potara_jax.federated.registry import algorithm
 
 
-@algorithm("fedrot", "2026, arXiv 2602.23638", "FedIT, factors rotated before the mean")
+@algorithm(
+    "fedrot", "2026, arXiv 2602.23638", "FedIT, with factors rotated before averaging"
+)
 def fedrot(task: Task, train: Train, *, strength: float = 0.5) -> Algorithm:
     """FedRot-LoRA; `strength` 0 is FedIT."""
 

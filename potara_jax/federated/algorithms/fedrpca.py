@@ -22,7 +22,9 @@ from potara_jax.federated.registry import algorithm
 
 
 @algorithm(
-    "fedrpca", "2025, arXiv 2506.01194", "FedIT, the sparse part of updates amplified"
+    "fedrpca",
+    "2025, arXiv 2506.01194",
+    "FedIT, with the sparse part of updates amplified",
 )
 def fedrpca(
     task: Task, train: Train, *, boost: float = 2.0, iterations: int = 30

@@ -14,7 +14,7 @@ from potara_jax.federated.interface import Algorithm, Update
 from potara_jax.federated.registry import algorithm
 
 
-@algorithm("ffa", "Sun et al. 2024, arXiv 2403.12313", "b alone is trained and sent")
+@algorithm("ffa", "Sun et al. 2024, arXiv 2403.12313", "trains and sends b alone")
 def ffa(task: Task, train: Train) -> Algorithm:
     """FFA-LoRA. Modules that are trained whole travel with `b`."""
 

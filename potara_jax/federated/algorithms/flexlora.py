@@ -20,7 +20,9 @@ from potara_jax.federated.registry import algorithm
 
 
 @algorithm(
-    "flexlora", "Bai et al. 2024, arXiv 2402.11505", "the mean delta, cut to a rank"
+    "flexlora",
+    "Bai et al. 2024, arXiv 2402.11505",
+    "averages the deltas and truncates to a rank",
 )
 def flexlora(task: Task, train: Train, *, ranks: tuple[int, ...] = ()) -> Algorithm:
     """FlexLoRA; `ranks` are dealt to the clients in turn (default: all the adapter's).

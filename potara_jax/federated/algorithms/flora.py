@@ -25,7 +25,9 @@ from potara_jax.federated.registry import algorithm
 
 
 @algorithm(
-    "flora", "Wang et al. 2024, arXiv 2409.05976", "stacked factors, into the base"
+    "flora",
+    "Wang et al. 2024, arXiv 2409.05976",
+    "stacks the factors and adds them to the base",
 )
 def flora(task: Task, train: Train, *, ranks: tuple[int, ...] = ()) -> Algorithm:
     """FLoRA; `ranks` are dealt to the clients in turn (default: all the adapter's).

@@ -22,7 +22,9 @@ from potara_jax.federated.registry import algorithm
 
 
 @algorithm(
-    "hetlora", "Cho et al. 2024, arXiv 2401.06432", "own ranks, padded and pruned"
+    "hetlora",
+    "Cho et al. 2024, arXiv 2401.06432",
+    "a rank for each client, padded and pruned",
 )
 def hetlora(
     task: Task,

@@ -12,7 +12,7 @@ from potara_jax.federated.interface import Algorithm, Update
 from potara_jax.federated.registry import algorithm
 
 
-@algorithm("local", "", "every client alone")
+@algorithm("local", "-", "every client trains alone")
 def local_only(task: Task, train: Train) -> Algorithm:
     """Every client trains an adapter of its own, from the one it is given."""
 

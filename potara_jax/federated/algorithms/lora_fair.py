@@ -25,7 +25,9 @@ from potara_jax.federated.registry import algorithm
 
 
 @algorithm(
-    "lora_fair", "Bian et al. 2025, arXiv 2411.14961", "FedIT, b corrected for the mean"
+    "lora_fair",
+    "Bian et al. 2025, arXiv 2411.14961",
+    "FedIT, with b corrected for the mean delta",
 )
 def lora_fair(
     task: Task,

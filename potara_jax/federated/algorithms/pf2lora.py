@@ -22,7 +22,7 @@ from potara_jax.federated.registry import algorithm
 @algorithm(
     "pf2lora",
     "2025, arXiv 2503.03920 (first order)",
-    "common and private factors",
+    "common and private factors side by side",
 )
 def pf2lora(task: Task, train: Train, *, share: float = 0.5) -> Algorithm:
     """PF2LoRA; private factors have `share` of the rank."""

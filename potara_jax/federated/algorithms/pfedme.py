@@ -21,7 +21,11 @@ from potara_jax.federated.interface import Algorithm, Update
 from potara_jax.federated.registry import algorithm
 
 
-@algorithm("pfedme", "Dinh et al. 2020, arXiv 2006.08848", "personal Moreau envelopes")
+@algorithm(
+    "pfedme",
+    "Dinh et al. 2020, arXiv 2006.08848",
+    "personal models by Moreau envelopes",
+)
 def pfedme(
     task: Task,
     train: Train,

@@ -19,7 +19,11 @@ from potara_jax.federated.registry import algorithm
 Half = Callable[[Adapter], Adapter]
 
 
-@algorithm("rolora", "Chen et al. 2025, arXiv 2502.01755", "b and a in turn, exactly")
+@algorithm(
+    "rolora",
+    "Chen et al. 2025, arXiv 2502.01755",
+    "trains b and a in turn, so that averaging is exact",
+)
 def rolora(task: Task, train: Train) -> Algorithm:
     """RoLoRA. Modules that are trained whole travel with `b`.
 

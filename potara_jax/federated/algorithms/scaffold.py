@@ -25,7 +25,7 @@ from potara_jax.federated.registry import algorithm
 @algorithm(
     "scaffold",
     "Karimireddy et al. 2020, arXiv 1910.06378",
-    "control variates",
+    "corrects client drift by control variates",
 )
 def scaffold(task: Task, train: Train, *, learning_rate: float = 0.5) -> Algorithm:
     """SCAFFOLD with SGD of a learning rate. A client sends `y` and `c + c_k' - c_k`."""
