@@ -16,7 +16,7 @@ from potara_jax.cli.jobs import CACHE
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.methods import KEPT, POTARA
 from potara_jax.experiment.problem import Problem, Resources
-from potara_jax.jobs.export import Dtype, Form, check_free, write_models
+from potara_jax.jobs.export import Dtype, ExportOptions, check_free, write_models
 from potara_jax.models import weights
 from potara_jax.runs import files
 from potara_jax.runs.loading import load_file
@@ -61,10 +61,10 @@ class Export:
         adapters = {c: RunFolder(self.run, log).adapters(c, self.method) for c in cells}
         clients = _clients(self, config["cells.clients"])
         out = self.out or self.run / "export"
-        form = Form(self.folded, self.dtype, self.overwrite)
-        check_free(out, cells, clients, form)
+        options = ExportOptions(self.folded, self.dtype, self.overwrite)
+        check_free(out, cells, clients, options)
         problem = _problem(self, experiment, log)
-        number = write_models(problem, adapters, out, clients=clients, form=form)
+        number = write_models(problem, adapters, out, clients=clients, options=options)
         log(f"{number} models of {self.method}: {out}")
 
 

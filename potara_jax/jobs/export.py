@@ -17,7 +17,7 @@ from potara_jax.runs.store import Cell
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-class Form(NamedTuple):
+class ExportOptions(NamedTuple):
     """How models are written.
 
     folded: whole models that transformers loads, with the adapters in their weights;
@@ -31,7 +31,7 @@ class Form(NamedTuple):
 
 
 def check_free(
-    out: Path, cells: Sequence[Cell], clients: Sequence[int], form: Form
+    out: Path, cells: Sequence[Cell], clients: Sequence[int], options: ExportOptions
 ) -> dict[tuple[Cell, int], Path]:
     """The folder of every client's model.
 
@@ -43,9 +43,9 @@ def check_free(
         for cell in cells
         for client in clients
     }
-    check = publishing.check_folded if form.folded else peft.check_free
+    check = publishing.check_folded if options.folded else peft.check_free
     for folder in folders.values():
-        check(folder, overwrite=form.overwrite)
+        check(folder, overwrite=options.overwrite)
     return folders
 
 
@@ -55,7 +55,7 @@ def write_models(
     out: Path,
     *,
     clients: Sequence[int],
-    form: Form,
+    options: ExportOptions,
 ) -> int:
     """Write some clients' models of every cell, from adapters `[C, ...]`; how many.
 
@@ -66,22 +66,24 @@ def write_models(
     published = problem.form
     if published is None:
         raise ValueError("these models have no form to be written in")
-    folders = check_free(out, list(adapters), clients, form)
-    base = _base(problem.base, published, out, form)
+    folders = check_free(out, list(adapters), clients, options)
+    base = _base(problem.base, published, out, options)
     for (cell, client), folder in folders.items():
         adapter = jax.tree.map(lambda x, at=client: x[at], adapters[cell])
-        _write(folder, adapter, problem.base, published, base, form)
+        _write(folder, adapter, problem.base, published, base, options)
     return len(folders)
 
 
-def _base(params: Params, published: publishing.Form, out: Path, form: Form) -> str:
+def _base(
+    params: Params, published: publishing.Form, out: Path, options: ExportOptions
+) -> str:
     """What adapters are for: the checkpoint, or the base beside them."""
     if checkpoint := published.checkpoint:
         path = Path(checkpoint).expanduser()
         return str(path.resolve()) if path.is_dir() else checkpoint
     folder = out / "base"
-    if not form.folded and published.table is not None:
-        publishing.write_base(folder, params, published, dtype=form.dtype)
+    if not options.folded and published.table is not None:
+        publishing.write_base(folder, params, published, dtype=options.dtype)
     return str(folder.resolve())
 
 
@@ -91,16 +93,16 @@ def _write(
     params: Params,
     published: publishing.Form,
     base: str,
-    form: Form,
+    options: ExportOptions,
 ) -> None:
-    if form.folded:
-        publishing.write_folded(folder, params, adapter, published, dtype=form.dtype)
+    if options.folded:
+        publishing.write_folded(folder, params, adapter, published, dtype=options.dtype)
         return
     publishing.write_adapter(
         folder,
         adapter,
         published,
         base=base,
-        dtype=form.dtype,
-        overwrite=form.overwrite,
+        dtype=options.dtype,
+        overwrite=options.overwrite,
     )

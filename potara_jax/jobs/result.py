@@ -11,7 +11,7 @@ from potara_jax.adapters.lora import Adapter
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.methods import POTARA
 from potara_jax.experiment.problem import Problem
-from potara_jax.jobs.export import Dtype, Form, write_models
+from potara_jax.jobs.export import Dtype, ExportOptions, write_models
 from potara_jax.jobs.job import Job, Record
 from potara_jax.reports import document
 from potara_jax.reports.document import Report
@@ -79,11 +79,11 @@ class Result:
         Raises:
           ValueError: a method that was not kept, or a folder that cannot be written.
         """
-        form = Form(folded, dtype, overwrite)
+        options = ExportOptions(folded, dtype, overwrite)
         adapters = {cell: self.store.adapters(cell, method) for cell in self.cells}
         chosen = range(self.experiment.cells.clients) if clients is None else clients
         write_models(
-            self.make_problem(), adapters, Path(folder), clients=chosen, form=form
+            self.make_problem(), adapters, Path(folder), clients=chosen, options=options
         )
         return Path(folder)
 
