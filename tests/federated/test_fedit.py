@@ -28,7 +28,7 @@ def squares(base, adapter, batch):
 two_steps = Train(optax.sgd(RATE), steps=2, batch_size=4)
 ALGORITHMS = {
     "softmax": fedit(task, two_steps),
-    "squares": fedit(Task(task.logits, squares, task.judge), two_steps),
+    "squares": fedit(Task(squares, task.logits, task.judge), two_steps),
 }
 
 
