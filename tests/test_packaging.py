@@ -46,10 +46,12 @@ def third_party(path: Path) -> set[str]:
     return imported(path) - FIRST_PARTY - set(sys.stdlib_module_names)
 
 
+PLACES = importlib.metadata.packages_distributions()
+
+
 def distributions(module: str) -> set[str]:
     """The distributions that a module may come from."""
-    known = importlib.metadata.packages_distributions()
-    return {normalised(name) for name in known.get(module, ())}
+    return {normalised(name) for name in PLACES.get(module, ())}
 
 
 def test_every_package_is_installed():

@@ -11,7 +11,7 @@ from potara_jax.cli.main import main
 from potara_jax.experiment.problem import Resources
 from potara_jax.experiments import tasks
 from potara_jax.jobs import Table, configuration
-from potara_jax.jobs.export import Form, _base
+from potara_jax.jobs.export import ExportOptions, _base
 from potara_jax.models import llama, weights
 from potara_jax.runs.store import Cell, RunFolder
 
@@ -119,9 +119,12 @@ def test_a_checkpoint_in_a_folder_is_named_from_the_root(
     of = lambda name: problem.form._replace(checkpoint=name)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    named = _base(problem.base, of("model"), tmp_path, Form())
+    named = _base(problem.base, of("model"), tmp_path, ExportOptions())
     assert named == str((tmp_path / "model").resolve())
-    assert _base(problem.base, of("owner/model"), tmp_path, Form()) == "owner/model"
+    assert (
+        _base(problem.base, of("owner/model"), tmp_path, ExportOptions())
+        == "owner/model"
+    )
 
 
 # --- Mistakes ------------------------------------------------------------------------
