@@ -24,6 +24,7 @@ _LONG = (
     *("test_run.py", "test_algorithms.py", "test_mesh.py", "test_own_data.py"),
     *("test_compare.py", "test_invariants.py", "test_simulate.py", "test_methods.py"),
     *("test_streaming.py", "test_precision.py", "test_wire.py", "test_parity.py"),
+    *("test_personalise.py", "test_users_files.py", "test_documentation.py"),
 )
 _MAPS, _MANY = Path("/proc/self/maps"), 30_000  # of the 65,530 that Linux allows
 
