@@ -104,7 +104,8 @@ def _experiment(run: Path, config: Mapping[str, Any]) -> Experiment:
                 f"{path}, which {run} was run on, does not exist; export from the "
                 "folder that it was run in"
             )
-    known = jobs.configuration(experiment, jobs.Table())
+    code = [*config.get("load", ()), *filter(None, [config.get("file")])]
+    known = jobs.configuration(experiment, jobs.Table(), [Path(x) for x in code])
     if any(config.get(name) != value for name, value in known.items()):
         raise ValueError(
             f"the data, or the checkpoint, of {run} have changed since; export where "

@@ -14,6 +14,7 @@ from potara_jax import jobs
 from potara_jax.cli import catalogue
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.jobs import Job
+from potara_jax.reports import document
 from potara_jax.runs.loading import load_file
 
 CACHE = Path("~/.cache/potara_jax")
@@ -90,9 +91,9 @@ def _run(experiment: Experiment, job: Job, options: RunOptions, name: str) -> No
     for path in options.load:
         load_file(path)
     result = _result(experiment, job, options, name, console)
-    page = result.report(options.out)
     for table in result.tables():
         console.print(table)
+    page = options.out / document.PAGE
     console.print(f"report: {page}", highlight=False, markup=False)
 
 
@@ -101,8 +102,10 @@ def _result(
 ) -> jobs.Result:
     """Run; a `ValueError` that is not a user's mistake is a defect, with its trace."""
     extra: dict[str, Any] = {"load": [str(path) for path in options.load]}
+    code = list(options.load)
     if name.endswith(".py"):
         extra["file"] = name
+        code.append(Path(name))
     try:
         return jobs.run(
             experiment,
@@ -113,6 +116,7 @@ def _result(
             profile=options.profile,
             console=console,
             extra=extra,
+            code=code,
         )
     except jobs.Refused:
         raise

@@ -44,7 +44,7 @@ def algorithm(name: str, reference: str, summary: str) -> Callable[[Make], Make]
 
     def register(make: Make) -> Make:
         known = _ENTRIES.get(name)
-        if known and known.make.__qualname__ != make.__qualname__:
+        if known and _origin(known.make) != _origin(make):
             raise ValueError(
                 f"an algorithm '{name}' is registered already: choose another name"
             )
@@ -52,6 +52,10 @@ def algorithm(name: str, reference: str, summary: str) -> Callable[[Make], Make]
         return make
 
     return register
+
+
+def _origin(make: Make) -> tuple[str, str]:
+    return make.__module__, make.__qualname__
 
 
 def algorithms() -> dict[str, Entry]:

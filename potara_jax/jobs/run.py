@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from rich.console import Console
 from potara_jax.experiment import federating, methods
 from potara_jax.experiment.context import Context
 from potara_jax.experiment.experiment import Experiment
-from potara_jax.experiment.problem import Resources
+from potara_jax.experiment.problem import Problem, Resources
 from potara_jax.experiment.programs import Programs
+from potara_jax.experiment.settings import require_that
 from potara_jax.jobs.job import Job, Record
 from potara_jax.jobs.result import Result
 from potara_jax.jobs.table import Table
@@ -39,6 +40,7 @@ def run(
     progress: bool = True,
     console: Console | None = None,
     extra: Mapping[str, Any] | None = None,
+    code: Sequence[Path] = (),
 ) -> Result:
     """Run a job on every cell of an experiment.
 
@@ -48,8 +50,8 @@ def run(
     Args:
       experiment: what to run.
       job: what to do; default: `Table()`, the table of methods.
-      out: run folder. What it holds already is not done again; a run that was killed
-        goes on after its last round. None: nothing touches the disk.
+      out: run folder, with the report. What it holds already is not done again; a run
+        that was killed goes on after its last round. None: nothing touches the disk.
       cache: folder for pre-trained bases and compiled programs. None: none are kept.
       rerun: throw away what the run folder holds, and start anew.
       profile: trace a few rounds of every phase into the run folder.
@@ -57,6 +59,7 @@ def run(
       console: where lines are shown; default: standard output.
       extra: what else determines the results, as JSON values, such as the user's files
         that were imported.
+      code: Python files of the user's whose content determines the results too.
 
     Returns:
       The results, with their tables, reports and models.
@@ -71,7 +74,7 @@ def run(
         with _refusing():
             experiment = experiment.resolve(experiment)
             check(experiment, job)
-            config = configuration(experiment, job) | dict(extra or {})
+            config = configuration(experiment, job, code) | dict(extra or {})
             if out is not None:
                 _check_apart(Path(out), experiment)
                 opened.enter_context(files.locked(Path(out)))
@@ -90,7 +93,10 @@ def run(
             if isinstance(store, RunFolder):
                 store.finish(results)
         make = lambda: experiment.make_problem(experiment, resources)
-        return Result(job, experiment, results, store, make)
+        result = Result(job, experiment, results, store, make)
+        if out is not None:  # while the folder is locked
+            result.report(out)
+        return result
 
 
 def check(experiment: Experiment, job: Job) -> None:
@@ -101,7 +107,9 @@ def check(experiment: Experiment, job: Job) -> None:
     job.check(experiment)
 
 
-def configuration(experiment: Experiment, job: Job) -> Record:
+def configuration(
+    experiment: Experiment, job: Job, code: Sequence[Path] = ()
+) -> Record:
     """What determines a run's results: its settings, and the user's files.
 
     Raises `OSError` for files that cannot be read.
@@ -109,7 +117,7 @@ def configuration(experiment: Experiment, job: Job) -> Record:
     config = {"experiment": experiment.name, "job": job.name}
     config |= {f"{job.name}.{k}": _listed(v) for k, v in vars(job).items()}
     config |= experiment.settings()
-    paths = experiment.files(experiment)
+    paths = [*code, *experiment.files(experiment)]
     return config | ({files.DATA: files.digest(paths)} if paths else {})
 
 
@@ -122,6 +130,16 @@ def _check_apart(out: Path, experiment: Experiment) -> None:
     for path in experiment.files(experiment):
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
             raise ValueError(f"out is {out}: it must not be inside the data in {path}")
+
+
+def _check_clients(experiment: Experiment, problem: Problem) -> None:
+    """Raise `ValueError` where a federation has other clients than the settings say."""
+    expected = experiment.cells.clients
+    for cell in cells_of(experiment):
+        if cell not in problem.federations:
+            raise ValueError(f"{experiment.name} has no federation for {cell.name}")
+        number = len(problem.federations[cell].train.count)
+        require_that(number == expected, "cells.clients", expected, f"{number}")
 
 
 def cells_of(experiment: Experiment) -> list[Cell]:
@@ -145,6 +163,7 @@ def _all_cells(
             resources = resources._replace(log=display.log)
             problem = experiment.make_problem(experiment, resources)
             problem = federating.on_all_devices(experiment, problem)
+            _check_clients(experiment, problem)
             job.check_problem(experiment, problem)
             programs = Programs(experiment, problem)
         for cell in cells:

@@ -22,6 +22,7 @@ from rich.text import Text as Styled
 
 from potara_jax.runs import files
 
+PAGE = "report.html"
 _NARROW = 20  # the terminal's first column keeps this width, or its longest text
 _STYLES = {"": "", "best": "bold", "oracle": "dim"}
 
@@ -138,7 +139,7 @@ def figure_sections(figures: Sequence[Figure]) -> list[Section]:
 
 def write(report: Report, folder: Path) -> Path:
     """Writes `report.html` into a folder, whole or not at all; returns its path."""
-    path = folder / "report.html"
+    path = folder / PAGE
     files.write_text(path, html(report))
     return path
 
