@@ -65,7 +65,7 @@ test: install  ## run the tests
 lint: install  ## check style, imports and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyrefly check
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 wheel: install  ## build a wheel, and check it in an environment of its own
 	rm -rf $(VENV)/wheel $(VENV)/wheel-env build *.egg-info
