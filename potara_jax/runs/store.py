@@ -330,7 +330,8 @@ def _check_same(path: Path, known: dict[str, Any], config: dict[str, Any]) -> No
     names = [n for n in {**config, **known} if config.get(n) != known.get(n)]
     if names == [files.DATA]:
         raise ValueError(
-            f"{path} holds a run on data, a checkpoint or code that has changed since; "
+            f"{path} holds a run on data, or a checkpoint, that have changed since, "
+            "or with code of yours that has; "
             "set another --out, or --rerun to replace it"
         )
     if {"job", "experiment"} & set(names):
