@@ -7,7 +7,7 @@ value; a client does 5 steps of AdamW on 8 images. Dimension letter: `C` clients
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,20 +49,40 @@ def setup(
     config: ViTConfig = DIGITS, *, side: int = 8, batch: int = BATCH, rank: int = RANK
 ) -> Setup:
     """The model at random, with a pool of random images."""
-    model = ViT(config)
-    colours = 1 if side == 8 else 3
+    model, colours = ViT(config), 1 if side == 8 else 3
     images = jax.random.uniform(jax.random.key(0), (512, side, side, colours))
     pool = Batch(images, jnp.arange(512, dtype=jnp.int32) % config.classes)
     sites = lora.find_sites(model, images[:1], targets=["query", "value"])
-    base = model.init(jax.random.key(1), images[:1])["params"]
-    base = jax.tree.map(lambda x: x.astype(config.dtype), base)
+    base = _random(jax.eval_shape(model.init, jax.random.key(1), images[:1]), config)
     adapter = lora.init(jax.random.key(2), sites, rank=rank)
     optimizer = optax.adamw(RATE, weight_decay=1e-4)
     train = Train(optimizer, steps=STEPS, batch_size=batch)
-    task = of_classes(lora.bind(model, scale=2.0))
     tokens = batch * ((side // config.patch) ** 2 + 1)
     needed = tokens * (4 * _kernels(base) + 6 * _numbers(adapter))
-    return Setup(Shared(base, pool), adapter, task, train, needed)
+    return Setup(Shared(base, pool), adapter, vision_task(config), train, needed)
+
+
+def vision_task(config: ViTConfig) -> Task:
+    """Cross-entropy of the adapted ViT."""
+    return of_classes(lora.bind(ViT(config), scale=2.0))
+
+
+def _random(variables: Any, config: ViTConfig | LlamaConfig) -> lora.Params:
+    """Kernels at random, norms of scale one, no biases, in the model's dtype.
+
+    A model's `init` would be compiled, which takes longer than what is measured.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(variables["params"])
+
+    def draw(number: int, path: Any, shape: Any) -> jax.Array:
+        if shape.ndim > 1 and path[-1].key != "scale":
+            key = jax.random.fold_in(jax.random.key(1), number)
+            return 0.02 * jax.random.normal(key, shape.shape, config.dtype)
+        fill = jnp.ones if path[-1].key == "scale" else jnp.zeros
+        return fill(shape.shape, config.dtype)
+
+    drawn = [draw(i, *leaf) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, drawn)
 
 
 def _kernels(tree) -> int:
@@ -82,17 +102,19 @@ def language(config: LlamaConfig, *, length: int, batch: int, rank: int) -> Setu
     choices = Choices(tokens, count, tokens[:, None, -answer:], jnp.zeros_like(count))
     text = Text(tokens[:1], jnp.zeros((1, answer), jnp.int32))
     sites = lora.find_sites(model, text, targets=["q_proj", "v_proj"])
-    make = lambda key: model.init(key, text)["params"]
-    in_dtype = lambda key: jax.tree.map(lambda x: x.astype(config.dtype), make(key))
-    base, adapter = jax.jit(in_dtype)(keys[1]), lora.init(keys[2], sites, rank=rank)
+    base = _random(jax.eval_shape(model.init, keys[1], text), config)
+    adapter = lora.init(keys[2], sites, rank=rank)
     train = Train(optax.adamw(RATE), steps=STEPS, batch_size=batch)
-    task = of_answers(lora.bind(model, scale=2.0))
     each = 4 * _kernels(base["layers"]) + 6 * _numbers(adapter)
     head = 4 * answer * config.vocabulary * config.width
     pool = Batch(choices, choices.answers[:, 0])
-    return Setup(
-        Shared(base, pool), adapter, task, train, batch * (length * each + head)
-    )
+    needed = batch * (length * each + head)
+    return Setup(Shared(base, pool), adapter, language_task(config), train, needed)
+
+
+def language_task(config: LlamaConfig) -> Task:
+    """Cross-entropy of the adapted Llama's answers."""
+    return of_answers(lora.bind(Llama(config), scale=2.0))
 
 
 def local_round(given: Setup) -> Callable:

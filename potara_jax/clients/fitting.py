@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -47,23 +47,49 @@ def jit_over_clients(
     def call(*args: Any) -> Any:
         if not programs:
             largest = -(-clients(*args) // layout.devices)
-            programs.append(_fitting(make, layout, largest, args, donate_argnums))
+            fitted = fit(make, layout, largest, args, donate_argnums=donate_argnums)
+            programs.append(fitted.program)
         return programs[0](*args)
 
     return call
 
 
-def _fitting(
-    make: _Make, layout: Layout, chunk: int, args: tuple[Any, ...], donated: _Donated
-) -> Callable[..., Any]:
+class Fitted(NamedTuple):
+    """A compiled program, the clients that it computes at once, and what that takes.
+
+    `temporaries`: bytes on top of its arguments and results.
+    """
+
+    program: Callable[..., Any]
+    chunk: int
+    temporaries: int
+
+
+def fit(
+    make: _Make,
+    layout: Layout,
+    chunk: int,
+    args: tuple[Any, ...],
+    *,
+    donate_argnums: _Donated = (),
+) -> Fitted:
+    """The program with the largest chunk that fits the memory which is free.
+
+    Args:
+      make: makes the function for a layout.
+      layout: the devices.
+      chunk: the largest that is tried; on a CPU it is 16 at most.
+      args: of the function.
+      donate_argnums: as in `jax.jit`.
+    """
     if jax.default_backend() == "cpu":
         chunk = min(chunk, _MAX_ON_CPU)
     while True:
         fn = make(layout._replace(chunk=chunk))
-        program = jax.jit(fn, donate_argnums=donated)
+        program = jax.jit(fn, donate_argnums=donate_argnums)
         needed = temporaries(program, *args)
         if needed <= free_memory() or chunk == 1:
-            return program
+            return Fitted(program, chunk, needed)
         chunk = min(chunk - 1, max(1, int(chunk * free_memory() / needed)))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,8 @@ class ViTConfig:
     dtype: of the activations; parameters keep their dtypes.
     remat: recompute a block's activations for the gradient, which takes less memory
       and a third more time.
+    attention: `xla`, or `cudnn` for flash attention on a GPU in bfloat16. The latter
+      has no forward-mode derivatives, so it serves training, not Hermite weights.
     """
 
     patch: int = 16
@@ -64,6 +66,7 @@ class ViTConfig:
     activation: str = "gelu_new"
     dtype: str = "float32"
     remat: bool = False
+    attention: Literal["xla", "cudnn"] = "xla"
 
 
 class Attention(nn.Module):
@@ -78,7 +81,9 @@ class Attention(nn.Module):
             nn.DenseGeneral((heads, width // heads), dtype=dtype, name=name)(x_BLD)
             for name in ("query", "key", "value")
         )
-        mixed = jax.nn.dot_product_attention(query, key, value)
+        mixed = jax.nn.dot_product_attention(
+            query, key, value, implementation=self.config.attention
+        )
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=dtype, name="out")(mixed)
 
 
