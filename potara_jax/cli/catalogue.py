@@ -21,7 +21,7 @@ def names() -> list[str]:
 def find(name: str) -> Experiment:
     """A packaged experiment by its name, or the one of a Python file.
 
-    Raises `ValueError` where there is none.
+    Raises `ValueError` if there is none.
     """
     if name.endswith(".py"):
         module = load_file(Path(name))

@@ -25,11 +25,11 @@ from potara_jax.runs.store import Cell, RunFolder
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write the clients' models of a finished run as Hugging Face has them.
+    """Write the clients' models of a finished run in Hugging Face's formats.
 
     Below --out: `CELL/client-000` and so on, each an adapter that PEFT and vLLM load,
-    and `base`, where the run has pre-trained it. With --folded each is a whole model
-    that transformers loads.
+    and `base` if the run has pre-trained it. With --folded each is a whole model that
+    transformers loads.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -37,22 +37,22 @@ class Export:
     out: Path | None = None
     """The folder to write. Default: `export` in the run folder."""
     method: str = POTARA
-    """Whose models: potara core, hermite_bayes, federated or local."""
+    """Method of the models: potara core, hermite_bayes, federated or local."""
     cells: tuple[str, ...] = ()
-    """Which of the run's cells, as `0.1-seed-0`. Default: all."""
+    """Which of the run's cells, such as `0.1-seed-0`. Default: all."""
     clients: tuple[int, ...] = ()
     """Which clients, from 0. Default: all."""
     folded: bool = False
     """Write whole models, with the adapters in their weights."""
     dtype: Dtype = "float32"
-    """Of what is written."""
+    """The dtype of the written tensors."""
     overwrite: bool = False
-    """Replace models that are there."""
+    """Replace existing models."""
     cache: Path = CACHE
     """Where pre-trained bases are kept."""
 
     def __call__(self) -> None:
-        """Write what is asked for. Raises `ValueError` for what cannot be written."""
+        """Write the models. Raises `ValueError` if they cannot be written."""
         console = Console()
         log = lambda text: console.print(text, highlight=False, markup=False)
         config = _config(self.run)
@@ -88,9 +88,9 @@ def _config(run: Path) -> dict[str, Any]:
 
 
 def _experiment(run: Path, config: Mapping[str, Any]) -> Experiment:
-    """The run's experiment, as its `config.json` has it.
+    """The run's experiment, from its `config.json`.
 
-    Raises `ValueError` where its data are missing or have changed.
+    Raises `ValueError` if its data are missing or have changed.
     """
     with weights.errors_naming(run / "config.json"):
         for path in config.get("load", ()):

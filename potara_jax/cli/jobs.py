@@ -25,14 +25,14 @@ _BARE = tyro.conf.arg(name="")  # options of what it marks have no prefix
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """Where and how a run is kept; none of it changes the results, but `load`."""
+    """Where and how a run is kept; only `load` can change the results."""
 
     out: Path
     """Run folder. A finished run is shown again, an unfinished one is continued."""
     cache: Path = CACHE
     """Where pre-trained bases and compiled programs are kept between runs."""
     rerun: bool = False
-    """Throw away what the run folder holds, and start anew."""
+    """Discard what the run folder holds, and start over."""
     profile: bool = False
     """Trace a few rounds of every phase into the run folder, for TensorBoard or
     Perfetto."""

@@ -24,14 +24,14 @@ Kind = Literal["all", "experiments", "jobs", "algorithms", "merges", "weights"]
 
 @dataclasses.dataclass(frozen=True)
 class List:
-    """Show what there is, by the names that settings take."""
+    """List everything that settings and options can name."""
 
     kind: Annotated[Kind, tyro.conf.Positional] = "all"
     """What to show."""
     load: tuple[Path, ...] = ()
     """Python files that register your algorithms, merges or weights. Default: none."""
     markdown: bool = False
-    """As Markdown, which is how the documentation's reference is made."""
+    """Print Markdown, as in the documentation's reference."""
 
     def __call__(self) -> None:
         """Print a table of each kind."""

@@ -22,8 +22,8 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-# Many decompositions of small matrices: BLAS threads only wait for each other, above
-# all where other processes are busy. It is read when NumPy and JAX are imported.
+# With many decompositions of small matrices, BLAS threads only wait for each other,
+# above all if other processes are busy. Read when NumPy and JAX are imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 USER_ERROR = 2
@@ -33,7 +33,7 @@ _union: Any = Union  # both with types that are made at run time
 _NO_READER = 141  # as of a program that SIGPIPE ends
 
 # Each command's module, with `command(words) -> (type to parse, text for --help)`, and
-# what it does. A module is imported when its command is asked for.
+# what it does. A module is imported only if its command is used.
 _JOBS = "potara_jax.cli.jobs"
 _COMMANDS = {
     "run": (_JOBS, "train, merge in every way, and show a table of methods"),
@@ -93,7 +93,7 @@ def _refuse(reason: str) -> int:
 def _tree(words: list[str]) -> Any:
     """The type that the words are parsed as: a union of all commands.
 
-    Only the one that is asked for has its options: the others are not imported.
+    Only the command in use has its options; the others are not imported.
     """
     asked = words[0] if words else ""
     branches = []
@@ -108,7 +108,7 @@ def _tree(words: list[str]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Other:
-    """A command that is not asked for."""
+    """A command that is not in use."""
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ def pooled(
     Args:
       examples: pairs `(inputs, labels)` of arrays or pytrees of arrays, of which only
         the leading axis may differ.
-      names: what messages call each of them.
+      names: each pair's name in error messages.
 
     Returns:
       The pool's `(inputs, labels)`, and an array of indices for each pair.
 
     Raises:
-      ValueError: naming the first pair that is empty or does not fit the first one.
+      ValueError: a pair is empty, or does not fit the first one; names the pair.
     """
     if not examples:
         raise ValueError("there are no examples: give at least one pair of arrays")

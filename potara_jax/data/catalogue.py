@@ -1,8 +1,8 @@
 """Public data sets through tensorflow-datasets, without TensorFlow.
 
-Each is read from a folder of prepared data sets, and prepared there first where there
-is a network. A data set that needs TensorFlow to be prepared, or is not in their
-catalogue, has a builder in `data.builders`.
+A data set is read from a folder of prepared data sets; a missing one is downloaded and
+prepared first. Data sets that tensorflow-datasets lacks, or needs TensorFlow for, have
+builders in `data.builders`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def records(
     """The records of a data set's split, one by one.
 
     Args:
-      name: of the data set, as tensorflow-datasets or `data.builders` have it.
+      name: of the data set, in tensorflow-datasets or `data.builders`.
       split: its split.
       folder: of prepared data sets.
 
@@ -54,7 +54,7 @@ def records(
       An iterator over records.
 
     Raises:
-      ValueError: the data set is missing and cannot be prepared, or it is damaged.
+      ValueError: the data set is damaged, or is missing and cannot be prepared.
     """
     import tensorflow_datasets as tfds
     import tensorflow_datasets.image_classification

@@ -2,7 +2,7 @@
 
 Images are 8 x 8, one colour, scaled to [0, 1] (Alpaydin and Kaynak, UCI 1998).
 Upstream, client-training, held-out and test images are disjoint. Upstream images are
-only ever seen turned by 90, 180 and 270 degrees, client images never.
+only ever seen rotated by 90, 180 and 270 degrees; client images are upright.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from potara_jax.data.federation import Batch, Federation
 CLASSES = 10
 _SHARES = {"upstream": 0.2, "clients": 0.8}
 
-# What a group of clients does to its images when heterogeneity is of tasks.
+# What each group of clients does to its images when heterogeneity is `tasks`.
 TRANSFORMS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "upright": lambda x: x,
     "mirrored": lambda x: x[:, :, ::-1],
@@ -53,7 +53,7 @@ def load(seed: int) -> Digits:
 
 
 def upstream_images(digits: Digits) -> Batch:
-    """The upstream images, each turned by 90, 180 and 270 degrees."""
+    """The upstream images, each rotated by 90, 180 and 270 degrees."""
     images = digits.images[digits.upstream]
     turned = [np.rot90(images, turns, (1, 2)) for turns in (1, 2, 3)]
     labels = np.tile(digits.labels[digits.upstream], 3)
@@ -81,8 +81,8 @@ def federation(
 
     Args:
       digits: the images.
-      heterogeneity: as in `dealing.deal`, except for `tasks`: groups of clients, each
-        with a transformation of the images, and all classes alike.
+      heterogeneity: as in `dealing.deal`, except for `tasks`: each group of clients
+        transforms its images in its own way, and has all classes equally often.
       seed: draws the split, the clients and their samples.
       clients: number of clients.
       heldout: held-out images per client.
@@ -94,7 +94,7 @@ def federation(
       The federation; a client's `task` is its transformation.
 
     Raises:
-      ValueError: there are too few images for so many clients.
+      ValueError: there are too few images for this many clients.
     """
     parts, rng = split(digits, seed), np.random.default_rng([seed, 2])
     labels, by_task = digits.labels[parts.train], heterogeneity == dealing.TASKS

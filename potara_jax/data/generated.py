@@ -1,7 +1,7 @@
-"""Sixteen small text tasks that are generated, some of which contradict each other.
+"""Sixteen small generated text tasks, some of which contradict each other.
 
 A prompt is `word input =`, an answer a few characters. Two words, `sort` and `close`,
-have two tasks each, and no prompt tells which of them is meant. Inputs are short or
+have two tasks each, and a prompt does not say which one is meant. Inputs are short or
 long: reading long ones is what the tasks have in common.
 """
 

@@ -33,13 +33,14 @@ def dirichlet(
       labels: `[N]`, from 0.
       clients: number of clients.
       concentration: of the Dirichlet distribution.
-      minimum: examples that every client gets; a partition is redrawn until it holds.
+      minimum: examples that every client gets; partitions are redrawn until they have
+        it.
 
     Returns:
       Disjoint index arrays, one per client.
 
     Raises:
-      ValueError: `minimum` cannot hold, or held in none of many draws.
+      ValueError: `minimum` is impossible, or none of many draws reached it.
     """
     classes = int(labels.max()) + 1
     if clients * minimum > len(labels):

@@ -3,8 +3,8 @@
 Dimension letters: `P` examples, `O` options, `L` tokens of a sequence, `A` tokens of
 the longest answer, its end token included, `R` rows of packed texts.
 
-A sequence is `begin, prompt, answer, end`. Where it exceeds the context with its
-longest option, the prompt loses its front: the question stands at its end.
+A sequence is `begin, prompt, answer, end`. If it exceeds the context with its longest
+option, the prompt loses its beginning, because the question is at the end.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def encode(
       context: the largest length `L`.
 
     Returns:
-      The arrays, and the number of examples whose prompts lost their front.
+      The arrays, and the number of examples whose prompts lost their beginning.
 
     Raises:
       ValueError: an answer alone exceeds the context, or a prompt is empty and the
@@ -204,7 +204,7 @@ def encode(
 
 
 def lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> list[tuple[int, int]]:
-    """Tokens that every example needs with its longest option, and of that option."""
+    """Tokens of each example with its longest option, and of that option alone."""
     pairs = _tokenise(examples, tokenizer)
     return [(_needed(*pair), max(map(len, pair[1]))) for pair in pairs]
 
@@ -255,7 +255,7 @@ def _empty(
 
 
 def _cut(prompt: list[int], excess: int, tokenizer: Tokenizer) -> list[int]:
-    """The prompt without `excess` tokens of its front; its begin token stays."""
+    """The prompt without its first `excess` tokens; its begin token stays."""
     kept = 0 if tokenizer.begin is None else 1
     return prompt[:kept] + prompt[kept + excess :]
 
@@ -281,7 +281,7 @@ def pack_texts(choices: Choices) -> Packed:
     """Pack prompts with their right answers into rows.
 
     A row is as long as the longest prompt with an answer, and the model predicts all
-    answers in it. A text goes to the first row with room for it, of those begun last.
+    answers in it. A text goes into the first row with room among the last ones begun.
     """
     right = choices.answers[np.arange(len(choices.gold)), choices.gold]
     texts = [
@@ -316,7 +316,7 @@ def _empty_rows(rows: int, length: int, answered: int) -> Packed:
 
 
 def _place(sizes: Sequence[int], length: int) -> list[tuple[int, int, int]]:
-    """Every text's row, its first position there, and its number among the row's."""
+    """Every text's row, its first position in it, and its number within it."""
     rows: list[tuple[int, int]] = []  # tokens and texts
     places = []
     for size in sizes:

@@ -27,8 +27,8 @@ _MAX_EXAMPLES, _MAX_NUMBERS, _MAX_TOKENS, _MAX_ANSWERS = 128, 2**16, 2**14, 2**1
 class Scores(NamedTuple):
     """Each client's `accuracy` and `loss` on its test distribution, `[C]` each.
 
-    `accuracy` is the task's score, see `Task.metric`: minus the loss for a task that
-    has a loss alone.
+    `accuracy` is the task's score, see `Task.metric`; minus the loss for a task with
+    only a loss.
     """
 
     accuracy: Array
@@ -52,7 +52,7 @@ def evaluator(task: Task, *, layout: Layout = AT_ONCE) -> Callable[..., Scores]:
 def common_evaluator(task: Task) -> Callable[..., Scores]:
     """`evaluate(shared, adapter, test) -> Scores` of one model that all clients share.
 
-    The model sees every distinct test example once, not once a client.
+    The model sees every distinct test example once, not once per client.
     """
 
     @jax.jit
@@ -124,8 +124,8 @@ def adapter_parameters(adapters: Adapter) -> int:
 def segment_barrier(losses: Array, points: Array) -> Array:
     """The highest excess of a segment's loss `[C, T]` over the line between its ends.
 
-    `points` `[T]` run from 0 to 1. Zero where the loss is below that line everywhere:
-    the two models are linearly connected (Frankle et al. 2020, arXiv 1912.05671).
+    `points` `[T]` run from 0 to 1. Zero if the loss is below that line everywhere: the
+    two models are linearly connected (Frankle et al. 2020, arXiv 1912.05671).
     """
     line = losses[:, :1] * (1 - points) + losses[:, -1:] * points
     return jnp.maximum(losses - line, 0).max(-1)

@@ -39,7 +39,7 @@ METRICS: dict[str, Callable[[str, str], float]] = {
 
 
 def _squad_words(text: str) -> list[str]:
-    """Words as SQuAD compares them; punctuation if there is nothing else."""
+    """Words as SQuAD compares them; punctuation if nothing else is left."""
     bare = text.lower().translate(str.maketrans("", "", string.punctuation))
     return _ARTICLES.sub(" ", bare).split() or text.split()
 

@@ -36,9 +36,9 @@ class ParentPhases(NamedTuple):
 
 
 def run_cell(at: Context) -> tuple[list[Row], dict[str, Any]]:
-    """Run a cell, or what is left of it: its rows, and its record.
+    """Run a cell, or the rest of it; returns its rows and its record.
 
-    Which is `{"methods", "diagnostics", "written"}`.
+    The record is `{"methods", "diagnostics", "written"}`.
     """
     phases = at.programs.once("parents", lambda: parent_phases(at, marks=_MARKS))
     parents, longer = _train(at, phases)
@@ -70,10 +70,10 @@ def _timed(seconds: dict[str, float], name: str) -> Generator[None, None, None]:
 
 
 def parent_phases(at: Context, *, marks: int = 0) -> ParentPhases:
-    """The federated phase, scored at some marks, and the local one.
+    """The federated phase, which is scored at its marks, and the local one.
 
-    The federated phase goes on to `federated.longer_rounds`; its model at
-    `federated.rounds` is then kept.
+    If the federated phase goes on to `federated.longer_rounds`, its model at
+    `federated.rounds` is kept.
     """
     experiment, problem = at.experiment, at.problem
     settings = experiment.federated
@@ -105,7 +105,7 @@ def _train(at: Context, phases: ParentPhases) -> tuple[Parents, Outcome]:
 
 
 def train_parents(at: Context, phases: ParentPhases) -> tuple[Outcome, Outcome]:
-    """The federated phase, which may go on after the model to merge; the local one."""
+    """Run the federated phase, maybe beyond the model to merge, and the local one."""
     run, first = partial(train, at), at.problem.adapter(at.key_for("adapter"))
     alike = stack(first, clients=at.clients)
     federated = run(phases.federated, alike, at.key_for("federated"))

@@ -1,4 +1,4 @@
-"""What every step of a cell works with, and the samples that it measures on."""
+"""What the steps of a cell share, and the samples that they measure on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from potara_jax.merging import Samples
 from potara_jax.runs.progress import Progress
 from potara_jax.runs.store import Cell, Store
 
-# What a cell's key is used for: each purpose has a key of its own.
+# What a cell's key is used for: each purpose has its own key.
 _PURPOSES = (
     *("adapter", "federated", "local", "fine-tuning", "merging", "independent"),
     "newcomers",
@@ -44,12 +44,12 @@ class Context(NamedTuple):
 
     @property
     def clients(self) -> int:
-        """How many clients there are."""
+        """The number of clients."""
         return len(self.federation.train.count)
 
     @property
     def present(self) -> int:
-        """How many of them take part from the beginning: the first ones."""
+        """How many of them take part from the beginning; they come first."""
         return present(conditions(self.experiment), self.clients)
 
     @property

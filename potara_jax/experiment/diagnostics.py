@@ -1,4 +1,4 @@
-"""What lies behind a cell's table, for the figures and the report."""
+"""Diagnostics of a cell, for the figures and the report."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def _segment(at: Context, merges: Merges, rows: list[Row]) -> dict[str, Any]:
 
 
 def _mean_weight(weight: Any) -> jax.Array:
-    """A client's weight, averaged over its modules where they have their own."""
+    """A client's weight, averaged over modules if each has one."""
     return jnp.mean(jnp.stack(jax.tree.leaves(weight)), 0)
 
 
 def _damping(at: Context, merges: Merges) -> dict[str, Any]:
-    """How Potara's weights move with the damping, in both spaces."""
+    """Potara's weights at every damping, in both spaces."""
     first, last = _DECADES
     values = jnp.logspace(first, last, 2 * (last - first) + 1)
     if at.experiment.merging.damping == "quantile":
@@ -108,7 +108,7 @@ def _by_damping(at: Context) -> Callable[..., jax.Array]:
 
 
 def _certainty(at: Context, merges: Merges) -> dict[str, Any]:
-    """How sure Potara's weight is: its bootstrap interval, and what damping moves."""
+    """How certain Potara's weight is: bootstrap interval, and effect of the damping."""
     program = at.programs.once("sensitivity", lambda: _sensitivity(at))
     curvature = merges.measured[potara_of(at)].curvature
     moves = program(curvature, at.federation.train.count)
@@ -167,6 +167,6 @@ def _merged_scores(at: Context, pair: tuple[Adapter, Adapter]) -> dict[str, Scor
 
 
 def bytes_until(outcome: Outcome, rounds: int) -> int:
-    """Bytes of all clients for a model after some rounds, which they then receive."""
+    """Bytes that all clients spend to have a model of some round."""
     sent = sum(r["bytes_up"] + r["bytes_down"] for r in outcome.history[:rounds])
     return sent + sum(map(int, outcome.marks[rounds].received))

@@ -30,7 +30,7 @@ SOURCE = "source"
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A federation of clients that adapt one base, and how they do it.
+    """Clients that adapt one base, and all settings of how they do it.
 
     Two experiments with the same `settings()` give the same results. To change one,
     make another: `experiment.replace(lora=Lora(rank=4))`, or
@@ -39,17 +39,17 @@ class Experiment:
     Attributes:
       name: what it is called on the command line and in reports.
       make_problem: `(experiment, resources) -> Problem`: its model, base and
-        federations. Raises `ValueError` for what cannot be.
+        federations. Raises `ValueError` for impossible settings.
       summary: one line on what it is.
-      source: its data and model: a frozen dataclass of its own, or None. It may have a
+      source: settings of its data and model, a frozen dataclass, or None. It may have a
         method `check(experiment)` that raises `ValueError`.
       cells ... compute: the groups of settings, see each.
       pretraining: None where the base is always a checkpoint.
       presets: changes (as `set` takes them) that jobs start from, by the job's name.
       tuned: for each algorithm, keyword arguments that a search has chosen:
         `local_rate` and those of its factory.
-      natural: whether the data say who the clients are.
-      resolve: fills in what depends on the data, before anything is checked.
+      natural: whether the data define the clients.
+      resolve: fills in settings that depend on the data, before any check.
       files: the user's files whose content determines the results.
     """
 
@@ -93,7 +93,7 @@ class Experiment:
         return experiment
 
     def groups(self) -> Iterator[tuple[str, Any]]:
-        """The groups of settings by name, those that the experiment has."""
+        """The groups of settings that the experiment has, by name."""
         for name in (SOURCE, *GROUPS):
             if (group := getattr(self, name)) is not None:
                 yield name, group
@@ -109,7 +109,7 @@ class Experiment:
     def restored(self, settings: Mapping[str, Any]) -> Experiment:
         """The experiment with settings as `settings()` gave them.
 
-        Raises `TypeError` or `ValueError` where a value is not of its setting's kind.
+        Raises `TypeError` or `ValueError` if a value does not have its setting's type.
         """
         changes = {}
         for group_name, group in self.groups():
@@ -121,7 +121,7 @@ class Experiment:
         return self.set(changes)
 
     def check(self) -> None:
-        """Raise `ValueError` with the first setting that cannot be, and the mend."""
+        """Raise `ValueError` for the first invalid setting, with what it must be."""
         for name, group in self.groups():
             if name != SOURCE:
                 group.check()
@@ -155,7 +155,7 @@ def _json(value: Any) -> Any:
 
 
 def _of_kind(kind: Any, value: Any) -> Any:
-    """A JSON value as the kind of a setting."""
+    """A JSON value converted to a setting's type."""
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         kind = next(k for k in typing.get_args(kind) if k is not type(None))
     if typing.get_origin(kind) is tuple and value is not None:

@@ -81,7 +81,7 @@ def make_algorithm(
 
 
 def tuned_algorithm(experiment: Experiment, task: Task, name: str) -> Algorithm:
-    """A registered algorithm with what a search has chosen for it, if anything."""
+    """A registered algorithm with its tuned hyper-parameters, if it has any."""
     chosen = experiment.tuned.get(name, {})
     return make_algorithm(experiment, task, name, **chosen)
 
@@ -111,7 +111,7 @@ def federated_phase(
 
 
 def local_phase(experiment: Experiment, problem: Problem, name: str = "local") -> Phase:
-    """Rounds of every client for itself, under no conditions."""
+    """Rounds in which every client trains alone, under no conditions."""
     algorithm = make_algorithm(experiment, problem.task, "local")
     run = federated.make_round(algorithm, layout=layout(experiment))
     score = _scorer(experiment, problem, algorithm)
@@ -131,7 +131,7 @@ def _scorer(experiment: Experiment, problem: Problem, algorithm: Algorithm) -> E
 
 
 def marks_of(last: int, number: int) -> list[int]:
-    """So many rounds, evenly spread up to the last."""
+    """A number of rounds, evenly spaced up to the last."""
     return sorted({max(1, last * i // number) for i in range(1, number + 1)})
 
 
@@ -139,20 +139,20 @@ def marks_of(last: int, number: int) -> list[int]:
 
 
 def layout(experiment: Experiment) -> Layout:
-    """How clients are trained: over all devices."""
+    """The layout of training: over all devices."""
     mesh = make_mesh() if jax.device_count() > 1 else None
     return Layout(experiment.compute.chunk, mesh)
 
 
 def measuring_layout(experiment: Experiment) -> Layout:
-    """How clients are measured: one at a time on a CPU, to fit its cache."""
+    """The layout of measuring: one client at a time on a CPU, to fit its cache."""
     spread = layout(experiment)
     one = jax.default_backend() == "cpu"
     return spread._replace(chunk=1) if one else spread
 
 
 def on_all_devices(experiment: Experiment, problem: Problem) -> Problem:
-    """The problem with its base on all devices, once, and not in every call."""
+    """The problem with its base copied to all devices once, not in every call."""
     mesh = layout(experiment).mesh
     if mesh is None:
         return problem
@@ -163,8 +163,8 @@ def on_all_devices(experiment: Experiment, problem: Problem) -> Problem:
 
 
 def model_rank(algorithm: Algorithm, problem: Problem) -> int | None:
-    """The rank of an algorithm's model; None where that is not one adapter of the base
-    as it was.
+    """The rank of an algorithm's model; None if it is not a single adapter of the
+    unchanged base.
     """
     federation = next(iter(problem.federations.values()))
     shared = Shared(problem.base, federation.pool)
@@ -173,8 +173,8 @@ def model_rank(algorithm: Algorithm, problem: Problem) -> int | None:
 
 
 def check_mergeable(experiment: Experiment, problem: Problem) -> None:
-    """Raise `ValueError` where the federated model is no single adapter to merge, or
-    has no account of a privacy that is asked for.
+    """Raise `ValueError` if the federated model is not a single adapter to merge, or if
+    privacy is on and cannot be accounted for.
     """
     name, rank = experiment.federated.algorithm, experiment.lora.rank
     algorithm = make_algorithm(experiment, problem.task, name)
@@ -190,8 +190,8 @@ def check_mergeable(experiment: Experiment, problem: Problem) -> None:
 
 
 def check(experiment: Experiment) -> None:
-    """Raise `ValueError` where the conditions cannot be met: where all clients are
-    newcomers, or an account of privacy is wanted and cannot be given.
+    """Raise `ValueError` for conditions that cannot be met: all clients are newcomers,
+    or privacy is on and cannot be accounted for.
     """
     size(conditions(experiment), experiment.cells.clients)
     if (private := wire_of(experiment).privacy) is not None:
@@ -199,14 +199,14 @@ def check(experiment: Experiment) -> None:
 
 
 def check_private(experiment: Experiment, algorithm: Algorithm) -> None:
-    """Raise `ValueError` where privacy is asked for and cannot be accounted for."""
+    """Raise `ValueError` if privacy is on and cannot be accounted for."""
     if wire_of(experiment).privacy is not None:
         accounting.check(algorithm, conditions(experiment))
 
 
 def epsilon(experiment: Experiment, phase: Phase) -> float | None:
-    """Epsilon of a phase's rounds; None without privacy, and for an algorithm that
-    declares that its server takes more than the clients' sum.
+    """Epsilon of a phase's rounds; None without privacy, or if the algorithm declares
+    that its server takes more than the clients' sum.
 
     Raises `ValueError` for an algorithm that declares nothing.
     """

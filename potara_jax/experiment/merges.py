@@ -36,7 +36,7 @@ Pair = tuple[Adapter, Adapter]
 
 
 class Merges(NamedTuple):
-    """What was measured of a cell's pair of models.
+    """What was measured on a cell's pair of models.
 
     `measured`: by weighing. `losses` `[C, T]` at `points` `[T]` along the segments.
     `interval`: of Potara's weight over bootstrap samples, `[C]` each.
@@ -67,12 +67,12 @@ def measure_all(at: Context, pair: Pair) -> Merges:
 
 
 def potara_of(at: Context) -> Weighing:
-    """The weighing that the table's certainty is about."""
+    """The weighing whose certainty the table reports."""
     return potara(at.experiment)
 
 
 def source_of(weighing: Weighing) -> Weighing:
-    """The weighing that measures what this one needs: for most, itself."""
+    """The weighing that measures what this one needs: usually itself."""
     derived = registry.weights()[weighing.weight].from_curvature is not None
     if derived or weighing.per == "module":
         return weighing._replace(weight="potara", per="client")
@@ -148,9 +148,7 @@ def estimator(programs: Programs, weighing: Weighing) -> Estimator:
 
 
 def likelihood(curvature: str, task: Task) -> Likelihood:
-    """Which Fisher information is measured; of a task that has but a loss, the
-    empirical one.
-    """
+    """The Fisher information to measure: empirical if the task has only a loss."""
     if task.logits is None:
         return likelihoods.empirical_of_loss(task.loss)
     return LIKELIHOODS[curvature](likelihoods.one_example(task.logits))
@@ -178,7 +176,7 @@ def _combine_program(task: Task, combination: Combination) -> Callable[..., Adap
 
 
 def _with_grams(task: Task, entry: Any) -> Callable[[Client], Merge]:
-    """A merge that needs the inputs that either model has on the client's samples."""
+    """A merge that needs both models' inputs on the client's samples."""
     read = task.inputs
     assert read is not None, "a task without inputs has no such merge"
 

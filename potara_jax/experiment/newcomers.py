@@ -1,8 +1,8 @@
 """Clients that join a federation after its rounds.
 
-What all clients share they simply receive. Where an algorithm keeps something on the
-client, a newcomer makes it in rounds of its own, against the server as it is, which
-learns nothing from them.
+Newcomers simply receive what all clients share. If an algorithm keeps a state on the
+client, a newcomer makes one in rounds of its own, against a fixed server, which learns
+nothing from them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from potara_jax.federated.progress import frozen
 
 
 def joining_phase(experiment: Experiment, phase: Phase) -> Phase | None:
-    """The rounds in which newcomers join an algorithm; None where there are none."""
+    """The rounds in which newcomers join an algorithm; None without newcomers."""
     if not experiment.participation.newcomers:
         return None
     algorithm = frozen(phase.algorithm)

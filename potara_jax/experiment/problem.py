@@ -18,14 +18,14 @@ Federations = dict[tuple[str, int], Federation]
 
 
 def silent(line: str) -> None:
-    """Take a line for the user, and show it to nobody."""
+    """Discard a line for the user."""
 
 
 class Resources(NamedTuple):
-    """What making a problem may use, which never changes the problem.
+    """What making a problem may use; it never changes the problem.
 
     `cache`: folder where pre-trained bases are kept; None keeps nothing on disk.
-    `log(line)`: takes a line for the user.
+    `log(line)`: shows the user a line.
     """
 
     cache: Path | None = None
@@ -45,10 +45,10 @@ class Writer(NamedTuple):
 
 
 class ClientContents(NamedTuple):
-    """Names of what clients have, for people.
+    """Readable names of what clients hold.
 
-    `kind`: of strata: class, task or client. `names`: of the strata; `clients`: of the
-    clients. Where they are empty, numbers stand for names.
+    `kind`: what a stratum is: class, task or client. `names`: of the strata; `clients`:
+    of the clients. If empty, they are numbered.
     """
 
     kind: str = "class"
@@ -63,7 +63,7 @@ class MakeAdapter(Protocol):
 
 
 class Problem(NamedTuple):
-    """A pre-trained model, what is adapted of it, and who adapts it.
+    """A pre-trained model, which part of it is adapted, and by whom.
 
     Attributes:
       task: what clients learn.
@@ -71,9 +71,9 @@ class Problem(NamedTuple):
       adapter: draws a fresh adapter.
       federations: by `(heterogeneity, seed)`, all padded to one length, so that one
         compiled program serves them all.
-      form: how the model is written for others to load, or None.
+      form: how the model is exported, or None.
       writer: how it writes answers, or None.
-      contents: names of what clients have.
+      contents: names of what clients hold.
     """
 
     task: Task

@@ -1,4 +1,4 @@
-"""The compiled programs of a run: each is made when it is first asked for, once."""
+"""The compiled programs of a run: each is made once, when it is first needed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Programs:
         self._made: dict[Hashable, Any] = {}
 
     def once(self, name: Hashable, make: Callable[[], T]) -> T:
-        """What `make()` gives, made at the first call with this name."""
+        """The result of `make()`, called only the first time for this name."""
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
@@ -55,7 +55,7 @@ class Programs:
 
     @cached_property
     def evaluate_ensemble(self) -> Callable[..., Scores]:
-        """Scores the mixed predictions of two adapters a client."""
+        """Scores the averaged predictions of two adapters per client."""
         again = self.task.again
         assert again is not None, "a task of one model alone has no ensemble"
         return evaluator(again(ensemble), layout=self.layout)

@@ -1,7 +1,7 @@
 """The groups of settings that an experiment is composed of.
 
-Each is a frozen dataclass that checks itself. Everywhere a setting is named by its
-group and its field: `lora.rank` in an error, in `config.json`, and as an option of the
+Each is a frozen dataclass that checks itself. A setting is always named by its group
+and its field: `lora.rank` in an error, in `config.json`, and as an option of the
 command line, `--lora.rank`.
 """
 
@@ -30,12 +30,12 @@ class Cells:
     heterogeneity: tuple[str, ...] = ("0.1", "0.5")
     """How much the clients differ. A number: Dirichlet concentration of a client's
     classes or tasks; `shards2`: two classes or tasks each; `tasks`: one task each;
-    `natural`: the clients are as the data have them."""
+    `natural`: the clients that the data define."""
     clients: int = 20
     """Number of clients."""
 
     def check(self) -> None:
-        """Raise `ValueError` for a value that cannot be."""
+        """Raise `ValueError` for an invalid value."""
         require_at_least(self, "cells", 1, "clients")
         require_distinct(self, "cells", "seeds", "heterogeneity")
         for seed in self.seeds:
@@ -57,8 +57,8 @@ class Lora:
     targets: tuple[str, ...] = ("query", "value")
     """Modules to adapt: regular expressions that match the end of a module's path."""
     whole: tuple[str, ...] = ()
-    """Modules that are trained whole, such as a new `head`. They travel and merge with
-    the factors."""
+    """Modules that are trained whole, such as a new `head`. They are sent and merged
+    with the factors."""
 
     @property
     def scale(self) -> float:
@@ -66,17 +66,17 @@ class Lora:
         return self.alpha / self.rank
 
     def check(self) -> None:
-        """Raise `ValueError` for a value that cannot be."""
+        """Raise `ValueError` for an invalid value."""
         require_positive(self, "lora", "rank", "alpha")
         require_distinct(self, "lora", "targets")
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What a client does in a round, of AdamW with a fresh state."""
+    """A client's training in a round, by AdamW with a fresh state."""
 
     steps: int = 5
-    """Optimiser steps of a client in a round."""
+    """Optimiser steps per client and round."""
     batch_size: int = 8
     """Examples of a step."""
     learning_rate: float = 5e-3
@@ -85,7 +85,7 @@ class Training:
     """AdamW's weight decay."""
 
     def check(self) -> None:
-        """Raise `ValueError` for a value that cannot be."""
+        """Raise `ValueError` for an invalid value."""
         require_positive(self, "training", "steps", "batch_size", "learning_rate")
         require_not_negative(self, "training", "weight_decay")
 
@@ -99,11 +99,11 @@ class Federated:
     rounds: int = 40
     """Rounds of the federation."""
     longer_rounds: int = 0
-    """Rounds to which the federated model goes on, as a baseline that is not merged;
-    0: no such baseline."""
+    """Total rounds of a federated model that is trained longer, as a baseline that is
+    not merged; 0: no such baseline."""
 
     def check(self) -> None:
-        """Raise `ValueError` for a value that cannot be."""
+        """Raise `ValueError` for an invalid value."""
         require_positive(self, "federated", "rounds")
         require_not_negative(self, "federated", "longer_rounds")
         require_one_of(self.algorithm, "federated.algorithm", algorithms())
@@ -114,7 +114,7 @@ class Participation:
     """Who takes part in the federated rounds."""
 
     cohort: str = "1.0"
-    """Clients of a round: a share such as 0.5 or 1.0, or a number such as 10."""
+    """Clients per round: a share such as 0.5 or 1.0, or a number such as 10."""
     weighted: bool = False
     """Draw a cohort's clients by their numbers of examples, not uniformly."""
     dropout: float = 0.0
@@ -125,7 +125,7 @@ class Participation:
     """Share of the clients that join after the federated rounds."""
 
     def check(self) -> None:
-        """Raise `ValueError` for a value that cannot be."""
+        """Raise `ValueError` for an invalid value."""
         expected = "a share, as 0.5 or 1.0, or a number, as 10"
         good = _is_cohort(self.cohort)
         require_that(good, "participation.cohort", self.cohort, expected)
@@ -146,12 +146,13 @@ class Communication:
     """Client-level differential privacy: the norm that a client's change is clipped to
     in every round. None: no privacy."""
     privacy_noise: float = 1.0
-    """Standard deviation of the noise in a round's sum of changes, over the clip."""
+    """Standard deviation of the noise in a round's sum of changes, as a multiple of the
+    clip."""
     privacy_delta: float = 1e-5
     """The delta at which epsilon is reported."""
 
     def check(self) -> None:
-        """Raise `ValueError` for a value that cannot be."""
+        """Raise `ValueError` for an invalid value."""
         require_positive(self, "communication", "privacy_clip")
         require_not_negative(self, "communication", "privacy_noise")
         share, delta = self.top_k_share, self.privacy_delta
@@ -170,7 +171,7 @@ class Local:
     drawn for each client, or the federated adapter."""
 
     def check(self) -> None:
-        """Raise `ValueError` for a value that cannot be."""
+        """Raise `ValueError` for an invalid value."""
         require_positive(self, "local", "rounds")
 
 
@@ -183,7 +184,7 @@ class Merging:
     curvature: Curvature = "exact"
     """Fisher information over all classes, which takes a backward pass for each; of
     the data's labels (empirical); or of labels drawn from the model (sampled). auto:
-    what suits the kind of the data, where an experiment has several."""
+    what suits the data, in experiments on several kinds of data."""
     curvature_on: Literal["train", "heldout"] = "train"
     """Which examples the curvature is measured on."""
     damping: Literal["relative", "laplace", "quantile", "harmonic"] = "relative"
@@ -195,12 +196,12 @@ class Merging:
     """Merge weights that grid search and the oracles try."""
     methods: tuple[str, ...] = ()
     """Merged rows of the table, by name. `potara factor`, `potara core` and
-    `hermite_bayes` are always among them. Default: all that the task allows."""
+    `hermite_bayes` are always included. Default: all that the task allows."""
 
     def check(self) -> None:
-        """Raise `ValueError` for a value that cannot be."""
+        """Raise `ValueError` for an invalid value."""
         kinds = "exact, empirical or sampled"
-        good = self.curvature != AUTO  # which an experiment of several kinds resolves
+        good = self.curvature != AUTO  # an experiment resolves it before this
         require_that(good, "merging.curvature", self.curvature, kinds)
         require_positive(self, "merging", "samples", "damping_value")
         require_at_least(self, "merging", 2, "grid_points")
@@ -208,24 +209,24 @@ class Merging:
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How the model is computed; results differ by rounding alone."""
+    """How the model is computed; this changes results only by rounding."""
 
     precision: Precision = "float32"
-    """Of the frozen base. With the last two, activations are in bfloat16."""
+    """Precision of the frozen base. With the last two, activations are in bfloat16."""
     remat: bool = False
-    """Compute activations again for the gradient: less memory, a third more time."""
+    """Recompute activations for the gradient: less memory, a third more time."""
     chunk: int | Literal["auto"] = "auto"
-    """Clients that are trained at once; auto: as many as fit the memory."""
+    """Clients that are trained at once; auto: as many as fit in memory."""
 
     def check(self) -> None:
-        """Raise `ValueError` for a value that cannot be."""
+        """Raise `ValueError` for an invalid value."""
         if self.chunk != "auto":
             require_at_least(self, "compute", 1, "chunk")
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """How a base is pre-trained, where it is no checkpoint."""
+    """How a base is pre-trained, unless it is a checkpoint."""
 
     steps: int = 500
     """Steps of AdamW."""
@@ -238,7 +239,7 @@ class Pretraining:
     zero as a cosine."""
 
     def check(self) -> None:
-        """Raise `ValueError` for a value that cannot be."""
+        """Raise `ValueError` for an invalid value."""
         require_not_negative(self, "pretraining", "steps")
         require_positive(self, "pretraining", "batch_size", "learning_rate")
         good = 0 <= self.seed < SEEDS
@@ -255,12 +256,12 @@ def require_that(good: bool, name: str, value: Any, expected: str) -> None:
 
 
 def require_one_of(value: str, name: str, known: Any) -> None:
-    """Raise `ValueError` where a name is not among those that are known."""
+    """Raise `ValueError` if a name is not among the known ones."""
     require_that(value in known, name, value, f"one of {', '.join(known)}")
 
 
 def require_positive(group: Any, prefix: str, *names: str) -> None:
-    """Raise `ValueError` where a field is not above 0 and finite; None is allowed."""
+    """Raise `ValueError` if a field is not above 0 and finite; None is allowed."""
     for name in names:
         value = getattr(group, name)
         good = value is None or 0 < value < math.inf
@@ -268,7 +269,7 @@ def require_positive(group: Any, prefix: str, *names: str) -> None:
 
 
 def require_not_negative(group: Any, prefix: str, *names: str) -> None:
-    """Raise `ValueError` where a field is below 0 or infinite."""
+    """Raise `ValueError` if a field is below 0 or infinite."""
     for name in names:
         value = getattr(group, name)
         good = 0 <= value < math.inf
@@ -276,7 +277,7 @@ def require_not_negative(group: Any, prefix: str, *names: str) -> None:
 
 
 def require_at_least(group: Any, prefix: str, least: int, *names: str) -> None:
-    """Raise `ValueError` where a field is below a number; None is allowed."""
+    """Raise `ValueError` if a field is below a number; None is allowed."""
     for name in names:
         value = getattr(group, name)
         good = value is None or value >= least
@@ -284,7 +285,7 @@ def require_at_least(group: Any, prefix: str, least: int, *names: str) -> None:
 
 
 def require_at_most(group: Any, prefix: str, limit: int, *names: str) -> None:
-    """Raise `ValueError` where a field is above a number; None is allowed."""
+    """Raise `ValueError` if a field is above a number; None is allowed."""
     for name in names:
         value = getattr(group, name)
         good = value is None or value <= limit
@@ -292,7 +293,7 @@ def require_at_most(group: Any, prefix: str, limit: int, *names: str) -> None:
 
 
 def require_distinct(group: Any, prefix: str, *names: str) -> None:
-    """Raise `ValueError` where a field names nothing, or something twice."""
+    """Raise `ValueError` if a field is empty, or names something twice."""
     for name in names:
         values = getattr(group, name)
         require_that(bool(values), f"{prefix}.{name}", "empty", "at least one value")

@@ -1,4 +1,4 @@
-"""What the clients' models write, where there are no options to choose from."""
+"""What the clients' models write when there are no options to choose from."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from potara_jax.experiment.rows import TUNED, Row
 
 _SHOWN = ("base", TUNED, *KEPT)
 _SAMPLES = 2
-_WRITTEN_AT_ONCE = 32  # a cache each, of 65 MB where a 3B model reads 570 tokens
+_WRITTEN_AT_ONCE = 32  # each needs a cache: 65 MB for a 3B model that reads 570 tokens
 
 
 class Prompts(NamedTuple):
     """A client's free-form test examples, repeated to length `K`.
 
-    `prompts` `[K, L]` of `counts` `[K]` tokens; `answers` `[K, A]`, -1 behind;
+    `prompts` `[K, L]` of `counts` `[K]` tokens; `answers` `[K, A]`, padded with -1;
     `weight` `[K]`, zero for a repetition.
     """
 
@@ -38,7 +38,7 @@ class Prompts(NamedTuple):
 
 
 def written(at: Context, rows: list[Row]) -> list[dict[str, Any]]:
-    """A record a method: means over clients of the metrics, and some answers."""
+    """One record per method: means over clients of the metrics, and some answers."""
     writer = at.problem.writer
     if writer is None:
         return []
@@ -85,7 +85,7 @@ def _record(
 def _pairs(
     at: Context, writer: Writer, row: Row, client: int, some: Prompts
 ) -> list[tuple[str, str]]:
-    """What a client's model writes, and what is right, example by example."""
+    """What a client's model writes, and the right answer, for each example."""
     adapter = jax.tree.map(lambda x: x[client], row.models)
     program = at.programs.once("write", lambda: writing(writer))
     prompts, counts = jnp.asarray(some.prompts), jnp.asarray(some.counts)
@@ -100,7 +100,7 @@ def _pairs(
 
 
 def writing(writer: Writer) -> Callable[..., jax.Array]:
-    """What one client's model answers to prompts `[K, L]`, some of them at a time."""
+    """One client's answers to prompts `[K, L]`, computed a few at a time."""
 
     def write(base: Any, adapter: Any, prompts: Any, counts: Any, length: int) -> Any:
         some = lambda i: writer.write(base, adapter, prompts[i], counts[i], length)

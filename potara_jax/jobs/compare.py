@@ -1,10 +1,10 @@
 """Every federated algorithm and every merge on the same federations.
 
 All algorithms start from the same factors and draw the same cohorts and batches. They
-run for as many rounds as Potara trains in all, and are scored along the way and where
-they have spent what Potara has, so that each can be compared there: at its bytes, at
-its local steps, or both. Learning rates and hyper-parameters were chosen for each
-algorithm alike, see `tune`.
+run for as many rounds as both of Potara's phases together, and are scored along the way
+and at the last round within Potara's budget, so that they can be compared at equal
+bytes, at equal local steps, or both. Learning rates and hyper-parameters were searched
+in the same way for every algorithm, see `tune`.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class Compare:
     presets: ClassVar[Mapping[str, Any]] = {}
 
     def check(self, experiment: Experiment) -> None:
-        """Raise `ValueError` where an algorithm is not registered."""
+        """Raise `ValueError` if an algorithm is not registered."""
         for name in self.algorithms:
             require_one_of(name, "algorithms", algorithms())
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
-        """Raise `ValueError` where the federated model cannot be merged, where no
-        model has twice its rank, or where privacy is asked for and an algorithm does
-        not declare what its server takes.
+        """Raise `ValueError` if the federated model cannot be merged, if no model can
+        have twice its rank, or if privacy is on and an algorithm does not declare what
+        its server takes.
         """
         federating.check_mergeable(experiment, problem)
         _check_doubled(experiment, problem)
@@ -71,7 +71,7 @@ class Compare:
                 federating.check_private(experiment, algorithm)
 
     def names(self, experiment: Experiment) -> list[str]:
-        """The algorithms to compare, without those that every comparison has."""
+        """The algorithms to compare, without those in every comparison."""
         chosen = self.algorithms or tuple(algorithms())
         always = "local", experiment.federated.algorithm
         return [name for name in chosen if name not in always]
@@ -127,7 +127,7 @@ class Compare:
 def possible(
     experiment: Experiment, problem: Problem, names: Iterable[str]
 ) -> list[str]:
-    """The algorithms that a task gives all that they need."""
+    """The algorithms whose needs the task meets."""
 
     def is_possible(name: str) -> bool:
         try:
@@ -140,7 +140,7 @@ def possible(
 
 
 def _check_doubled(experiment: Experiment, problem: Problem) -> None:
-    """Raise `ValueError` where the modules are too small for models of rank 2r."""
+    """Raise `ValueError` if the modules are too small for models of rank 2r."""
     rank, key = experiment.lora.rank, jax.random.key(0)
     try:
         jax.eval_shape(lambda key: problem.adapter(key, 2 * rank), key)
@@ -150,7 +150,7 @@ def _check_doubled(experiment: Experiment, problem: Problem) -> None:
 
 
 def last_round(experiment: Experiment) -> int:
-    """As many rounds as Potara trains in all."""
+    """The number of rounds of Potara's two phases together."""
     return experiment.federated.rounds + experiment.local.rounds
 
 
@@ -181,7 +181,7 @@ class _Phases:
 
 
 def _federated(at: Context, name: str) -> Phase:
-    """An algorithm's phase, with what was chosen for it."""
+    """An algorithm's phase, with its tuned hyper-parameters."""
     experiment, problem = at.experiment, at.problem
     last = last_round(experiment)
     return federating.federated_phase(
@@ -196,7 +196,7 @@ def _federated(at: Context, name: str) -> Phase:
 
 
 def _with_middle(experiment: Experiment, phase: Phase) -> Phase:
-    """The phase of the parent, whose models half-way are kept too."""
+    """The parent's phase, which also keeps the models half-way."""
     middle = federating.marks_of(experiment.federated.rounds, 2)[:1]
     return phase._replace(
         name="federated",

@@ -74,7 +74,7 @@ def records(
     """Every row, as `results.json` has it, with what it reaches at Potara's budgets.
 
     `kind`: an algorithm, a pipeline of several phases, a merge, Potara with another
-    parent, a bound, or the local parent, which has trained for less than the budget.
+    parent, a bound, or the local parent, which trains for less than the budget.
     """
     budget = next(row for row in rows if row.name == POTARA).cost
     begun = next(row for row in rows if row.name == "local")
@@ -108,7 +108,7 @@ def _algorithms(
 
 
 def _is_personal(contenders: Contenders, name: str) -> bool:
-    """Whether the clients of a row have models of their own."""
+    """Whether each client of a row has its own model."""
     known = contenders.get(name)
     return known.personal if known else name.startswith("local")
 
@@ -123,9 +123,9 @@ def budget_of(at: Context, parents: Parents) -> Budget:
 
 
 def _at_budget(at: Context, name: str, outcome: Outcome, budget: Cost) -> Record:
-    """The row of an algorithm where it has spent what Potara has, or a little less.
+    """An algorithm's row at the last round within Potara's budget.
 
-    Where it spends more bytes from the first mark on, that is by steps alone.
+    If it exceeds the bytes at the first mark already, only the steps are limited.
     """
     curve = [_point(at, outcome, number) for number in outcome.marks]
     allowed = {
@@ -168,7 +168,7 @@ def _bytes(spent: Cost) -> int:
 
 
 def _fixed(at: Context, row: Row, budget: Cost) -> Record:
-    """What a method has at the budgets that can only be had as a whole."""
+    """The scores at the budgets of a method that cannot be stopped early."""
     mean = mean_accuracy(at, row.scored)
     bytes_fit = _bytes(row.cost) <= _bytes(budget)
     steps_fit = row.cost.local_steps <= budget.local_steps
@@ -221,7 +221,7 @@ def _feddpa_f(at: Context, federated: Outcome, tuned: Outcome, spent: Cost) -> R
 
 
 def _fdlora(at: Context, outcome: Outcome) -> Row:
-    """FDLoRA with its fusion: weights of factors, searched for on held-out samples."""
+    """FDLoRA with its fusion: weights of factors, searched on held-out samples."""
     pair = outcome.models["shared"], outcome.models["personal"]
     weight = measure(at, _FUSION, pair).weight
     merged = combine(at, BY_FACTOR, pair, weight)
@@ -230,7 +230,7 @@ def _fdlora(at: Context, outcome: Outcome) -> Row:
 
 
 def _exchanged(at: Context, contenders: Contenders, trained: Trained) -> list[Row]:
-    """Potara with every other algorithm's model in the place of the federated one."""
+    """Potara with every other algorithm's model in place of the federated one."""
     local, rows = trained.parents.local, []
     known = {method.name: method for method in all_methods(at.experiment)}
     for name, contender in contenders.items():

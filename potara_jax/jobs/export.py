@@ -1,4 +1,4 @@
-"""Clients' models in Hugging Face's forms, for PEFT, transformers and vLLM to load."""
+"""Clients' models in Hugging Face's formats, for PEFT, transformers and vLLM."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class ExportOptions(NamedTuple):
     """How models are written.
 
     folded: whole models that transformers loads, with the adapters in their weights;
-      else adapters that PEFT and vLLM load, and the base beside them. dtype: of what is
-      written. overwrite: replace models that are there.
+      otherwise adapters that PEFT and vLLM load, and the base beside them. dtype: of
+      the tensors. overwrite: replace existing models.
     """
 
     folded: bool = False
@@ -35,8 +35,7 @@ def check_free(
 ) -> dict[tuple[Cell, int], Path]:
     """The folder of every client's model.
 
-    Raises `ValueError` where one exists and is not to be replaced, or holds something
-    else.
+    Raises `ValueError` if one exists and may not be replaced, or holds something else.
     """
     folders = {
         (cell, client): out / cell.name / f"client-{client:03d}"
@@ -57,11 +56,11 @@ def write_models(
     clients: Sequence[int],
     options: ExportOptions,
 ) -> int:
-    """Write some clients' models of every cell, from adapters `[C, ...]`; how many.
+    """Write some clients' models of every cell; returns their number.
 
-    Below `out`: `CELL/client-000` and so on, and `base`, where the model is no
-    checkpoint. Raises `ValueError` for models that have no form, or folders that cannot
-    be written.
+    Adapters are `[C, ...]`. Below `out`, writes `CELL/client-000` and so on, and `base`
+    unless the model is a checkpoint. Raises `ValueError` for models that cannot be
+    exported, or folders that cannot be written.
     """
     published = problem.form
     if published is None:

@@ -20,25 +20,25 @@ Record = dict[str, Any]
 class Job(Protocol):
     """What is done in every cell of an experiment, and with all of them.
 
-    A job is a frozen dataclass: its fields are its own settings.
+    A job is a frozen dataclass, whose fields are its settings.
     """
 
     name: ClassVar[str]
-    """What it is called on the command line."""
+    """Its name on the command line."""
     presets: ClassVar[Mapping[str, Any]]
-    """Settings of every experiment that it starts from."""
+    """Settings that every experiment has when the job starts."""
 
     def check(self, experiment: Experiment) -> None:
-        """Raise `ValueError` for settings that cannot be."""
+        """Raise `ValueError` for invalid settings."""
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
-        """Raise `ValueError` for what does not go with the experiment's problem."""
+        """Raise `ValueError` for settings that do not suit the experiment's problem."""
 
     def rounds(self, experiment: Experiment) -> int:
         """Rounds of a cell."""
 
     def run_cell(self, at: Context) -> Record:
-        """Run a cell, or what is left of it: its record."""
+        """Run a cell, or the rest of it; returns its record."""
 
     def summary(self, at: Context, record: Record) -> str:
         """A cell in one line."""
@@ -57,7 +57,7 @@ class Job(Protocol):
 
 
 def preset(experiment: Experiment, job: Job) -> Experiment:
-    """The experiment as a job starts from it: with the job's presets, and its own."""
+    """The experiment with the job's presets, overridden by its own for that job."""
     return experiment.set({**job.presets, **experiment.presets.get(job.name, {})})
 
 

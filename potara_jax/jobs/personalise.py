@@ -55,8 +55,8 @@ def personalise(
     Nothing touches the disk. The same key gives the same bytes.
 
     Args:
-      task: what the clients learn: `classification(model)`, or `objective(...)` of a
-        loss of your own.
+      task: what the clients learn: `classification(model)`, or `objective(...)` of your
+        own loss.
       base: the model's parameters, or all its variables (`{"params": ...,
         "batch_stats": ...}`); they stay frozen.
       clients: who holds what, see `Federation.of`.
@@ -69,14 +69,14 @@ def personalise(
       participation: who takes part in a round.
       communication: compression and privacy of uploads.
       compute: how many clients are trained at once.
-      key: of all that is drawn; consumed.
-      progress: whether to show the rounds, the loss and the time left.
+      key: of everything drawn at random; consumed.
+      progress: whether to show the rounds, the loss and the remaining time.
 
     Returns:
       The result: its `table()`, `adapters`, `report(folder)` and `export(folder)`.
 
     Raises:
-      ValueError: a setting that cannot be, or a model that LoRA cannot adapt.
+      ValueError: a setting is invalid, or LoRA cannot adapt the model.
 
     Source: Zou et al. 2026, arXiv 2602.18658.
     """

@@ -1,4 +1,4 @@
-"""What a run has given: tables, models, and a report."""
+"""The results of a run: tables, models, and a report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Result:
     """The results of a job on an experiment.
 
     Attributes:
-      job: what was done.
+      job: what was run.
       experiment: on what.
       results: plain records, as `results.json` has them.
       store: what the run has kept.
@@ -70,14 +70,14 @@ class Result:
           method: whose models, a key of `adapters`.
           clients: which clients, from 0; default: all.
           folded: write whole models, with the adapters in their weights.
-          dtype: of what is written.
-          overwrite: replace models that are there.
+          dtype: of the tensors.
+          overwrite: replace existing models.
 
         Returns:
           The folder.
 
         Raises:
-          ValueError: a method that was not kept, or a folder that cannot be written.
+          ValueError: the method was not kept, or the folder cannot be written.
         """
         options = ExportOptions(folded, dtype, overwrite)
         adapters = {cell: self.store.adapters(cell, method) for cell in self.cells}
@@ -100,7 +100,7 @@ class Result:
     def adapters(self) -> Mapping[str, Adapter]:
         """Every client's adapter `[C, ...]`, by method, of the only cell.
 
-        Raises `ValueError` where there are several cells: see `adapters_of`.
+        Raises `ValueError` if there are several cells: see `adapters_of`.
         """
         if len(self.cells) > 1:
             names = ", ".join(cell.name for cell in self.cells)
@@ -113,7 +113,7 @@ class Result:
 
 
 class Adapters(Mapping[str, Any]):
-    """What a store keeps of a cell, by method."""
+    """The adapters that a store keeps of a cell, by method."""
 
     def __init__(self, store: Store, cell: Cell) -> None:
         self._store, self._cell = store, cell

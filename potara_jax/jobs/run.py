@@ -1,4 +1,4 @@
-"""Run a job on an experiment: every cell of it, then what it shows."""
+"""Run a job on an experiment: all its cells, then its report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from potara_jax.runs.store import Cell, Memory, RunFolder, open_folder, versions
 
 
 class Refused(ValueError):
-    """A user's mistake: one line that names it and how to mend it."""
+    """A user's mistake, in one line that says how to correct it."""
 
 
 def run(
@@ -44,29 +44,29 @@ def run(
 ) -> Result:
     """Run a job on every cell of an experiment.
 
-    The experiment is taken as it is: `jobs.preset(experiment, job)` gives it as the
-    command line starts from it.
+    The experiment is used as it is; the command line starts from
+    `jobs.preset(experiment, job)`.
 
     Args:
       experiment: what to run.
       job: what to do; default: `Table()`, the table of methods.
-      out: run folder, with the report. What it holds already is not done again; a run
-        that was killed goes on after its last round. None: nothing touches the disk.
+      out: run folder, with the report. Finished parts are not repeated; a killed run
+        continues after its last round. None: nothing touches the disk.
       cache: folder for pre-trained bases and compiled programs. None: none are kept.
-      rerun: throw away what the run folder holds, and start anew.
+      rerun: discard what the run folder holds, and start over.
       profile: trace a few rounds of every phase into the run folder.
-      progress: whether to show the rounds, the loss and the time left.
+      progress: whether to show the rounds, the loss and the remaining time.
       console: where lines are shown; default: standard output.
       extra: what else determines the results, as JSON values, such as the user's files
         that were imported.
-      code: Python files of the user's whose content determines the results too.
+      code: the user's Python files, whose content determines the results too.
 
     Returns:
       The results, with their tables, reports and models.
 
     Raises:
-      Refused: a `ValueError` of one line, for settings that cannot be, before anything
-        is compiled.
+      Refused: a `ValueError` of one line for invalid settings, before anything is
+        compiled.
     """
     job, console = job or Table(), console or Console()
     log = lambda text: _print(console, text) if progress else None
@@ -100,7 +100,7 @@ def run(
 
 
 def check(experiment: Experiment, job: Job) -> None:
-    """Raise `ValueError` where an experiment or a job has settings that cannot be."""
+    """Raise `ValueError` for invalid settings of an experiment or a job."""
     experiment.check()
     methods.check(experiment)
     federating.check(experiment)
@@ -126,14 +126,14 @@ def _listed(value: Any) -> Any:
 
 
 def _check_apart(out: Path, experiment: Experiment) -> None:
-    """Raise `ValueError` where the run folder lies among the user's own data."""
+    """Raise `ValueError` if the run folder lies within the user's data."""
     for path in experiment.files(experiment):
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
             raise ValueError(f"out is {out}: it must not be inside the data in {path}")
 
 
 def _check_clients(experiment: Experiment, problem: Problem) -> None:
-    """Raise `ValueError` where a federation has other clients than the settings say."""
+    """Raise `ValueError` if a federation's number of clients is not the setting's."""
     expected = experiment.cells.clients
     for cell in cells_of(experiment):
         if cell not in problem.federations:
@@ -182,7 +182,7 @@ def _all_cells(
 def _warning(
     store: Memory | RunFolder, log: Callable[[str], None]
 ) -> Memory | RunFolder:
-    """The store with its lines in the display."""
+    """The store, with its warnings shown in the display."""
     if isinstance(store, RunFolder):
         return store._replace(warn=log)
     store.warn = log

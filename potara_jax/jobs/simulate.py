@@ -1,8 +1,8 @@
-"""A federation of many clients, of which a small cohort is on the device at a time.
+"""A federation of many clients, with one small cohort on the device at a time.
 
-Clients' states lie in files in the run folder, mapped into memory, and take space once
-a client has been in a cohort. The next cohort travels while a round is computed. Along
-the way the models of some of the clients are scored.
+Clients' states are memory-mapped files in the run folder; they take up space once a
+client has been in a cohort. The next cohort is transferred while a round is computed.
+The models of some clients are scored along the way.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _STATM = Path("/proc/self/statm")
 
 @dataclasses.dataclass(frozen=True)
 class Simulate:
-    """Federate many clients, whose states are not on the device."""
+    """Federate many clients, with their states in files."""
 
     scored: int = 500
     """Clients whose models are scored, evenly spread over all."""
@@ -48,11 +48,11 @@ class Simulate:
     presets: ClassVar[Mapping[str, Any]] = {"cells.seeds": (0,)}
 
     def check(self, experiment: Experiment) -> None:
-        """Raise `ValueError` where no client would be scored."""
+        """Raise `ValueError` if no client would be scored."""
         require_at_least(self, self.name, 1, "scored")
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
-        """Raise `ValueError` where privacy is asked for and has no account."""
+        """Raise `ValueError` if privacy is on and cannot be accounted for."""
         name = experiment.federated.algorithm
         algorithm = federating.tuned_algorithm(experiment, problem.task, name)
         federating.check_private(experiment, algorithm)
@@ -62,7 +62,7 @@ class Simulate:
         return experiment.federated.rounds
 
     def run_cell(self, at: Context) -> Record:
-        """A simulation, or what is left of it."""
+        """Run a simulation, or the rest of it."""
         phase = at.programs.once(NAME, lambda: _phase(at, self.scored))
         outcome = run_phase(
             phase,
@@ -167,14 +167,14 @@ def _scores(mark: Mark) -> dict[str, float]:
 
 
 def _add_speed(store: Store, record: Record, seconds: float) -> None:
-    """Keep how fast a round was, and what memory the process has."""
+    """Record a round's seconds, and the memory of the process."""
     line = {name: record[name] for name in ("heterogeneity", "seed", "round", "steps")}
     line |= {"seconds": round(seconds, 4), "memory": memory()}
     store.add_line(SPEED, line)
 
 
 def memory() -> int:
-    """Bytes of memory that this process has now; where that is unknown, at most."""
+    """Bytes of memory that this process uses, or its peak if that is unknown."""
     if _STATM.exists():
         return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     unit = 1 if sys.platform == "darwin" else 1024
@@ -182,7 +182,7 @@ def memory() -> int:
 
 
 def read_speed(store: Store) -> list[Record]:
-    """How fast the rounds were, the last line of each."""
+    """The speed of every round: the last line of each."""
     place = lambda line: (line["heterogeneity"], line["seed"], line["round"])
     lines = {place(line): line for line in store.lines(SPEED)}
     return [lines[key] for key in sorted(lines)]

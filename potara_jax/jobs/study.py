@@ -1,13 +1,13 @@
 """Which merge weight is best: every weight on the same pairs of models.
 
-For every heterogeneity and seed a federated and a local model are trained as in the
-experiment, and every weight looks at the first 5, 10, 30 or 100 samples, once of those
-that training has seen and once of held-out ones. A weight is scored on the test
-examples by the accuracy along the segment, which is computed at some points and
-interpolated in between; weights a module are merged and tested themselves.
+For every heterogeneity and seed, a federated and a local model are trained as in the
+experiment. Every weight looks at the first 5, 10, 30 or 100 training samples, and at as
+many held-out ones. A weight's score is the test accuracy along the segment between the
+models, which is computed at some points and interpolated; weights per module are merged
+and tested directly.
 
-The seeds are not those of the experiment's table, so what is chosen here is chosen on
-other clients than it is reported on.
+The seeds differ from those of the experiment's table, so a choice made here is reported
+on other clients.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ class Study:
     }
 
     def check(self, experiment: Experiment) -> None:
-        """Nothing of its own."""
+        """Nothing to check."""
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
-        """Raise `ValueError` where the federated model cannot be merged."""
+        """Raise `ValueError` if the federated model cannot be merged."""
         federating.check_mergeable(experiment, problem)
 
     def rounds(self, experiment: Experiment) -> int:
@@ -84,7 +84,7 @@ class Study:
         return experiment.federated.rounds + experiment.local.rounds
 
     def run_cell(self, at: Context) -> Record:
-        """Train both models of a cell, weigh in every way, and score."""
+        """Train both models of a cell, compute all weights, and score them."""
         phases = at.programs.once("parents", lambda: parent_phases(at))
         federated, local = train_parents(at, phases)
         pair = federated.models, local.models
@@ -143,7 +143,7 @@ class _Weighed(NamedTuple):
 
     @property
     def spaces(self) -> tuple[str, ...]:
-        """Where it is merged."""
+        """The spaces that it is merged in."""
         factor = self.fields.get("space") == "factor"
         return _SPACES if factor else ("delta",)
 
@@ -185,14 +185,14 @@ def _by_curvature(at: Context) -> list[_Weighed]:
 
 
 def _is_possible(curvature: _Curvature, task: Task) -> bool:
-    """Whether a task has a Fisher information; one with but a loss, the empirical."""
+    """Whether a task has this Fisher information; one with a loss has the empirical."""
     if task.logits is None:
         return curvature.fisher == "empirical"
     return not (task.sequences and curvature.fisher == "exact")
 
 
 def _by_loss(at: Context) -> list[_Weighed]:
-    """Every registered weight that looks at losses and has its place on a segment."""
+    """Every registered weight that looks at losses and lies on the segment."""
     weighed = []
     for name, entry in registry.weights().items():
         if _has_a_place(entry, at.problem.task):
@@ -206,7 +206,7 @@ def _by_loss(at: Context) -> list[_Weighed]:
 
 
 def _has_a_place(entry: WeightEntry, task: Task) -> bool:
-    """Whether a weight looks at losses, and is one on the segment."""
+    """Whether a weight looks at losses and lies on the segment."""
     suits = entry.suits(logits=task.logits is not None, one_label=not task.sequences)
     return suits and entry.needs in ("loss", "logits") and entry.space == "delta"
 
@@ -247,7 +247,7 @@ def _closed_form(
 def _by_number(
     measure: Callable[[Client], Any], numbers: tuple[int, ...]
 ) -> Callable[[Client], Any]:
-    """What is measured on the first 5, 10, ... samples; gradients are taken once."""
+    """Measurements on the first 5, 10, ... samples; gradients are computed once."""
 
     def measured(client: Client) -> Any:
         place = jnp.arange(client.weight.shape[0])
@@ -365,7 +365,7 @@ def _scored(
 def _read_off(
     at: Context, fields: Record, weights: np.ndarray, curve: np.ndarray
 ) -> Record:
-    """An estimate whose accuracy is read off the segment's."""
+    """An estimate whose accuracy is interpolated along the segment."""
     points = _points(at.experiment)
     each = [np.interp(w, points, c) for w, c in zip(weights, curve.T, strict=True)]
     return _estimate(fields, weights, np.mean(each))

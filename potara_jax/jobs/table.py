@@ -29,10 +29,10 @@ class Table:
     presets: ClassVar[Mapping[str, Any]] = {}
 
     def check(self, experiment: Experiment) -> None:
-        """Nothing of its own."""
+        """Nothing to check."""
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
-        """Raise `ValueError` where the federated model cannot be merged."""
+        """Raise `ValueError` if the federated model cannot be merged."""
         federating.check_mergeable(experiment, problem)
 
     def rounds(self, experiment: Experiment) -> int:
@@ -42,7 +42,7 @@ class Table:
         return federated + 2 * experiment.local.rounds
 
     def run_cell(self, at: Context) -> Record:
-        """Run a cell, and keep the models of some of its methods."""
+        """Run a cell, and keep the models of its methods."""
         rows, record = run_cell(at)
         _keep_models(at, rows)
         return record
@@ -64,7 +64,7 @@ class Table:
         return methods.brief(results)
 
     def report(self, results: Record, store: Store, figures: Path) -> Report:
-        """The table, its figures, and how sure the weights are."""
+        """The table, its figures, and how certain the weights are."""
         return methods.report(results, figures)
 
 
@@ -78,7 +78,7 @@ def table_results(records: list[Record]) -> Record:
 
 
 def _keep_models(at: Context, rows: list[Row]) -> None:
-    """On disk, the models that can be exported; in memory, which costs nothing, all."""
+    """On disk, keep the models that can be exported; in memory, all of them."""
     everything = isinstance(at.store, Memory)
     for row in rows:
         exists = isinstance(row.models, dict) and not row.oracle

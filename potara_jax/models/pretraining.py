@@ -42,7 +42,7 @@ def pretrain(
       steps: optimiser steps.
       batch_size: examples of a step.
       learning_rate: the largest learning rate.
-      on_step: called now and then with the number of steps done and the last loss.
+      on_step: called from time to time with the number of steps done and the last loss.
         Default: all steps are one scan.
 
     Returns:

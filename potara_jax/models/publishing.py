@@ -1,4 +1,4 @@
-"""Personalised models as Hugging Face has them: PEFT adapters, whole checkpoints."""
+"""Personalised models in Hugging Face's formats: PEFT adapters, whole checkpoints."""
 
 from __future__ import annotations
 

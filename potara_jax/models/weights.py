@@ -78,7 +78,7 @@ class Table(NamedTuple):
     """A model's rules.
 
     ignored: `fnmatch` patterns of tensors in the files that the model does not use.
-    prefix: what all names lack in a checkpoint of the model without its head.
+    prefix: of all names; missing in checkpoints of the model without its head.
     """
 
     rules: Sequence[Rule]

@@ -20,7 +20,7 @@ _EXPLANATION = (
 
 
 def table(results: Results) -> Table:
-    """Every metric over seeds, a row a method, grouped by heterogeneity."""
+    """Every metric over seeds, one row per method, grouped by heterogeneity."""
     groups: Groups = {}
     for record in results["written"]:
         methods = groups.setdefault(record["heterogeneity"], {})
@@ -44,7 +44,7 @@ def _cell(values: list[float]) -> str:
 
 
 def sections(results: Results) -> list[Section]:
-    """The table and some answers; nothing where nothing was written."""
+    """The table and some answers; empty if nothing was written."""
     if not results.get("written"):
         return []
     untitled = dataclasses.replace(table(results), title="")

@@ -15,12 +15,12 @@ _DETAILS = ("weight", "examples", "name")
 
 
 def clients_csv(results: Results) -> str:
-    """A line a method, heterogeneity, seed and client.
+    """One line per method, heterogeneity, seed and client.
 
-    `accuracy` is the score, and left out where the score is the loss, which has a
-    column anyway. `weight` is the mean over modules where each has one, and empty for a
-    method without weights. `examples` counts the client's training examples. `name` is
-    the client's, or that of what the client holds most of.
+    `accuracy` is the score; it is left out if the score is the loss, which has its own
+    column. `weight` is the mean over modules if each has one, and empty for a method
+    without weights. `examples` counts the client's training examples. `name` is the
+    client's, or that of its most frequent class or task.
     """
     scores = ("loss",) if metric_of(results).is_loss else ("accuracy", "loss")
     entries = {(e["heterogeneity"], e["seed"]): e for e in results["diagnostics"]}
@@ -51,7 +51,7 @@ def _lines(
 
 
 def _names(entry: Record) -> list[str]:
-    """Every client's name, or that of what it holds most of; empty without names."""
+    """Every client's name, or its most frequent class or task; empty without names."""
     held = entry.get("held", {})
     if held.get("clients"):
         return list(held["clients"])

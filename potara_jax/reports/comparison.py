@@ -1,13 +1,13 @@
 """The report of a comparison of algorithms and merges.
 
-It reads `results`, the dictionary of `results.json`. Its `methods` are records as those
-of a run, with more keys:
+It reads `results`, the dictionary of `results.json`. Its `methods` are records as in a
+run, with additional keys:
 
 - `equal_bytes`, `equal_steps`: the score once the method has spent as many bytes, or
   local steps, as Potara; None where it cannot spend so few.
 - `over`: whether the row has spent more than Potara in either.
 - `curve`: scores on the way, by round, bytes and steps.
-- `personal`: whether every client has a model of its own.
+- `personal`: whether every client has its own model.
 - `kind`: `algorithm`, `pipeline`, `merge`, `exchanged` (Potara with another parent),
   `parent` or `bound`.
 - `weighing`, `parent`: the merge weight, and the algorithm whose model was merged.
@@ -145,7 +145,7 @@ def _mean(records: list[Record], name: str) -> float | None:
 
 
 def table(results: Results, *, columns: tuple[str, ...] = COLUMNS) -> Table:
-    """A row a method, the best first; the best within the budget is marked."""
+    """One row per method, the best first; the best within the budget is marked."""
     metric, lines = metric_of(results), entries(results)
     if all(line.newcomers is None for line in lines):
         columns = tuple(name for name in columns if name != "Newcomers")
@@ -184,7 +184,7 @@ def entry_cells(entry: Entry, metric: Metric) -> dict[str, Cell]:
 
 
 def notes(lines: list[Entry]) -> list[str]:
-    """What a reader of the table must know of what occurs in it."""
+    """Explanations of what occurs in the table."""
     over = any(line.over for line in lines)
     return [OVER] * over + oracle_notes([line.summary for line in lines])
 

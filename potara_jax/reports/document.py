@@ -110,7 +110,7 @@ class Section(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a job has found.
+    """The report of a job.
 
     Attributes:
       title: of the page.

@@ -42,7 +42,7 @@ _LOOK = {
 
 
 class Drawing(NamedTuple):
-    """What draws a figure of results, or nothing where they lack its data."""
+    """Draws a figure of results, or returns None if they lack its data."""
 
     make: Callable[[Any], Figure | None]
     title: str
@@ -91,7 +91,7 @@ def _write(figure: Figure, path: Path) -> Path:
 def panels(
     heterogeneities: Sequence[str], *, height: float, title: str
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel a heterogeneity, at most three in a row, on one scale."""
+    """A figure with one panel per heterogeneity, up to three in a row, on one scale."""
     number = len(heterogeneities)
     across = min(number, 3)
     down = math.ceil(number / across)

@@ -1,6 +1,6 @@
 """A study's estimates of merge weights, aggregated over cells.
 
-`results["cells"]` has a record a heterogeneity and seed, with the scores of both
+`results["cells"]` has one record per heterogeneity and seed, with the scores of both
 models, of the oracles, and of every estimate. A *setting* is an estimate without its
 cell; its *regret* is its score less that of the best constant weight of the cell, which
 is an oracle. Differences are paired within a cell, averaged over heterogeneities, and
@@ -41,7 +41,7 @@ class Setting(NamedTuple):
       worst_gain: over the better of both models, where it is least.
       weights: mean weight by heterogeneity.
       scores: mean score by heterogeneity.
-      passes: forward-backward passes a sample.
+      passes: forward-backward passes per sample.
     """
 
     fields: dict[str, Any]
@@ -59,7 +59,7 @@ class Setting(NamedTuple):
 
 
 def name_of(fields: dict[str, Any], *, damped: bool = True) -> str:
-    """An estimate's setting in words, without its samples, and if asked its damping."""
+    """An estimate's setting in words, without its samples; optionally its damping."""
     parts = [fields["estimator"]]
     if fields.get("fisher"):
         kind = "" if fields["factorisation"] == "diagonal" else " kronecker"

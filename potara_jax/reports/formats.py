@@ -13,8 +13,8 @@ _LABELS = {"tasks": "one task a client", "natural": "the clients' own data"}
 class Metric(NamedTuple):
     """What a score measures.
 
-    Scores are higher for better models, so that a loss is recorded as minus itself; it
-    is shown as it is.
+    Scores are higher for better models, so a loss is recorded as minus itself, and
+    shown as it is.
     """
 
     name: str = "accuracy"

@@ -1,4 +1,4 @@
-"""The report of a run: every method's score and cost, and what lies behind them."""
+"""The report of a run: every method's score and cost, and diagnostics."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def drawings(metric: Metric) -> dict[str, drawing.Drawing]:
 
 
 def privacy(results: Results) -> list[str]:
-    """What the noise of the federated rounds guarantees, where there is any."""
+    """What the noise of the federated rounds guarantees, if there is any."""
     settings = results["settings"]
     if settings.get("communication.privacy_clip") is None:
         return []
@@ -118,7 +118,7 @@ def privacy(results: Results) -> list[str]:
 def findings(results: Results) -> list[str]:
     """A sentence for each heterogeneity, about `potara core` or what stands for it.
 
-    It says so where the method does not beat both of its parents.
+    It says so if the method does not beat both of its parents.
     """
     metric, sentences = metric_of(results), []
     for group in grouped(summarise(results)).values():
@@ -182,7 +182,7 @@ def _rival(subject: Summary, group: list[Summary], metric: Metric) -> str:
 
 
 def table(results: Results, *, columns: tuple[str, ...] = COLUMNS) -> Table:
-    """A row a method, grouped by heterogeneity, with the best in each group marked."""
+    """One row per method, grouped by heterogeneity; the best in each is marked."""
     metric, summaries = metric_of(results), summarise(results)
     return Table(
         [head(name, metric) for name in columns],
@@ -249,13 +249,13 @@ def _count(number: float) -> Cell:
 
 
 def notes(summaries: list[Summary], metric: Metric) -> list[str]:
-    """What a reader of the table must know of what occurs in it."""
+    """Explanations of what occurs in the table."""
     gains = any(summary.gain is not None for summary in summaries)
     return [_gain_explained(metric)] * gains + oracle_notes(summaries)
 
 
 def oracle_notes(summaries: list[Summary]) -> list[str]:
-    """What an oracle is, where there is one."""
+    """What an oracle is, if the table has one."""
     return [ORACLES] if any(summary.oracle for summary in summaries) else []
 
 
@@ -270,7 +270,7 @@ def _gain_explained(metric: Metric) -> str:
 
 
 def seconds(results: Results) -> Table:
-    """The seconds of each phase, means over seeds, a row a heterogeneity."""
+    """The seconds of each phase, means over seeds, one row per heterogeneity."""
     runs = _by_heterogeneity(results, "seconds")
     phases = list(
         dict.fromkeys(p for each in runs.values() for run in each for p in run)

@@ -1,8 +1,8 @@
 """The report of a simulation of many clients.
 
-`results["cells"]` has a record a heterogeneity and seed: its `curve` of scores by round
-and bytes, and how many clients, bytes of state and local steps it had. `speed` has a
-line a round: `seconds`, `steps` and the process's `memory` in bytes.
+`results["cells"]` has one record per heterogeneity and seed: its `curve` of scores by
+round and bytes, and its numbers of clients, bytes of state and local steps. `speed` has
+one line per round: `seconds`, `steps` and the process's `memory` in bytes.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def report(results: Results, folder: Path, *, speed: Sequence[Record] = ()) -> R
 
 
 def brief(results: Results, *, speed: Sequence[Record] = ()) -> list[Table]:
-    """The table for a terminal, a column a federation."""
+    """The table for a terminal, one column per federation."""
     return [transposed(table(results, speed))]
 
 
 def finding(results: Results) -> str:
-    """What came out of the first federation, in a sentence."""
+    """The result of the first federation, in a sentence."""
     cell, metric = results["cells"][0], metric_of(results)
     last = cell["curve"][-1]
     kind = "" if metric.percent else f"a {metric.name} of "
@@ -75,7 +75,7 @@ def finding(results: Results) -> str:
 
 
 def table(results: Results, speed: Sequence[Record] = ()) -> Table:
-    """A row a federation."""
+    """One row per federation."""
     metric = metric_of(results)
     columns = (
         *("Federation", metric.column, "Worst decile" + " %" * metric.percent),
@@ -87,7 +87,7 @@ def table(results: Results, speed: Sequence[Record] = ()) -> Table:
 
 
 def transposed(table: Table) -> Table:
-    """A column for each row, for a narrow terminal."""
+    """One column per row, for a narrow terminal."""
     (rows, _), *_ = table.groups
     first, *others = zip(table.columns, *(row.texts for row in rows), strict=True)
     return Table(first, [Group([Row(cells) for cells in others])])
@@ -112,7 +112,7 @@ def _row(cell: Record, speed: Sequence[Record], metric: Metric) -> Row:
 
 
 def _speed_cells(lines: Sequence[Record]) -> list[Cell]:
-    """Steps a second, memory, and its growth."""
+    """Steps per second, memory, and its growth."""
     if not lines:
         return [Cell(MISSING)] * 3
     each = [line["steps"] / max(line["seconds"], 1e-9) for line in lines]

@@ -76,7 +76,7 @@ def _explanation(metric: Metric) -> str:
 
 
 def models(results: Results) -> Table:
-    """Scores of both models and of the oracles, a row a heterogeneity."""
+    """Scores of both models and of the oracles, one row per heterogeneity."""
     metric, rows = metric_of(results), []
     for name in heterogeneities(results):
         means = [
@@ -91,7 +91,7 @@ def models(results: Results) -> Table:
 def table(
     results: Results, *, number: int | None = None, notes: Sequence[str] = ()
 ) -> Table:
-    """A row a weight: by samples and their number, the best first.
+    """One row per weight: by samples and their number, the best first.
 
     number: of samples, beside the weights that need none; default: all of them.
     """
@@ -130,7 +130,7 @@ def _interval(interval: Interval, metric: Metric) -> Cell:
 
 
 def csv_text(results: Results) -> str:
-    """All settings, a line each, with score and weight at every heterogeneity."""
+    """One line per setting, with score and weight at every heterogeneity."""
     metric, names = metric_of(results), heterogeneities(results)
     score = "loss" if metric.is_loss else "accuracy"
     measured = ("regret", "regret_half", "to_grid", "to_grid_half", "worst_gain")

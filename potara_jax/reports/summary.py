@@ -1,7 +1,8 @@
-"""Results over seeds: one summary a method and heterogeneity.
+"""Results over seeds: one summary per method and heterogeneity.
 
 Everything reads `results`, the dictionary of `results.json`. Its `methods` are records,
-one a method, heterogeneity and seed; its `diagnostics` one a heterogeneity and seed.
+one per method, heterogeneity and seed; its `diagnostics` one per heterogeneity and
+seed.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ class Summary(NamedTuple):
       method: name of the method.
       oracle: whether the method looks at test data.
       seeds: number of seeds.
-      mean: score; higher is better, so that a loss counts as minus itself.
+      mean: score; higher is better, so a loss counts as minus itself.
       spread: sample standard deviation of `mean` over seeds, 0 for one seed.
       worst_decile: score of the worst tenth of the clients.
-      gain: over the better of both `PARENTS` in each seed; None where one is missing.
+      gain: over the better of both `PARENTS` in each seed; None if one is missing.
       gain_spread: sample standard deviation of `gain` over seeds.
       weight: mean merge weight; None for a method that has none.
       bytes_up: sent by all clients.
@@ -122,7 +123,7 @@ def _mean_weight(records: list[Record]) -> float | None:
 
 
 def client_weights(weights: list | dict | None) -> np.ndarray | None:
-    """One merge weight a client, `[C]`: the mean over modules where each has one."""
+    """One merge weight per client, `[C]`: the mean over modules if each has one."""
     if weights is None:
         return None
     if isinstance(weights, dict):
@@ -145,7 +146,7 @@ def ranked(results: Results) -> list[Summary]:
 
 
 def best(summaries: list[Summary]) -> list[Summary]:
-    """The best of those that are no oracles: more than one in a draw."""
+    """The best of those that are not oracles: several if they tie."""
     fair = [summary for summary in summaries if not summary.oracle]
     top = max((summary.mean for summary in fair), default=0.0)
     return [summary for summary in fair if summary.mean == top]

@@ -19,7 +19,7 @@ _EXPLANATION = (
 
 
 def report(results: Results, folder: Path) -> Report:
-    """The report of a search; it has no figures, so that `folder` stays empty."""
+    """The report of a search; it has no figures, so `folder` stays empty."""
     del folder
     return Report(
         title=f"Step sizes: {results['experiment']}",
@@ -37,7 +37,7 @@ def brief(results: Results) -> list[Table]:
 
 
 def table(results: Results) -> Table:
-    """A row a trial, the best of each algorithm marked."""
+    """One row per trial, the best of each algorithm marked."""
     metric = metric_of(results)
     rows = [_row(trial, results["best"], metric) for trial in results["trials"]]
     columns = ("Algorithm", "Trial", f"Held-out {metric.column.lower()}")

@@ -66,7 +66,7 @@ def read_whole_json(path: Path, warn: Callable[[str], None]) -> Any | None:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Read one JSON value a line, skipping what a killed run left unfinished."""
+    """Read one JSON value per line, skipping what a killed run left unfinished."""
     lines = path.read_bytes().splitlines() if path.exists() else []
     return [value for value in map(_parsed, lines) if value is not None]
 

@@ -23,7 +23,7 @@ def traced(
     `perfetto_trace.json.gz`, in Perfetto.
 
     Args:
-      rounds: any values, one a round.
+      rounds: any values, one per round.
       folder: None traces nothing.
       log: takes a line for the user.
     """

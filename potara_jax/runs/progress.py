@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, a line now and then elsewhere."""
+"""Progress: a bar on a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 class Progress(Protocol):
-    """What a run tells about how far it is."""
+    """How a run reports its progress."""
 
     def log(self, text: str) -> None:
         """A line that stays."""

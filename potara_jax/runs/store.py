@@ -2,12 +2,16 @@
 
 A run folder holds
 
-config.json     settings that determine the results      versions.json  software
-metrics.jsonl   a line a round        cells/*.json   a finished cell
-checkpoints/    states between rounds        adapters/*/*.safetensors   models of a cell
-profile/        traces of a few rounds of every phase, where that is asked for
-states/  speed.jsonl     of a simulation: what clients keep, and how fast it was
-results.json  clients.csv  figures/*.png  report.html       of the finished run
+config.json               settings that determine the results
+versions.json             versions of the software
+metrics.jsonl             one line per round
+checkpoints/              states between rounds
+cells/*.json              one file per finished cell
+adapters/*/*.safetensors  the models of a cell
+profile/                  traces of a few rounds of every phase, if profiling is on
+states/, speed.jsonl      of a simulation: clients' states, and the speed of rounds
+
+and, once the run is finished, results.json, clients.csv, figures/*.png and report.html.
 """
 
 from __future__ import annotations
@@ -61,10 +65,10 @@ class Store(Protocol):
         """Takes a line for the user."""
 
     def traced(self, phase: str, rounds: Iterable[T]) -> Iterator[T]:
-        """A phase's rounds, a few of which are profiled where that is asked for."""
+        """A phase's rounds, a few of which are traced if profiling is on."""
 
     def begin_phase(self, cell: Cell, phase: str, like: Any) -> Checkpoint | None:
-        """What is kept of a phase, whose state has the structure of `like`."""
+        """The checkpoint of a phase whose state has the structure of `like`, if any."""
 
     def end_round(self, cell: Cell, phase: str, saved: Checkpoint) -> None:
         """Keep a round."""
@@ -73,10 +77,10 @@ class Store(Protocol):
         """Drop the rounds that are kept of a phase."""
 
     def states_folder(self, cell: Cell) -> Path | None:
-        """Where clients' states lie in files; None: in memory."""
+        """Folder of files with the clients' states; None: in memory."""
 
     def add_line(self, name: str, line: dict[str, Any]) -> None:
-        """Append a record to a list of them, such as `speed`."""
+        """Append a record to a list, such as `speed`."""
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The records of a list."""
@@ -136,7 +140,7 @@ class Memory:
         return self._lines.get(name, [])
 
     def keep_adapters(self, cell: Cell, method: str, adapters: Adapter) -> None:
-        """Keep every client's adapter `[C, ...]`, where it is."""
+        """Keep every client's adapter `[C, ...]`, on its device."""
         self._adapters[cell, method] = adapters
 
     def adapters(self, cell: Cell, method: str) -> Adapter:
@@ -170,7 +174,7 @@ class RunFolder(NamedTuple):
     profile: bool = False
 
     def traced(self, phase: str, rounds: Iterable[T]) -> Iterator[T]:
-        """A phase's rounds, a few of which are traced where that is wanted, once."""
+        """A phase's rounds, a few of which are traced once if profiling is on."""
         folder = self.path / "profile" / phase
         wanted = self.profile and not folder.exists()
         return traced(rounds, folder if wanted else None, self.warn)
@@ -194,7 +198,7 @@ class RunFolder(NamedTuple):
         shutil.rmtree(self._phase(cell, phase), ignore_errors=True)
 
     def states_folder(self, cell: Cell) -> Path:
-        """Where clients' states lie in files."""
+        """Folder of files with the clients' states."""
         return self.path / "states" / cell.name
 
     def add_line(self, name: str, line: dict[str, Any]) -> None:
@@ -225,7 +229,7 @@ class RunFolder(NamedTuple):
     def adapters(self, cell: Cell, method: str) -> Adapter:
         """What is kept of a method: every client's adapter `[C, ...]`.
 
-        Raises `ValueError` where nothing is, or it is damaged.
+        Raises `ValueError` if nothing is kept, or it is damaged.
         """
         path = self._adapters(cell, method)
         if not path.is_file():
@@ -251,7 +255,7 @@ class RunFolder(NamedTuple):
         return self.path / "adapters" / cell.name / name
 
     def cell(self, cell: Cell) -> dict[str, Any] | None:
-        """A finished cell's record, if it is there and whole."""
+        """A finished cell's record, if it exists undamaged."""
         path = self.path / "cells" / f"{cell.name}.json"
         return files.read_whole_json(path, self.warn)
 
@@ -260,7 +264,7 @@ class RunFolder(NamedTuple):
         files.write_json(self.path / "cells" / f"{cell.name}.json", record)
 
     def results(self) -> dict[str, Any] | None:
-        """The finished run's results, if they are there and whole."""
+        """The finished run's results, if they exist undamaged."""
         return files.read_whole_json(self.path / "results.json", self.warn)
 
     def finish(self, results: dict[str, Any]) -> None:
@@ -285,8 +289,8 @@ def open_folder(
 ) -> RunFolder:
     """The run folder for a configuration, new or to be continued.
 
-    Raises `ValueError` where it holds a run with another configuration, naming what
-    differs, or files that are not of a run.
+    Raises `ValueError` if it holds files that are not a run's, or a run with another
+    configuration; the message names the difference.
     """
     known = path / "config.json"
     if known.exists() and (rerun or not _has_begun(path)):
@@ -301,7 +305,7 @@ def open_folder(
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """The configuration of a run that is there."""
+    """The configuration of an existing run."""
     mend = "set another --out, or --rerun to replace the run"
     try:
         config = files.read_json(path)
@@ -313,7 +317,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _has_begun(path: Path) -> bool:
-    """Whether a folder holds a round: what was refused, or broke before, has none."""
+    """Whether a folder holds a round; refused runs, and early failures, have none."""
     patterns = ("results.json", "cells/*", "checkpoints/*/*/*")
     return any(any(path.glob(pattern)) for pattern in patterns)
 

@@ -20,7 +20,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 
 def draw(results: Results) -> Figure | None:
-    """A line a method that communicates, a level for every other one."""
+    """One line per method that communicates, a level for every other one."""
     groups, metric = diagnostics(results, "communication"), metric_of(results)
     curves = {name: _curves(seeds) for name, seeds in groups.items()}
     if not any(curves.values()):
@@ -55,7 +55,7 @@ def _curves(seeds: list[list[Record]]) -> dict[str, Curve]:
 
 
 def _levels(results: Results, heterogeneity: str) -> dict[str, float]:
-    """`{method: score}` of methods that send nothing and are no oracles."""
+    """`{method: score}` of methods that send nothing and are not oracles."""
     sends = lambda record: record["bytes_up"] or record["bytes_down"]
     return {
         method: float(np.mean([record["mean"] for record in records]))

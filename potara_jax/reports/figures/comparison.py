@@ -146,7 +146,7 @@ def by_bytes(metric: Metric) -> Drawing:
 
 
 def draw_bytes(results: Results) -> Figure:
-    """A line a method, named at its end."""
+    """One line per method, named at its end."""
     panes = {name: paths(results, name) for name in by_heterogeneity(results)}
     metric = metric_of(results)
     title = f"{metric.name.capitalize()} against bytes communicated"
@@ -186,7 +186,7 @@ def paths(results: Results, heterogeneity: str) -> dict[str, Path]:
 
 
 def _on_the_way(results: Results, heterogeneity: str) -> dict[str, list[list[Record]]]:
-    """Merges and fine-tuning after some rounds, by method: a curve a seed."""
+    """Merges and fine-tuning after some rounds, by method: one curve per seed."""
     curves: dict[str, list[list[Record]]] = {}
     for entry in results["diagnostics"]:
         if entry["heterogeneity"] == heterogeneity:

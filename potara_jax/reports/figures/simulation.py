@@ -59,7 +59,7 @@ def speed(lines: Sequence[Record]) -> Drawing:
 
 
 def draw_speed(lines: Sequence[Record]) -> Figure | None:
-    """Client-steps a second and the process's memory; nothing without lines."""
+    """Client-steps per second and the process's memory; nothing without lines."""
     if not lines:
         return None
     titles = ["client-steps per second", "memory of the process, MiB"]

@@ -61,7 +61,7 @@ def _sharing_panels(results: Results) -> list[str]:
 
 
 def diagnostics(results: Results, key: str) -> dict[str, list[Any]]:
-    """One diagnostic of every seed, `{heterogeneity: [value]}`, where there is any."""
+    """One diagnostic of every seed, `{heterogeneity: [value]}`, if recorded."""
     groups: dict[str, list[Any]] = {}
     for entry in results["diagnostics"]:
         if entry.get(key):
