@@ -1,4 +1,4 @@
 """The experiments: one file each, which defines `EXPERIMENT`.
 
-A new file here is a new experiment: `potara run NAME` and `potara list` know it.
+A new file here is a new experiment, known to `potara run NAME` and `potara list`.
 """

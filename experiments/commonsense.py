@@ -12,41 +12,30 @@ those are this project's. The weights (6.4 GB in bfloat16) need an account on Hu
 Face's hub; training wants a device of 40 GB and takes some hours there.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
+import potara_jax as pj
 from potara_jax.data import catalogue
-from potara_jax.experiment.experiment import Experiment
-from potara_jax.experiment.problems import suites
-from potara_jax.experiment.settings import (
-    Cells,
-    Compute,
-    Federated,
-    Local,
-    Lora,
-    Merging,
-    Training,
-)
+from potara_jax.experiment.problems import bases, suites
 
-EXPERIMENT = Experiment(
+EXPERIMENT = pj.Experiment(
     name="commonsense",
     make_problem=partial(suites.problem, catalogue.COMMONSENSE),
     summary="Llama-3.2-3B on eight commonsense tasks, as in the paper",
     source=suites.Suite(),
-    cells=Cells(seeds=(0,), heterogeneity=("tasks",), clients=8),
-    lora=Lora(rank=16, alpha=32.0, targets=("q_proj", "v_proj")),
-    training=Training(learning_rate=3e-4),
-    federated=Federated(rounds=50, longer_rounds=600),
-    local=Local(rounds=300),
-    merging=Merging(
+    cells=pj.Cells(seeds=(0,), heterogeneity=("tasks",), clients=8),
+    lora=pj.Lora(rank=16, alpha=32.0, targets=("q_proj", "v_proj")),
+    training=pj.Training(learning_rate=3e-4),
+    federated=pj.Federated(rounds=50, longer_rounds=600),
+    local=pj.Local(rounds=300),
+    merging=pj.Merging(
         curvature="sampled",
         methods=("uniform", "potara core, per module", "fisher", "grid"),
     ),
-    compute=Compute(precision="bfloat16", remat=True),
+    compute=pj.Compute(precision="bfloat16", remat=True),
     presets={
         "study": {"cells.heterogeneity": ("tasks", "shards2")},
         "simulate": {"cells.clients": 80, "participation.cohort": "8"},
     },
-    files=suites.files,
+    files=bases.user_files,
 )

@@ -8,46 +8,19 @@ local rounds, against 600 federated ones. The paper (arXiv 2602.18658) reports 7
 closed-book question answering, and 68.07 for FedALT.
 
 It does not publish rank, learning rate, local steps and batch size, nor its prompts:
-those are this project's. Accuracy of SQuAD is that of the exact answer. The weights
-(6.4 GB in bfloat16) need an account on Hugging Face's hub; training wants a device of
-40 GB and takes some hours there.
+those are this project's, as in `commonsense`. Accuracy of SQuAD is that of the exact
+answer. The weights (6.4 GB in bfloat16) need an account on Hugging Face's hub; training
+wants a device of 40 GB and takes some hours there.
 """
-
-from __future__ import annotations
 
 from functools import partial
 
 from potara_jax.data import catalogue
-from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problems import suites
-from potara_jax.experiment.settings import (
-    Cells,
-    Compute,
-    Federated,
-    Local,
-    Lora,
-    Merging,
-    Training,
-)
+from potara_jax.experiments import commonsense  # pyrefly: ignore  # this folder
 
-EXPERIMENT = Experiment(
+EXPERIMENT = commonsense.EXPERIMENT.replace(
     name="flan",
     make_problem=partial(suites.problem, catalogue.FLAN),
     summary="Llama-3.2-3B on eight tasks of FLAN, as in the paper",
-    source=suites.Suite(),
-    cells=Cells(seeds=(0,), heterogeneity=("tasks",), clients=8),
-    lora=Lora(rank=16, alpha=32.0, targets=("q_proj", "v_proj")),
-    training=Training(learning_rate=3e-4),
-    federated=Federated(rounds=50, longer_rounds=600),
-    local=Local(rounds=300),
-    merging=Merging(
-        curvature="sampled",
-        methods=("uniform", "potara core, per module", "fisher", "grid"),
-    ),
-    compute=Compute(precision="bfloat16", remat=True),
-    presets={
-        "study": {"cells.heterogeneity": ("tasks", "shards2")},
-        "simulate": {"cells.clients": 80, "participation.cohort": "8"},
-    },
-    files=suites.files,
 )

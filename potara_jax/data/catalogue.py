@@ -67,9 +67,9 @@ def records(
     options = {"data_dir": folder, "file_format": "array_record"}
     kind = builders.BUILDERS.get(name)
     path = folder / (kind.name if kind else name.split("/")[0])
-    mend = ""
+    advice = ""
     if path.exists():
-        mend = f"delete {path}, which is incomplete, damaged or of another version; "
+        advice = f"delete {path}, which is incomplete, damaged or of another version; "
     try:
         builder = kind(**options) if kind else tfds.builder(name, **options)
         builder.download_and_prepare()
@@ -77,7 +77,7 @@ def records(
     except Exception as error:  # whatever a download or a damaged file raises
         raise ValueError(
             f"data set {name} is not in {folder} and cannot be prepared "
-            f"({_brief(error)}); {mend}prepare it where there is a network, with the "
+            f"({_brief(error)}); {advice}prepare it where there is a network, with the "
             f"same command, and copy {path} here"
         ) from None
     return _checked(source, path)

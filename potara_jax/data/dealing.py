@@ -14,7 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from potara_jax.data import partition
-from potara_jax.data.federation import Batch, Federation, Weighted, pack
+from potara_jax.data.federation import (
+    Batch,
+    Federation,
+    Weighted,
+    evenly_weighted,
+    pack,
+)
 
 TASKS = "tasks"
 SHARDS = "shards"
@@ -38,8 +44,8 @@ def split(
     Args:
       rng: draws the split.
       strata: `[P]`.
-      testing: `[P]`, true for the examples that are for tests alone. Default: a fifth
-        of every stratum.
+      testing: `[P]`, true for the examples that only tests may use. Default: a fifth of
+        every stratum.
 
     Returns:
       The parts, each sorted.
@@ -52,7 +58,7 @@ def split(
     return Parts(train, heldout, np.flatnonzero(testing))
 
 
-# --- Clients that are drawn ----------------------------------------------------------
+# --- Clients drawn at random ----------------------------------------------------------
 
 
 def dealt(
@@ -67,7 +73,7 @@ def dealt(
     testing: np.ndarray | None = None,
     size: int | None = None,
 ) -> Federation:
-    """A federation of clients to whom a pool's examples are dealt.
+    """Deal a pool's examples to clients, as a federation.
 
     Args:
       pool: `P` examples.
@@ -84,7 +90,7 @@ def dealt(
       The federation.
 
     Raises:
-      ValueError: there are too few examples for so many clients.
+      ValueError: there are too few examples for this many clients.
     """
     rng = np.random.default_rng([seed, 1])
     parts = split(rng, strata, testing=testing)
@@ -182,8 +188,8 @@ def federate(
 ) -> Federation:
     """A federation of clients that train on `groups` of a pool's examples.
 
-    Of the common held-out and test examples, a client has those of its strata, in its
-    proportions; two clients may have the same.
+    A client gets those of the common held-out and test examples that belong to its
+    strata, in its proportions. Clients may share them.
 
     Args:
       rng: draws every client's held-out and test examples.
@@ -197,10 +203,10 @@ def federate(
       size: length to which clients are padded. Default: the largest client.
       blocks: `[C]`, added to a client's indices, where the pool repeats the examples in
         blocks that differ. Default: zeros.
-      compact: whether to drop, client by client, test examples that weigh nothing.
+      compact: whether to drop each client's test examples of zero weight.
 
     Returns:
-      The federation; a client's `task` is the stratum that it has most of.
+      The federation; a client's `task` is its most frequent stratum.
     """
     blocks = np.zeros(len(groups), int) if blocks is None else blocks
     shares = partition.proportions(strata, groups, int(strata.max()) + 1)
@@ -211,7 +217,7 @@ def federate(
 
     measured = draw(parts.heldout, heldout)
     if test:
-        tests = _even(draw(parts.test, test), test)
+        tests = evenly_weighted(pack(draw(parts.test, test), size=test))
     else:
         tests = _weighted(strata, parts.test, shares, blocks, compact=compact)
     return Federation(
@@ -228,7 +234,7 @@ def _shifted(groups: Sequence[np.ndarray], blocks: np.ndarray) -> list[np.ndarra
     return [group + block for group, block in zip(groups, blocks, strict=True)]
 
 
-# --- Clients that the data name ------------------------------------------------------
+# --- Clients given by the data --------------------------------------------------------
 
 
 def natural(
@@ -241,18 +247,18 @@ def natural(
     test: int,
     size: int | None = None,
 ) -> Federation:
-    """A federation of clients that own their examples.
+    """A federation of clients that each have their own examples.
 
-    Every client's examples are split in the proportions of `SHARES`, of every stratum
-    alike, or regardless of strata where a part would be empty otherwise.
+    Every client's examples are split in the proportions of `SHARES`: stratum by
+    stratum, or regardless of strata if a part would otherwise be empty.
 
     Args:
       pool: `P` examples.
       owner: `[P]`, the client that every example belongs to, from 0.
       strata: `[P]`, the class or task of every example, from 0.
       seed: draws the splits.
-      heldout: held-out examples per client, at most.
-      test: test examples per client, at most.
+      heldout: the maximum of held-out examples per client.
+      test: the maximum of test examples per client.
       size: length to which clients are padded. Default: the largest client.
 
     Returns:
@@ -273,7 +279,7 @@ def natural(
         pool=pool,
         train=pack(train, size=size),
         heldout=pack([mine[:heldout] for mine in measured], size=heldout),
-        test=_even([mine[:test] for mine in tested], test),
+        test=evenly_weighted(pack([mine[:test] for mine in tested], size=test)),
         proportions=jnp.asarray(shares, jnp.float32),
         task=jnp.arange(clients),
     )
@@ -309,10 +315,3 @@ def _weighted(
         weight[row, : len(places)] = values[places]
     index += blocks[:, None].astype(np.int32)
     return Weighted(jnp.asarray(index), jnp.asarray(weight))
-
-
-def _even(groups: Sequence[np.ndarray], size: int) -> Weighted:
-    """Test examples that all weigh the same, padded to one length."""
-    index, count, _ = pack(groups, size=size)
-    real = jnp.arange(size) < count[:, None]
-    return Weighted(index, real / count[:, None].astype(jnp.float32))

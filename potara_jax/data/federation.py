@@ -3,9 +3,9 @@
 Dimension letters: `P` pool, `C` clients, `N` examples of the largest client, `M` test
 examples, `K` classes.
 
-Clients hold indices into one resident pool, padded to the largest client. The number of
-real examples goes with them, and every consumer draws by that number, so padding
-changes no result, to the bit.
+Clients hold indices into one resident pool, padded to the largest client. Each client's
+number of real examples is stored beside them, and whoever draws from them draws below
+that number, so padding changes no result, not even a bit.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ class Federation(NamedTuple):
         test: int | float,
         key: Array,
     ) -> Federation:
-        """A federation of arrays, one pair `(inputs, labels)` a client.
+        """A federation of arrays, one pair `(inputs, labels)` per client.
 
         Every client's examples are shuffled and split at random, by the key and the
-        client's number alone. Its examples for testing all weigh the same.
+        client's number alone. Its test examples have equal weights.
 
         Args:
           clients: each client's inputs and labels: NumPy or JAX arrays, or pytrees of
@@ -96,10 +96,10 @@ class Federation(NamedTuple):
 
         Returns:
           The federation. Where labels are integers `[N]`, `proportions` are those of
-          the classes, else one column of ones. Every client is a task of its own.
+          the classes; otherwise one column of ones. Every client has its own task.
 
         Raises:
-          ValueError: where a client's arrays do not fit the first client's, or leave no
+          ValueError: a client's arrays do not fit the first client's, or leave no
             example to train on.
         """
         _check_amount("heldout", heldout)
@@ -113,10 +113,10 @@ class Federation(NamedTuple):
 
     @classmethod
     def of_splits(cls, clients: Sequence[Splits]) -> Federation:
-        """A federation of arrays that are split already; see `of`.
+        """A federation of arrays that have been split already; see `of`.
 
         Args:
-          clients: three pairs `(inputs, labels)` a client: its examples for training,
+          clients: three pairs `(inputs, labels)` per client: its examples for training,
             those held out, and those for testing.
 
         Raises:
@@ -138,7 +138,7 @@ class Federation(NamedTuple):
             pool=pool,
             train=pack(train),
             heldout=pack(heldout),
-            test=_evenly_weighted(pack(test)),
+            test=evenly_weighted(pack(test)),
             proportions=_proportions(pool.labels, train),
             task=jnp.arange(len(parts)),
         )
@@ -189,7 +189,8 @@ def _number(amount: int | float, examples: int) -> int:
     return max(1, round(amount * examples)) if share else amount
 
 
-def _evenly_weighted(examples: Ragged) -> Weighted:
+def evenly_weighted(examples: Ragged) -> Weighted:
+    """Every client's examples as a test in which all of them weigh the same."""
     real = jnp.arange(examples.index.shape[1]) < examples.count[:, None]
     weight = real / examples.count[:, None]
     return Weighted(examples.index, weight.astype(jnp.float32))

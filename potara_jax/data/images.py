@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from potara_jax.data.labels import by_number
+
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 
@@ -40,10 +42,10 @@ def read(paths: Sequence[str | os.PathLike[str]], *, side: int | None = None) ->
       side: pixels of a side, to which all images are resized. Default: as they are.
 
     Returns:
-      The images, with the classes that have any.
+      The images, with the names of the classes that occur.
 
     Raises:
-      ValueError: names the file and what is wrong with it.
+      ValueError: a file cannot be used; says which one and why.
     """
     return join([_read_one(Path(path), side) for path in paths], paths)
 
@@ -61,7 +63,7 @@ def join(parts: Sequence[Images], sources: Sequence[object]) -> Images:
         sizes = (f"{source} {_size(shape)}" for shape, source in shapes.items())
         raise ValueError(f"images differ in size: {', '.join(sizes)}; set side")
     used = {p.names[label] for p in parts for label in np.unique(p.labels)}
-    names = sorted(used, key=_by_number)
+    names = sorted(used, key=by_number)
     place = {name: number for number, name in enumerate(names)}
     labels = [
         np.array([place.get(name, -1) for name in part.names], np.int32)[part.labels]
@@ -73,7 +75,7 @@ def join(parts: Sequence[Images], sources: Sequence[object]) -> Images:
 def without_duplicates(images: Images, log: Callable[[str], None]) -> Images:
     """Keep one of every duplicate; drop images whose copies disagree on the label.
 
-    log: takes a line for the user, where there are any.
+    log: receives a line for the user if there are any.
     """
     copies: dict[bytes, list[int]] = {}
     for number, image in enumerate(images.images):
@@ -87,11 +89,6 @@ def without_duplicates(images: Images, log: Callable[[str], None]) -> Images:
     if unclear:
         log(f"{unclear} of them have copies with another label: none of those is kept")
     return images.select(kept)
-
-
-def _by_number(name: str) -> tuple[bool, int, str]:
-    number = name.isascii() and name.isdigit() and len(name) < 19
-    return not number, int(name) if number else 0, name
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -210,7 +207,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _in_colour(images: list[np.ndarray]) -> list[np.ndarray]:
-    """Repeat grey images in three colours, where others are in colour."""
+    """Repeat grey images in three colours if others are in colour."""
     colours = max(image.shape[-1] for image in images)
     return [np.repeat(x, colours, -1) if x.shape[-1] == 1 else x for x in images]
 

@@ -1,6 +1,7 @@
 """Text tasks from the user's files: examples of a prompt, options, and the right one.
 
-A file has one task: JSON lines (`.jsonl`, `.jsonl.gz`) or one JSON array (`.json`), of
+A file holds one task, as JSON lines (`.jsonl`, `.jsonl.gz`) or one JSON array
+(`.json`). Its records have one of three forms:
 
     {"text", "label"}                      options: all labels of the file, or of all
                                            files; the text may be empty
@@ -18,6 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from potara_jax.data.labels import by_number
+
 Record = dict[str, Any]
 Records = list[tuple[int, Record]]
 
@@ -25,7 +28,7 @@ Records = list[tuple[int, Record]]
 class Example(NamedTuple):
     """A prompt, the options that may follow it, and the index of the right one.
 
-    With one option there is nothing to choose from: the model has to write it.
+    With one option there is nothing to choose: the model must write the answer.
     """
 
     prompt: str
@@ -37,8 +40,8 @@ def read(path: str | os.PathLike[str]) -> list[Example]:
     """The examples of a file, in its order.
 
     Raises:
-      ValueError: names the file, the line and what is wrong there; or the only label of
-        a file with labels.
+      ValueError: a record cannot be used (names the file, the line and the reason), or
+        all records have the same label.
     """
     labelled, examples = _read_one(Path(path))
     if labelled and len(examples[0].options) == 1:
@@ -50,11 +53,11 @@ def read(path: str | os.PathLike[str]) -> list[Example]:
 def read_together(paths: Sequence[str | os.PathLike[str]]) -> list[list[Example]]:
     """The examples of several files, whose labelled examples share all labels.
 
-    Raises `ValueError` as `read` does, but one file may have only one label.
+    Raises `ValueError` as `read` does, except that one file may have a single label.
     """
     files = [_read_one(Path(path)) for path in paths]
     labels = {x for labelled, mine in files if labelled for x in mine[0].options}
-    options = tuple(sorted(labels, key=_by_number))
+    options = tuple(sorted(labels, key=by_number))
     if len(options) == 1:
         raise ValueError(f"all files have only the label '{options[0]}'")
 
@@ -127,7 +130,7 @@ def _labelled(path: Path, records: Records) -> list[Example]:
     if "" in labels:
         line = records[labels.index("")][0]
         raise ValueError(f"{path}, line {line}: the label is blank")
-    options = tuple(sorted(set(labels), key=_by_number))
+    options = tuple(sorted(set(labels), key=by_number))
     return [
         Example(f"{_body(path, *record)}\nlabel:", options, options.index(label))
         for record, label in zip(records, labels, strict=True)
@@ -141,13 +144,6 @@ def _body(path: Path, number: int, record: Record) -> str:
     return _field(path, number, record, "text", str)
 
 
-def _by_number(label: str) -> tuple[bool, int, str]:
-    """Sorts whole numbers by their value, before all else."""
-    digits = label.removeprefix("-")
-    number = digits.isascii() and digits.isdigit() and len(digits) < 19
-    return not number, int(label) if number else 0, label
-
-
 def _choices(path: Path, records: Records) -> list[Example]:
     return [_choice(path, *record) for record in records]
 
@@ -158,7 +154,7 @@ def _choice(path: Path, number: int, record: Record) -> Example:
     if len(options) < 2 or not all(isinstance(option, str) for option in options):
         raise ValueError(f"{path}, line {number}: choices must be two texts or more")
     if len({option.strip() for option in options}) < len(options):
-        raise ValueError(f"{path}, line {number}: two choices are alike: {options}")
+        raise ValueError(f"{path}, line {number}: two choices are equal: {options}")
     if not 0 <= gold < len(options):
         raise ValueError(f"{path}, line {number}: gold is {gold}: no choice has it")
     return Example(_field(path, number, record, "query", str), tuple(options), gold)

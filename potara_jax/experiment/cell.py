@@ -107,8 +107,8 @@ def _train(at: Context, phases: ParentPhases) -> tuple[Parents, Outcome]:
 def train_parents(at: Context, phases: ParentPhases) -> tuple[Outcome, Outcome]:
     """Run the federated phase, maybe beyond the model to merge, and the local one."""
     run, first = partial(train, at), at.problem.adapter(at.key_for("adapter"))
-    alike = stack(first, clients=at.clients)
-    federated = run(phases.federated, alike, at.key_for("federated"))
+    adapters = stack(first, clients=at.clients)
+    federated = run(phases.federated, adapters, at.key_for("federated"))
     merged = until(federated, at.experiment.federated.rounds)
     begin = _local_start(at, first, merged.models)
     return federated, run(phases.local, begin, at.key_for("local"))
@@ -118,7 +118,7 @@ def train(at: Context, phase: Phase, adapters: Adapter, key: jax.Array) -> Outco
     """A phase from every client's adapter; the server starts from the first one's."""
     return run_phase(
         phase,
-        start(phase.algorithm, adapters, phase.conditions),
+        start(phase.algorithm, adapters, key, phase.conditions),
         at.problem.base,
         at.federation,
         key,

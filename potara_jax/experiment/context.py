@@ -15,15 +15,10 @@ from potara_jax.experiment.problem import Problem
 from potara_jax.experiment.programs import Programs
 from potara_jax.federated.conditions import present
 from potara_jax.federated.interface import Shared
+from potara_jax.keys import Purpose, subkey
 from potara_jax.merging import Samples
 from potara_jax.runs.progress import Progress
 from potara_jax.runs.store import Cell, Store
-
-# What a cell's key is used for: each purpose has its own key.
-_PURPOSES = (
-    *("adapter", "federated", "local", "fine-tuning", "merging", "independent"),
-    "newcomers",
-)
 
 
 class Context(NamedTuple):
@@ -57,9 +52,9 @@ class Context(NamedTuple):
         """The base and the pool."""
         return Shared(self.problem.base, self.federation.pool)
 
-    def key_for(self, purpose: str) -> jax.Array:
-        """A key for one of the purposes above."""
-        return jax.random.fold_in(self.key, _PURPOSES.index(purpose))
+    def key_for(self, purpose: Purpose) -> jax.Array:
+        """The cell's key for a purpose."""
+        return subkey(self.key, purpose)
 
 
 def heldout_samples(at: Context) -> Samples:

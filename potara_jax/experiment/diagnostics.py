@@ -21,12 +21,13 @@ from potara_jax.experiment.methods import (
     Weighing,
     potara,
 )
-from potara_jax.experiment.phases import Outcome, Phase
+from potara_jax.experiment.phases import Phase, account_until
 from potara_jax.experiment.rows import (
     TUNED,
     Parents,
     Row,
     as_lists,
+    cost,
     score,
 )
 from potara_jax.merging.damping import DAMPINGS
@@ -99,8 +100,8 @@ def _by_damping(at: Context) -> Callable[..., jax.Array]:
         curvature: merging.Curvature, examples: jax.Array, values: jax.Array
     ) -> jax.Array:
         def one(value: Any) -> jax.Array:
-            weight = lambda c, n: merging.potara_weight(c, damping(value), n)
-            return jax.vmap(weight)(curvature, examples)
+            weigh = jax.vmap(lambda c, n: merging.potara_weight(c, damping(value), n))
+            return weigh(curvature, examples)
 
         return jax.lax.map(one, values)
 
@@ -138,17 +139,17 @@ def _communication(at: Context, parents: Parents, rows: list[Row]) -> list[dict]
     """Accuracy against bytes: of the federated model at some rounds, of the merges."""
     federated, last = parents.federated, at.experiment.federated.rounds
     points = [
-        _point(at, r.name, last, r.cost.bytes_up + r.cost.bytes_down, r.scored)
+        _point(at, r.name, last, r.cost.bytes, r.scored)
         for r in rows
         if r.name in ("federated", TUNED, *_shown(at))
     ]
     for number, mark in federated.marks.items():
         if number < last:
-            spent = bytes_until(federated, number)
+            spent = cost(at, account_until(federated, number)).bytes
             points.append(_point(at, "federated", number, spent, mark.scores))
     for number, models in federated.kept.items():
         if number < last:
-            spent = bytes_until(federated, number)
+            spent = cost(at, account_until(federated, number)).bytes
             scores = _merged_scores(at, (models, parents.local.models))
             points += [_point(at, n, number, spent, s) for n, s in scores.items()]
     return points
@@ -164,9 +165,3 @@ def _point(
 def _merged_scores(at: Context, pair: tuple[Adapter, Adapter]) -> dict[str, Scores]:
     weights = {n: measure(at, w, pair).weight for n, w in _shown(at).items()}
     return {n: score(at, combine(at, EXACT, pair, w)) for n, w in weights.items()}
-
-
-def bytes_until(outcome: Outcome, rounds: int) -> int:
-    """Bytes that all clients spend to have a model of some round."""
-    sent = sum(r["bytes_up"] + r["bytes_down"] for r in outcome.history[:rounds])
-    return sent + sum(map(int, outcome.marks[rounds].received))

@@ -118,15 +118,20 @@ def program_arguments(at: Context, pair: Pair, samples: Samples) -> tuple[Any, .
 def weigh_program(programs: Programs, weighing: Weighing) -> Callable[..., Measured]:
     """A jitted program, one for all samples that an estimator may look at."""
     anywhere = weighing._replace(samples="none")
-    make = lambda: merging.weigh(estimator(programs, weighing), layout=programs.layout)
-    return programs.once(("weigh", anywhere), make)
+    return programs.once(
+        ("weigh", anywhere),
+        lambda: merging.weigh(estimator(programs, weighing), layout=programs.layout),
+    )
 
 
 def bootstrap_program(programs: Programs) -> Callable[..., Any]:
     """The interval of Potara's weight over bootstrap samples."""
     weighing = potara(programs.experiment)
-    of = lambda: merging.bootstrap(estimator(programs, weighing))
-    make = lambda: merging.over_each(of(), layout=programs.layout)
+
+    def make() -> Callable[..., Any]:
+        interval = merging.bootstrap(estimator(programs, weighing))
+        return merging.over_each(interval, layout=programs.layout)
+
     return programs.once("bootstrap", make)
 
 
@@ -165,7 +170,10 @@ def _derive_program(at: Context, weighing: Weighing) -> Callable[..., Any]:
     if derived is not None:
         return jax.jit(jax.vmap(derived))
     dampened, per = damping(at.experiment), weighing.per
-    weight = lambda c, n: merging.potara_weight(c, dampened, n, per=per)
+
+    def weight(curvature: merging.Curvature, trained_on: jax.Array) -> Any:
+        return merging.potara_weight(curvature, dampened, trained_on, per=per)
+
     return jax.jit(jax.vmap(weight))
 
 
@@ -181,16 +189,17 @@ def _with_grams(task: Task, entry: Any) -> Callable[[Client], Merge]:
     assert read is not None, "a task without inputs has no such merge"
 
     def method(client: Client) -> Merge:
-        gram = lambda x: jnp.einsum("td,te->de", x, x, precision="highest")
-
         def grams(adapter: Adapter) -> dict[str, jax.Array]:
-            rows = read(client.base, adapter, client.examples)
-            samples = len(client.weight)
-            apart = lambda x: x.reshape(samples, -1, x.shape[-1])
-            real = (client.weight > 0)[:, None, None]
-            masked = lambda x: jnp.where(real, apart(x), 0).reshape(x.shape)
-            return {path: gram(masked(x)) for path, x in rows.items()}
+            inputs = read(client.base, adapter, client.examples)
+            return {path: _gram(x, client.weight) for path, x in inputs.items()}
 
         return entry.make((grams(client.federated), grams(client.local)))
 
     return method
+
+
+def _gram(inputs: jax.Array, weight: jax.Array) -> jax.Array:
+    """`x' x` of inputs `[T, D]`, without the samples of zero weight `[N]`."""
+    by_sample = inputs.reshape(len(weight), -1, inputs.shape[-1])
+    real = jnp.where((weight > 0)[:, None, None], by_sample, 0).reshape(inputs.shape)
+    return jnp.einsum("td,te->de", real, real, precision="highest")

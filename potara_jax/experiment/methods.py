@@ -1,7 +1,7 @@
 """Which merged rows a table has: a merge weight, and how the models are merged.
 
-Weights and merges come from the registries of `potara_jax.merging`; what is added here
-are the variants of Potara.
+Weights and merges come from the registries of `potara_jax.merging`; this module adds
+the variants of Potara.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Weighing(NamedTuple):
     """A merge weight, and the samples that it is measured on.
 
     samples: `none`, or the client's `train`ing or `heldout` examples. space: where
-    curvature is measured, for weights that measure it. per: how many weights a client
-    has, `client` or `module`.
+    curvature is measured, for weights that measure it. per: whether there is one weight
+    per `client` or per `module`.
     """
 
     weight: str
@@ -58,19 +58,22 @@ EXACT, BY_FACTOR = Combination("linear", "delta"), Combination("linear", "factor
 POTARA, DEFAULT = "potara core", "hermite_bayes"
 # Methods whose models can be exported.
 KEPT = (POTARA, DEFAULT, "federated", "local")
+# A choice of rows for large models, without the weights and merges that take long.
+QUICK = (
+    *("uniform", "potara delta, rank r", "potara core, per module"),
+    *("potara core, held-out", "fisher", "hermite", "grid", "ties", "dare"),
+)
 _ALWAYS = (POTARA, DEFAULT, "potara factor")
 _OF_POTARA = ("constant", "potara", "fisher")
 
 
 def potara(experiment: Experiment, space: str = "core") -> Weighing:
-    """Potara's weight, of the curvature in a space."""
+    """Potara's weight from the curvature in a space."""
     return Weighing("potara", experiment.merging.curvature_on, space)
 
 
 def merged_methods(experiment: Experiment, task: Task) -> tuple[Method, ...]:
-    """The rows that merge, in order: those that are asked for, of those that the task
-    allows.
-    """
+    """The merged rows, in order: those that are selected and that the task allows."""
     asked = {*experiment.merging.methods, *_ALWAYS}
     return tuple(
         method
@@ -81,14 +84,14 @@ def merged_methods(experiment: Experiment, task: Task) -> tuple[Method, ...]:
 
 
 def check(experiment: Experiment) -> None:
-    """Raise `ValueError` where a row is asked for that does not exist."""
+    """Raise `ValueError` if a selected row does not exist."""
     known = [method.name for method in all_methods(experiment)]
     for name in experiment.merging.methods:
         require_one_of(name, "merging.methods", known)
 
 
 def all_methods(experiment: Experiment) -> tuple[Method, ...]:
-    """Every row that merges."""
+    """Every merged row."""
     return (
         Method("uniform", UNIFORM, EXACT),
         *_potara_methods(experiment),
@@ -114,7 +117,7 @@ def _potara_methods(experiment: Experiment) -> tuple[Method, ...]:
 
 
 def _by_weight() -> list[Method]:
-    """Every other weight, merged where it belongs; this project's own first."""
+    """Every other weight, merged in its space; this project's weights first."""
     methods = [
         Method(name, Weighing(name, entry.samples), Combination("linear", entry.space))
         for name, entry in registry.weights().items()
@@ -134,7 +137,7 @@ def _by_merge() -> list[Method]:
 
 
 def _is_possible(method: Method, task: Task) -> bool:
-    """Whether a task gives what a row needs."""
+    """Whether a task provides what a row needs."""
     weight = registry.weights()[method.weighing.weight]
     merge = registry.merges()[method.combination.merge]
     suits = weight.suits(logits=task.logits is not None, one_label=not task.sequences)

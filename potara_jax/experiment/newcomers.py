@@ -60,7 +60,9 @@ def welcome(at: Context, joining: Phase | None, outcome: Outcome) -> Outcome:
 
 
 def _newcomers(federation: Federation, present: int) -> Federation:
-    late = lambda tree: jax.tree.map(lambda x: x[present:], tree)
+    def late(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x[present:], tree)
+
     return federation._replace(
         train=late(federation.train),
         heldout=late(federation.heldout),
@@ -71,9 +73,9 @@ def _newcomers(federation: Federation, present: int) -> Federation:
 def _with_newcomers(
     outcome: Outcome, models: Any, scores: Scores, present: int
 ) -> Outcome:
-    put = lambda all_, late: jax.tree.map(
-        lambda x, y: x.at[present:].set(y), all_, late
-    )
+    def put(all_: Any, late: Any) -> Any:
+        return jax.tree.map(lambda x, y: x.at[present:].set(y), all_, late)
+
     marks = {
         number: mark._replace(scores=put(mark.scores, scores))
         for number, mark in outcome.marks.items()

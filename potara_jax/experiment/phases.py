@@ -1,4 +1,4 @@
-"""A phase of a cell: rounds of one algorithm, kept after every one of them."""
+"""A phase of a cell: rounds of one algorithm, saved after each of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from potara_jax.adapters.lora import Params
-from potara_jax.data.federation import Federation
+from potara_jax.data.federation import Federation, Ragged
 from potara_jax.federated import rounds
 from potara_jax.federated.cohort_round import Report
 from potara_jax.federated.conditions import Conditions
@@ -38,7 +38,7 @@ OnRound = Callable[[dict[str, Any], float], None]
 
 
 class Budget(NamedTuple):
-    """Bytes that all clients may send and receive, and local steps of each."""
+    """Bytes that all clients may send and receive, and local steps each may take."""
 
     bytes: int
     steps: float
@@ -96,8 +96,8 @@ _ENDS = -1, -2  # the slots of the last round within the bytes, and within the s
 class Mark(NamedTuple):
     """A phase after some rounds, for the phase's clients `[C]`.
 
-    `round`: after how many, 0 for none yet; `scores`: the clients' scores; `received`:
-    the bytes `[C]` that each received last to have its model; `seconds` until then.
+    `round`: the number of rounds done; `scores`: the clients' scores; `received`: the
+    bytes `[C]` that each received last to have its model; `seconds` until then.
     """
 
     round: jax.Array
@@ -107,10 +107,10 @@ class Mark(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a phase gives: the models of the phase's clients, and its account.
+    """The results of a phase: its clients' models, and what they cost.
 
     `models`: stacked `[C, ...]`. `shared`: what all clients know by then. `progress`:
-    the last state. `history`: a record a round. `final_bytes`: what these clients
+    the last state. `history`: one record per round. `final_bytes`: what these clients
     receive last to have their models. `seconds`: of all rounds. `marks` and `kept`: by
     round.
     """
@@ -153,19 +153,19 @@ def run_phase(
             scored while it was computed.
     """
     look = _Look(phase, Shared(base, federation.pool), federation, cell)
-    progress, saved = _begin(look, progress, store)
+    progress, checkpoint = _begin(look, progress, store)
     args = phase.round, look.shared, federation.train, progress, key
-    steps = rounds.iterate(*args, first=saved.round, last=phase.rounds)
-    display.skip(saved.round)
-    for done in _rounds_done(look, store.traced(phase.name, steps), saved):
-        progress, saved = done.progress, done.saved
-        store.end_round(cell, phase.name, saved)
-        record = saved.history[-1]
+    steps = rounds.iterate(*args, first=checkpoint.round, last=phase.rounds)
+    display.skip(checkpoint.round)
+    for done in _rounds_done(look, store.traced(phase.name, steps), checkpoint):
+        progress, checkpoint = done.progress, done.checkpoint
+        store.end_round(cell, phase.name, checkpoint)
+        record = checkpoint.history[-1]
         if on_round and done.seconds is not None:
             on_round(record, done.seconds)
         display.round(f"{cell.name} {phase.name}", record["loss"])
-        name_left_out(saved.history, cell, store)
-    return _outcome(look, progress, saved)
+        name_left_out(checkpoint.history, cell, store)
+    return _outcome(look, progress, checkpoint)
 
 
 class _Look(NamedTuple):
@@ -186,6 +186,13 @@ class _Look(NamedTuple):
         """The phase's clients; None for all."""
         clients = self.phase.clients
         return None if clients is None else np.asarray(clients, np.int32)
+
+    @property
+    def examples(self) -> Ragged:
+        """The training examples of the phase's clients."""
+        if self.chosen is None:
+            return self.federation.train
+        return jax.tree.map(lambda x: x[self.chosen], self.federation.train)
 
     @property
     def num_clients(self) -> int:
@@ -213,8 +220,8 @@ def _begin(
 ) -> tuple[AnyProgress, Checkpoint]:
     """The state before the next round, and what is kept so far.
 
-    States on the host go on from the last round alone: after an earlier one, or where
-    they are lost, the phase starts over.
+    States on the host can only continue from the last round: after an earlier one, or
+    if they are lost, the phase starts over.
     """
     name, cell = look.phase.name, look.cell
     if isinstance(progress, Progress):
@@ -222,36 +229,36 @@ def _begin(
         train = look.federation.train
         progress = with_feedback(algorithm, wire, look.shared, progress, train)
     nothing = rounds.checkpoint(progress), _nothing_seen(look, progress)
-    saved = store.begin_phase(cell, name, nothing)
-    if saved and not rounds.resumable(progress, saved.round):
+    checkpoint = store.begin_phase(cell, name, nothing)
+    if checkpoint and not rounds.resumable(progress, checkpoint.round):
         store.warn(f"{cell.name} {name}: starting over, as the last round is lost")
         store.forget_phase(cell, name)
-        saved = store.begin_phase(cell, name, nothing)
-    if saved:
-        return rounds.resume(progress, saved.state[0]), saved
+        checkpoint = store.begin_phase(cell, name, nothing)
+    if checkpoint:
+        return rounds.resume(progress, checkpoint.state[0]), checkpoint
     if isinstance(progress, HostProgress):
         progress.states.clear()
     return progress, Checkpoint(0, nothing, [], 0.0)
 
 
-def _outcome(look: _Look, progress: AnyProgress, saved: Checkpoint) -> Outcome:
-    phase, number, seen = look.phase, look.phase.rounds, saved.state[1]
+def _outcome(look: _Look, progress: AnyProgress, checkpoint: Checkpoint) -> Outcome:
+    phase, number, seen = look.phase, look.phase.rounds, checkpoint.state[1]
     chosen = look.progress_of(progress)
     marks = {int(mark.round): mark for mark, _ in seen.values() if mark.round > 0}
     return Outcome(
         _models(look, chosen, number),
         known(phase.algorithm.turn(number), look.shared, chosen.server, number),
         progress,
-        saved.history,
+        checkpoint.history,
         sum(map(int, _received(look, chosen, number))),
-        saved.seconds,
+        checkpoint.seconds,
         {number: marks[number] for number in sorted(marks)},
         {number: seen[number][1] for number in phase.keep},
     )
 
 
 def _nothing_seen(look: _Look, progress: AnyProgress) -> dict[int, tuple[Mark, Any]]:
-    """Zeros in the place of what the marks see."""
+    """Zeros in place of what the marks record."""
     phase, number = look.phase, look.phase.rounds
     if not phase.slots:
         return {}
@@ -268,41 +275,41 @@ def _nothing_seen(look: _Look, progress: AnyProgress) -> dict[int, tuple[Mark, A
 
 
 class _Done(NamedTuple):
-    """A round that is done, and what is kept after it.
+    """A finished round, and what is kept after it.
 
-    `seconds`: its own; None if models were scored while it was computed.
+    `seconds`: the round's; None if models were scored while it was computed.
     """
 
     progress: AnyProgress
-    saved: Checkpoint
+    checkpoint: Checkpoint
     seconds: float | None
 
 
 def _rounds_done(
-    look: _Look, steps: Iterable[Step], saved: Checkpoint
+    look: _Look, steps: Iterable[Step], checkpoint: Checkpoint
 ) -> Iterator[_Done]:
     """The rounds, timed without the scoring of models.
 
-    With states on the host the next round is computed while the caller keeps this one,
-    so it is timed from before that; else from after that.
+    With states on the host, the next round is computed while the caller saves this one,
+    so its time starts before that; otherwise it starts after that.
     """
     scored, began = False, time.monotonic()
     for step in steps:
         seconds = time.monotonic() - began
-        saved, scores = _add(look, saved, step, seconds)
+        checkpoint, scores = _add(look, checkpoint, step, seconds)
         ahead = isinstance(step.progress, HostProgress)
         began = time.monotonic()
-        yield _Done(step.progress, saved, None if ahead and scored else seconds)
+        yield _Done(step.progress, checkpoint, None if ahead and scored else seconds)
         scored, began = scores, began if ahead else time.monotonic()
 
 
 def _add(
-    look: _Look, saved: Checkpoint, step: Step, seconds: float
+    look: _Look, checkpoint: Checkpoint, step: Step, seconds: float
 ) -> tuple[Checkpoint, bool]:
-    """What is kept after one more round, and whether models were scored."""
+    """What is kept after another round, and whether models were scored."""
     args = look.cell, look.phase.name, step.number, step.report
-    history = [*saved.history, record_of(*args, look.all_clients)]
-    seen, seconds = saved.state[1], saved.seconds + seconds
+    history = [*checkpoint.history, record_of(*args, look.all_clients)]
+    seen, seconds = checkpoint.state[1], checkpoint.seconds + seconds
     due = _due(look, step.progress, history)
     if due:
         seen = seen | _seen(look, step, seconds, due)
@@ -324,7 +331,7 @@ def _seen(
 def _due(
     look: _Look, progress: AnyProgress, history: list[dict[str, Any]]
 ) -> list[int]:
-    """The slots that the round just done fills."""
+    """The slots that the last round fills."""
     phase, clients, final = look.phase, look.all_clients, 0
     if phase.budget:
         everybody = rounds.progress_of(phase.algorithm, progress)
@@ -348,8 +355,8 @@ def _see(
 
 
 def _models(look: _Look, chosen: Progress, number: int) -> Models:
-    clients, algorithm = look.num_clients, look.phase.algorithm
-    return personalised(algorithm, look.shared, chosen, clients=clients, number=number)
+    algorithm, examples = look.phase.algorithm, look.examples
+    return personalised(algorithm, look.shared, chosen, examples, number=number)
 
 
 def _received(look: _Look, chosen: Progress, number: int) -> jax.Array:
@@ -365,7 +372,7 @@ def due_slots(
 
     Args:
         phase: its marks and budget.
-        history: a record a round.
+        history: one record per round.
         clients: the number of all clients.
         final_bytes: what all of them would receive to have their models then.
     """
@@ -413,12 +420,16 @@ def record_of(
 
 
 def until(outcome: Outcome, number: int) -> Outcome:
-    """A phase as it was after some rounds, one of those whose models are kept."""
+    """A phase as it was after one of the rounds whose models are kept."""
     if number == len(outcome.history):
         return outcome
+    return account_until(outcome, number)._replace(models=outcome.kept[number])
+
+
+def account_until(outcome: Outcome, number: int) -> Outcome:
+    """A phase's last models, with its account as it was after some marked round."""
     mark = outcome.marks[number]
     return outcome._replace(
-        models=outcome.kept[number],
         history=outcome.history[:number],
         final_bytes=sum(map(int, mark.received)),
         seconds=float(mark.seconds),

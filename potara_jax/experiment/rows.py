@@ -16,12 +16,12 @@ from potara_jax.experiment.methods import EXACT, Method, merged_methods
 from potara_jax.experiment.phases import Outcome
 from potara_jax.federated import stack
 
-PARENT = "federated"  # the parent of a merge, where it is no other algorithm's model
+PARENT = "federated"  # the parent of a merge, unless it is another algorithm's model
 TUNED = "federated + fine-tuning"
 
 
 class Parents(NamedTuple):
-    """What the three phases gave."""
+    """The results of the three phases."""
 
     federated: Outcome
     local: Outcome
@@ -34,18 +34,23 @@ class Parents(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a method spends: bytes of all clients, local steps a client, seconds."""
+    """What a method spends: bytes of all clients, local steps per client, seconds."""
 
     bytes_up: int = 0
     bytes_down: int = 0
     local_steps: int = 0
     seconds: float = 0.0
 
+    @property
+    def bytes(self) -> int:
+        """Sent and received."""
+        return self.bytes_up + self.bytes_down
+
 
 class Row(NamedTuple):
-    """A row of the table: a model for every client `[C, ...]`, and what it took.
+    """A row of the table: a model for every client `[C, ...]`, and its cost.
 
-    `weighing`, `merge` and `parent` say how a merged model came about.
+    `weighing`, `merge` and `parent` say how a merged model was made.
     """
 
     name: str
@@ -70,7 +75,7 @@ def table_rows(
 ) -> list[Row]:
     """Every row of the table, scored, oracles last.
 
-    longer: the federated phase to its last round, where that is a row too.
+    longer: the federated phase to its last round, if that is a row too.
     """
     federated, local, tuned = (cost(at, outcome) for outcome in parents)
     tuned, both = together(federated, tuned), together(federated, local)
@@ -92,13 +97,13 @@ def table_rows(
 
 
 def base_row(at: Context) -> Row:
-    """The model that all start from."""
+    """The model that all clients start from."""
     adapters = stack(at.problem.adapter(at.key_for("adapter")), clients=at.clients)
     return Row("base", adapters, Cost(), scores=score_common(at, adapters))
 
 
 def merged_rows(at: Context, pair: Pair, merges: Merges, cost: Cost) -> list[Row]:
-    """Every row that merges, not scored."""
+    """Every merged row, not yet scored."""
 
     def row(method: Method) -> Row:
         weight = merges.measured[method.weighing].weight
@@ -118,7 +123,7 @@ def merged_row(
     parent: str = PARENT,
     scores: Scores | None = None,
 ) -> Row:
-    """A row of a merge, by default not scored."""
+    """A row of a merge, by default not yet scored."""
     return Row(
         name,
         models,
@@ -132,18 +137,21 @@ def merged_row(
 
 
 def _weight_by_module(weight: Any) -> Any:
-    """A weight a client or a module: the mean, where a parameter has its own."""
+    """One weight per client or module; the mean over a module's parameters."""
     if isinstance(weight, tuple):
         return None
     if not isinstance(weight, dict):
         return weight
-    flat = lambda x: x.reshape(len(x), -1)
-    mean = lambda entry: jnp.hstack([flat(x) for x in jax.tree.leaves(entry)]).mean(1)
+
+    def mean(entry: Any) -> jax.Array:
+        parts = [x.reshape(len(x), -1) for x in jax.tree.leaves(entry)]
+        return jnp.hstack(parts).mean(1)
+
     return {path: mean(entry) for path, entry in weight.items()}
 
 
 def _longer_row(at: Context, outcome: Outcome) -> list[Row]:
-    """The federated model of more rounds than those of the one to merge."""
+    """The federated model after more rounds than the one to merge."""
     rounds = len(outcome.history)
     if rounds == at.experiment.federated.rounds:
         return []
@@ -159,7 +167,7 @@ def _scored(at: Context, rows: list[Row]) -> list[Row]:
 
 
 def _ensemble(at: Context, pair: Pair, cost: Cost) -> list[Row]:
-    """Both models' predictions mixed equally: the control of every merge."""
+    """Both models' predictions averaged: the control of every merge."""
     if at.problem.task.again is None:
         return []
     half = jnp.full(at.clients, 0.5)
@@ -188,10 +196,13 @@ def _oracles(
         "best constant weight": constant,
         "best weight per client": jnp.argmax(scores.accuracy, 0),
     }
-    pick = lambda choice: Scores(*(s[choice, jnp.arange(at.clients)] for s in scores))
+
+    def chosen(choice: jax.Array) -> Scores:
+        return Scores(*(s[choice, jnp.arange(at.clients)] for s in scores))
+
     example = exact(0.0)
     return [
-        Row(name, example, cost, points[choice], pick(choice), oracle=True)
+        Row(name, example, cost, points[choice], chosen(choice), oracle=True)
         for name, choice in choices.items()
     ]
 
@@ -205,7 +216,7 @@ def score(at: Context, adapters: Adapter) -> Scores:
 
 
 def score_common(at: Context, adapters: Adapter) -> Scores:
-    """The scores of a model that all clients share: the first client's is read."""
+    """The scores of a model that all clients share; reads the first client's."""
     first = jax.tree.map(lambda x: x[0], adapters)
     return at.programs.evaluate_common(at.shared, first, at.federation.test)
 
@@ -248,8 +259,7 @@ def record(at: Context, row: Row) -> dict[str, Any]:
         "weighing": row.weighing,
         "merge": row.merge,
         "parent": row.parent,
-        "mean": mean_accuracy(at, row.scored),
-        "worst_decile": worst_decile(accuracy[: at.present]),
+        **mean_and_worst(at, row.scored),
         "newcomers": float(late.mean()) if late.size else None,
         "accuracy": accuracy.tolist(),
         "loss": np.asarray(row.scored.loss, np.float64).tolist(),
@@ -259,9 +269,15 @@ def record(at: Context, row: Row) -> dict[str, Any]:
     }
 
 
+def mean_and_worst(at: Context, scores: Scores) -> dict[str, float]:
+    """Mean and worst decile over the clients that take part from the beginning."""
+    accuracy = np.asarray(scores.accuracy, np.float64)[: at.present]
+    return {"mean": float(accuracy.mean()), "worst_decile": worst_decile(accuracy)}
+
+
 def mean_accuracy(at: Context, scores: Scores) -> float:
     """The mean over the clients that take part from the beginning."""
-    return float(np.asarray(scores.accuracy, np.float64)[: at.present].mean())
+    return mean_and_worst(at, scores)["mean"]
 
 
 def as_lists(tree: Any) -> Any:

@@ -34,6 +34,11 @@ class Cells:
     clients: int = 20
     """Number of clients."""
 
+    @property
+    def keys(self) -> list[tuple[str, int]]:
+        """Every heterogeneity with every seed."""
+        return [(name, seed) for name in self.heterogeneity for seed in self.seeds]
+
     def check(self) -> None:
         """Raise `ValueError` for an invalid value."""
         require_at_least(self, "cells", 1, "clients")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from functools import partial
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import jax
@@ -72,14 +71,18 @@ def _record(
 ) -> dict[str, Any]:
     pairs = {c: _pairs(at, writer, row, c, some) for c, some in prompts.items()}
     scores = {name: _mean(metric, pairs, prompts) for name, metric in METRICS.items()}
-    text = writer.text
-    read = lambda some, i: text(map(int, some.prompts[i][: some.counts[i]])).strip()
     samples = [
-        {"client": c, "prompt": read(prompts[c], i), "written": w, "right": r}
+        {"client": c, "prompt": _text(writer, prompts[c], i), "written": w, "right": r}
         for c, answers in pairs.items()
         for i, (w, r) in enumerate(answers[:_SAMPLES])
     ]
     return {"method": row.name, **at.cell._asdict(), **scores, "samples": samples}
+
+
+def _text(writer: Writer, prompts: Prompts, number: int) -> str:
+    """One of the prompts, as text."""
+    tokens = prompts.prompts[number][: prompts.counts[number]]
+    return writer.text(map(int, tokens)).strip()
 
 
 def _pairs(
@@ -91,20 +94,25 @@ def _pairs(
     prompts, counts = jnp.asarray(some.prompts), jnp.asarray(some.counts)
     length = some.answers.shape[-1]
     tokens = np.asarray(program(at.problem.base, adapter, prompts, counts, length))
-    _, text, stop = writer
-    ended = partial(itertools.takewhile, lambda token: token not in (stop, -1))
-    say = lambda tokens: text(ended(map(int, tokens))).strip()
     real = np.count_nonzero(some.weight)
     both = zip(tokens[:real], some.answers[:real], strict=True)
-    return [(say(answer), say(right)) for answer, right in both]
+    return [(_answer(writer, x), _answer(writer, right)) for x, right in both]
+
+
+def _answer(writer: Writer, tokens: np.ndarray) -> str:
+    """The text of tokens up to the end of the answer."""
+    ends = writer.stop, -1
+    return writer.text(takewhile(lambda x: x not in ends, map(int, tokens))).strip()
 
 
 def writing(writer: Writer) -> Callable[..., jax.Array]:
     """One client's answers to prompts `[K, L]`, computed a few at a time."""
 
     def write(base: Any, adapter: Any, prompts: Any, counts: Any, length: int) -> Any:
-        some = lambda i: writer.write(base, adapter, prompts[i], counts[i], length)
-        return in_parts(some, jnp.arange(len(counts)), most=_WRITTEN_AT_ONCE)
+        def some(index: jax.Array) -> Any:
+            return writer.write(base, adapter, prompts[index], counts[index], length)
+
+        return in_parts(some, jnp.arange(len(counts)), max_size=_WRITTEN_AT_ONCE)
 
     return jax.jit(write, static_argnums=4)
 

@@ -61,7 +61,7 @@ def social_i_qa(folder, n):
 
 
 def hellaswag(folder, n):
-    found = {}
+    paths = {}
     for split, short in (("train", "train"), ("validation", "val"), ("test", "test")):
         rows = [
             {"ctx": f"c{i}", "endings": list("wxyz"), "activity_label": "a",
@@ -70,9 +70,9 @@ def hellaswag(folder, n):
             | ({} if split == "test" else {"label": i % 4})
             for i in range(n)
         ]  # fmt: skip
-        found[split] = folder / f"hellaswag_{short}.jsonl"
-        lines(found[split], rows)
-    return found
+        paths[split] = folder / f"hellaswag_{short}.jsonl"
+        lines(paths[split], rows)
+    return paths
 
 
 def winogrande(folder, n):
@@ -119,7 +119,7 @@ def openbookqa(folder, n):
 
 def cosmos_qa(folder, n):
     columns = ["id", "context", "question", *[f"answer{k}" for k in range(4)], "label"]
-    found = {}
+    paths = {}
     for split in ("train", "validation", "test"):
         rows = [
             {"id": f"{split}{i}", "context": f"c{i}", "question": "q",
@@ -128,28 +128,28 @@ def cosmos_qa(folder, n):
         ]  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         if split == "test":
-            found[split] = folder / "test.jsonl"
+            paths[split] = folder / "test.jsonl"
             kept = [{k: v for k, v in row.items() if k != "label"} for row in rows]
-            lines(found[split], kept)
+            lines(paths[split], kept)
             continue
-        found[split] = folder / f"{split}.csv"
-        with found[split].open("w", newline="") as file:
+        paths[split] = folder / f"{split}.csv"
+        with paths[split].open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
-    return found
+    return paths
 
 
 def pronouns(folder, n):
-    found = {}
+    paths = {}
     for split in ("train", "test"):
         rows = []
         for i in range(n):
             rows += [f"The bee{i} saw the ant as it flew.", "it", f"bee{i},ant"]
             rows += ["ant" if i % 2 else f"bee{i}", ""]
-        found[split] = folder / f"{split}.txt"
-        lines(found[split], [*rows, ""])
-    return found
+        paths[split] = folder / f"{split}.txt"
+        lines(paths[split], [*rows, ""])
+    return paths
 
 
 def glue(header, row):
@@ -191,19 +191,19 @@ sst2 = glue(
 
 
 def squad(folder, n):
-    found = {}
+    paths = {}
     for split in ("train", "dev"):
         text = "Bees make honey."
-        asked = [
+        questions = [
             {"id": f"{split}{i}", "question": f"who makes {i}?",
              "answers": [{"text": "Bees", "answer_start": 0}]}
             for i in range(n)
         ]  # fmt: skip
-        article = {"title": "t", "paragraphs": [{"context": text, "qas": asked}]}
-        found[split] = folder / f"{split}.json"
+        article = {"title": "t", "paragraphs": [{"context": text, "qas": questions}]}
+        paths[split] = folder / f"{split}.json"
         folder.mkdir(parents=True, exist_ok=True)
-        found[split].write_text(json.dumps({"data": [article]}))
-    return found
+        paths[split].write_text(json.dumps({"data": [article]}))
+    return paths
 
 
 TEXTS = {

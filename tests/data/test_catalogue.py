@@ -53,10 +53,10 @@ def test_a_data_set_is_prepared_and_read(name, tmp_path, monkeypatch):
     given = raw_sets.TEXTS[name](tmp_path / "raw", 6)
     raw_sets.downloads(monkeypatch, given)
     for part in ("train", "test"):
-        found = catalogue.texts(SOURCES[name], part, tmp_path / "sets")
-        assert len(found) == 6
-        assert Example(*FIRST[name]) in found
-        golds = {example.gold for example in found}
+        loaded = catalogue.texts(SOURCES[name], part, tmp_path / "sets")
+        assert len(loaded) == 6
+        assert Example(*FIRST[name]) in loaded
+        golds = {example.gold for example in loaded}
         assert golds == set(range(len(FIRST[name][1])))
 
 
@@ -68,14 +68,14 @@ def test_images_are_those_of_the_binary_files(
 ):
     path, held = raw_sets.cifar(tmp_path, 5, labels=labels, classes=classes)
     raw_sets.downloads(monkeypatch, path)
-    found = catalogue.images(name, "test", tmp_path / "sets")
+    loaded = catalogue.images(name, "test", tmp_path / "sets")
     rows = next(rows for file, rows in held.items() if file.startswith("test"))
     expected = rows[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     of = {
         image.tobytes(): label
         for image, label in zip(expected, rows[:, labels - 1], strict=True)
     }
-    assert [of[image.tobytes()] for image in found.images] == found.labels.tolist()
+    assert [of[image.tobytes()] for image in loaded.images] == loaded.labels.tolist()
     assert (
         len(catalogue.images(name, "train", tmp_path / "sets").labels)
         == 5 * len(held) - 5

@@ -21,7 +21,7 @@ def test_all_examples_are_dealt_once(heterogeneity):
 
 
 @pytest.mark.parametrize(("heterogeneity", "number"), [("tasks", 1), ("shards2", 2)])
-def test_a_client_holds_so_many_strata_in_turn(heterogeneity, number):
+def test_a_client_holds_a_number_of_strata_in_turn(heterogeneity, number):
     groups = deal(heterogeneity, 12)
     for client, group in enumerate(groups):
         held = sorted({number * client % 6 + i for i in range(number)})
@@ -51,35 +51,35 @@ def federation(heterogeneity="tasks", clients=6, **options):
     return dealing.federate(rng, POOL, STRATA, PARTS, groups, heldout=10, **options)
 
 
-def test_a_client_of_one_task_is_measured_and_tested_on_it_alone():
-    found = federation()
+def test_a_client_of_one_task_is_measured_and_tested_only_on_it():
+    drawn = federation()
     for client in range(6):
-        count = int(found.heldout.count[client])
-        assert set(STRATA[found.heldout.index[client, :count]]) == {client}
-        real = np.asarray(found.test.weight[client]) > 0
-        assert set(STRATA[found.test.index[client][real]]) == {client}
-    np.testing.assert_allclose(found.test.weight.sum(1), 1, rtol=1e-6)
-    np.testing.assert_array_equal(found.task, range(6))
+        count = int(drawn.heldout.count[client])
+        assert set(STRATA[drawn.heldout.index[client, :count]]) == {client}
+        real = np.asarray(drawn.test.weight[client]) > 0
+        assert set(STRATA[drawn.test.index[client][real]]) == {client}
+    np.testing.assert_allclose(drawn.test.weight.sum(1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(drawn.task, range(6))
 
 
 def test_test_examples_can_be_drawn_in_the_clients_proportions():
-    found = federation("shards2", test=8)
-    assert found.test.index.shape == (6, 8)
-    for index, weight in zip(found.test.index, found.test.weight, strict=True):
+    drawn = federation("shards2", test=8)
+    assert drawn.test.index.shape == (6, 8)
+    for index, weight in zip(drawn.test.index, drawn.test.weight, strict=True):
         counts = np.bincount(STRATA[np.asarray(index)[np.asarray(weight) > 0]])
         assert counts[counts > 0].tolist() == [4, 4]
 
 
 def test_parts_are_disjoint():
-    found = federation("0.5", test=8)
+    drawn = federation("0.5", test=8)
     used = {
-        name: set(np.asarray(getattr(found, name).index).ravel().tolist())
+        name: set(np.asarray(getattr(drawn, name).index).ravel().tolist())
         for name in ("train", "heldout", "test")
     }
     assert not used["heldout"] & used["test"]
     train = [
         set(np.asarray(row[:count]).tolist())
-        for row, count in zip(found.train.index, found.train.count, strict=True)
+        for row, count in zip(drawn.train.index, drawn.train.count, strict=True)
     ]
     assert not set().union(*train) & (used["heldout"] | used["test"])
 
@@ -87,40 +87,40 @@ def test_parts_are_disjoint():
 def test_a_client_of_many_strata_still_has_every_part():
     strata, owner = np.arange(20) % 10, np.repeat([0, 1], 10)
     pool = Batch(jnp.arange(20.0)[:, None], jnp.asarray(strata))
-    found = dealing.natural(pool, owner, strata, 0, heldout=4, test=4)
-    assert found.train.count.tolist() == [6, 6]
-    assert found.heldout.count.tolist() == [2, 2]
-    assert (np.asarray(found.test.weight) > 0).sum(1).tolist() == [2, 2]
+    drawn = dealing.natural(pool, owner, strata, 0, heldout=4, test=4)
+    assert drawn.train.count.tolist() == [6, 6]
+    assert drawn.heldout.count.tolist() == [2, 2]
+    assert (np.asarray(drawn.test.weight) > 0).sum(1).tolist() == [2, 2]
 
 
-def test_natural_clients_have_their_examples_alone():
+def test_natural_clients_have_only_their_examples():
     owner = np.arange(240) % 3
-    found = dealing.natural(POOL, owner, STRATA, 1, heldout=10, test=12)
+    drawn = dealing.natural(POOL, owner, STRATA, 1, heldout=10, test=12)
     for client in range(3):
         parts = [
-            np.asarray(found.train.index[client, : found.train.count[client]]),
-            np.asarray(found.heldout.index[client, : found.heldout.count[client]]),
-            np.asarray(found.test.index[client])[found.test.weight[client] > 0],
+            np.asarray(drawn.train.index[client, : drawn.train.count[client]]),
+            np.asarray(drawn.heldout.index[client, : drawn.heldout.count[client]]),
+            np.asarray(drawn.test.index[client])[drawn.test.weight[client] > 0],
         ]
         index = np.concatenate(parts)
         assert set(owner[index]) == {client}
         assert len(set(index.tolist())) == len(index)
-    np.testing.assert_array_equal(found.task, range(3))
+    np.testing.assert_array_equal(drawn.task, range(3))
 
 
-def test_examples_for_tests_alone_are_the_tests():
+def test_examples_reserved_for_tests_are_the_tests():
     testing = np.arange(240) % 5 == 0
     parts = dealing.split(np.random.default_rng(0), STRATA, testing=testing)
     np.testing.assert_array_equal(parts.test, np.flatnonzero(testing))
     assert sorted(np.concatenate(parts)) == list(range(240))
-    found = dealing.dealt(
+    drawn = dealing.dealt(
         POOL, STRATA, "0.5", 3, clients=4, heldout=5, test=6, testing=testing
     )
-    tested = np.asarray(found.test.index)[np.asarray(found.test.weight) > 0]
+    tested = np.asarray(drawn.test.index)[np.asarray(drawn.test.weight) > 0]
     assert testing[tested].all()
 
 
-def test_clients_in_a_block_of_the_pool_have_the_same_examples_there():
+def test_clients_of_other_blocks_have_the_same_examples_in_theirs():
     plain, moved = federation(), federation(blocks=np.array([0, 240] * 3))
     for name in ("train", "heldout"):
         before, after = getattr(plain, name), getattr(moved, name)

@@ -51,7 +51,7 @@ def test_parts_are_disjoint_and_complete(images, parts):
     assert sorted(everything) == list(range(len(images.labels)))
 
 
-def test_every_part_has_all_classes_alike(images, parts):
+def test_every_part_has_all_classes_equally_often(images, parts):
     for index in (images.upstream, *parts):
         counts = np.bincount(images.labels[index], minlength=digits.CLASSES)
         expected = np.bincount(images.labels) * len(index) / len(images.labels)
@@ -65,7 +65,7 @@ def test_splits_are_functions_of_the_seeds(images, parts):
     assert not np.array_equal(digits.split(images, 1).train, parts.train)
 
 
-def test_clients_have_images_of_their_parts_alone(images, parts, federation):
+def test_clients_have_only_images_of_their_parts(images, parts, federation):
     image = lambda index: np.asarray(index) % len(images.labels)
     for client in range(CLIENTS):
         assert np.isin(image(real(federation.train, client)), parts.train).all()
@@ -90,7 +90,7 @@ def test_heldout_and_test_are_disjoint_from_all_training_images(federation):
         assert not left & right
 
 
-def test_upstream_images_are_turned_and_never_upright(images):
+def test_upstream_images_are_rotated_and_never_upright(images):
     batch, index = digits.upstream_images(images), images.upstream
     assert len(batch.labels) == 3 * len(index)
     once, twice, thrice = np.split(np.asarray(batch.inputs), 3)
@@ -153,7 +153,7 @@ def test_tasks_give_equal_groups_of_clients_all_of_their_images(images):
         assert np.all(index // len(images.labels) == task)
 
 
-def test_tasks_leave_the_classes_alike_and_labels_do_not(images):
+def test_tasks_leave_the_classes_balanced_and_labels_do_not(images):
     largest = lambda kind: float(make(images, kind).proportions.max(1).mean())
     assert largest("tasks") < 0.25 < 0.5 < largest("0.1")
 
@@ -182,7 +182,7 @@ def test_padding_to_another_size_changes_no_example(images, federation):
     assert_equal(padded._replace(train=same), federation)
 
 
-def test_size_that_a_client_does_not_fit_is_refused(images):
+def test_a_size_smaller_than_a_client_is_refused(images):
     with pytest.raises(ValueError, match=r"client \d has more than 20 examples"):
         make(images, size=20)
 

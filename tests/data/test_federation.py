@@ -110,7 +110,7 @@ def test_the_pool_keeps_inputs_and_labels_together_and_in_order():
     np.testing.assert_array_equal(made.pool.labels, labels)
 
 
-def test_a_clients_test_examples_weigh_the_same():
+def test_a_clients_test_examples_have_equal_weights():
     made = Federation.of(client_arrays(), heldout=1, test=0.3, key=KEY)
     np.testing.assert_allclose(made.test.weight.sum(1), 1, rtol=1e-6)
     for weights in np.asarray(made.test.weight):

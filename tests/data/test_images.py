@@ -11,45 +11,45 @@ PIXELS = RNG.integers(0, 256, (6, 4, 4, 3), np.uint8)
 LABELS = np.array([0, 1, 2, 0, 1, 2])
 
 
-def saved(path, **arrays):
+def written(path, **arrays):
     np.savez(path, **arrays)
     return path
 
 
 def test_arrays_are_read_with_names(tmp_path):
     names = np.array(["cat", "dog", "emu"])
-    path = saved(tmp_path / "a.npz", images=PIXELS, labels=LABELS, names=names)
-    found = images.read([path])
-    np.testing.assert_array_equal(found.images, PIXELS)
-    np.testing.assert_array_equal(found.labels, LABELS)
-    assert found.names == ("cat", "dog", "emu")
+    path = written(tmp_path / "a.npz", images=PIXELS, labels=LABELS, names=names)
+    loaded = images.read([path])
+    np.testing.assert_array_equal(loaded.images, PIXELS)
+    np.testing.assert_array_equal(loaded.labels, LABELS)
+    assert loaded.names == ("cat", "dog", "emu")
 
 
 def test_several_files_agree_on_classes_by_name(tmp_path):
-    some = saved(
+    some = written(
         tmp_path / "a.npz", images=PIXELS[:2], labels=LABELS[:2], names=["b", "c"]
     )
-    more = saved(tmp_path / "b.npz", images=PIXELS[2:3], labels=[0], names=["a"])
-    found = images.read([some, more])
-    assert found.names == ("a", "b", "c")
-    assert found.labels.tolist() == [1, 2, 0]
+    more = written(tmp_path / "b.npz", images=PIXELS[2:3], labels=[0], names=["a"])
+    loaded = images.read([some, more])
+    assert loaded.names == ("a", "b", "c")
+    assert loaded.labels.tolist() == [1, 2, 0]
 
 
-def test_numbered_classes_come_by_their_numbers_and_grey_images_have_one_colour(
+def test_numbered_classes_are_sorted_and_grey_images_have_one_colour(
     tmp_path,
 ):
     labels = np.array([10, 9, 0, 0, 0, 0])
-    path = saved(tmp_path / "a.npz", images=PIXELS[..., 0], labels=labels)
-    found = images.read([path])
-    assert found.images.shape == (6, 4, 4, 1)
-    assert found.names == ("0", "9", "10") and found.labels[:3].tolist() == [2, 1, 0]
+    path = written(tmp_path / "a.npz", images=PIXELS[..., 0], labels=labels)
+    loaded = images.read([path])
+    assert loaded.images.shape == (6, 4, 4, 1)
+    assert loaded.names == ("0", "9", "10") and loaded.labels[:3].tolist() == [2, 1, 0]
 
 
 def test_only_plain_numbers_of_some_digits_sort_as_numbers(tmp_path):
     names = np.array(["²", "9" * 30, "10", "9", "a", "01"])
-    path = saved(tmp_path / "a.npz", images=PIXELS, labels=np.arange(6), names=names)
-    found = images.read([path])
-    assert found.names == ("01", "9", "10", "9" * 30, "a", "²")
+    path = written(tmp_path / "a.npz", images=PIXELS, labels=np.arange(6), names=names)
+    loaded = images.read([path])
+    assert loaded.names == ("01", "9", "10", "9" * 30, "a", "²")
 
 
 def folder(path):
@@ -62,22 +62,22 @@ def folder(path):
 
 
 def test_a_folder_has_a_class_a_sub_folder(tmp_path):
-    found = images.read([folder(tmp_path / "own")])
-    np.testing.assert_array_equal(found.images, PIXELS[:5])
-    assert found.labels.tolist() == [0, 0, 1, 1, 1]
-    assert found.names == ("cat", "dog")
+    loaded = images.read([folder(tmp_path / "root")])
+    np.testing.assert_array_equal(loaded.images, PIXELS[:5])
+    assert loaded.labels.tolist() == [0, 0, 1, 1, 1]
+    assert loaded.names == ("cat", "dog")
 
 
-def test_images_are_resized_where_that_is_asked_for(tmp_path):
-    own = folder(tmp_path / "own")
-    Image.fromarray(RNG.integers(0, 256, (9, 7, 3), np.uint8)).save(own / "cat/x.png")
+def test_images_are_resized_to_a_given_side(tmp_path):
+    root = folder(tmp_path / "root")
+    Image.fromarray(RNG.integers(0, 256, (9, 7, 3), np.uint8)).save(root / "cat/x.png")
     with pytest.raises(ValueError, match=r"x\.png is 9 x 7 x 3.*set side"):
-        images.read([own])
-    assert images.read([own], side=8).images.shape == (6, 8, 8, 3)
-    path = saved(tmp_path / "a.npz", images=PIXELS, labels=LABELS)
+        images.read([root])
+    assert images.read([root], side=8).images.shape == (6, 8, 8, 3)
+    path = written(tmp_path / "a.npz", images=PIXELS, labels=LABELS)
     with pytest.raises(ValueError, match="differ in size"):
         images.read(
-            [path, saved(tmp_path / "b.npz", images=PIXELS[:, :2], labels=LABELS)]
+            [path, written(tmp_path / "b.npz", images=PIXELS[:, :2], labels=LABELS)]
         )
     assert images.read([path], side=8).images.shape == (6, 8, 8, 3)
 
@@ -105,7 +105,7 @@ BAD = [
 @pytest.mark.parametrize(("arrays", "reason"), BAD)
 def test_arrays_that_do_not_fit_are_named(tmp_path, arrays, reason):
     with pytest.raises(ValueError, match=reason):
-        images.read([saved(tmp_path / "a.npz", **arrays)])
+        images.read([written(tmp_path / "a.npz", **arrays)])
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
@@ -114,17 +114,17 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04nothing")
     with pytest.raises(ValueError, match=r"bad\.npz is damaged"):
         images.read([tmp_path / "bad.npz"])
-    own = folder(tmp_path / "own")
-    (own / "cat" / "z.png").write_bytes(b"no picture")
+    root = folder(tmp_path / "root")
+    (root / "cat" / "z.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"z\.png is no readable image"):
-        images.read([own])
-    (own / "cat" / "z.png").unlink()
-    os.mkfifo(own / "cat" / "z.png")
+        images.read([root])
+    (root / "cat" / "z.png").unlink()
+    os.mkfifo(root / "cat" / "z.png")
     with pytest.raises(ValueError, match=r"z\.png is no readable image .*no file"):
-        images.read([own])
-    (own / "empty").mkdir()
+        images.read([root])
+    (root / "empty").mkdir()
     with pytest.raises(ValueError, match="empty holds no image"):
-        images.read([own])
+        images.read([root])
     np.save(tmp_path / "c.npy", PIXELS)
     (tmp_path / "c.npy").rename(tmp_path / "c.npz")
     with pytest.raises(ValueError, match=r"c\.npz is damaged or no \.npz"):
@@ -133,34 +133,36 @@ def test_what_cannot_be_read_is_named(tmp_path):
 
 def test_classes_are_those_that_have_images(tmp_path):
     labels = np.array([1, 2**33, 1, 5, 5, 5])
-    path = saved(tmp_path / "a.npz", images=PIXELS, labels=labels)
+    path = written(tmp_path / "a.npz", images=PIXELS, labels=labels)
     assert images.read([path]).names == ("1", "5", str(2**33))
     named = {"labels": LABELS % 2, "names": np.array([b"a", b"b", b"c"])}
-    path = saved(tmp_path / "b.npz", images=PIXELS, **named)
+    path = written(tmp_path / "b.npz", images=PIXELS, **named)
     assert images.read([path]).names == ("a", "b")
 
 
-def test_hidden_files_are_passed_over_and_grey_images_join_coloured_ones(tmp_path):
-    own = folder(tmp_path / "own")
-    (own / ".ipynb_checkpoints").mkdir()
-    (own / "cat" / "._0.png").write_bytes(b"a mac's")
-    Image.fromarray(PIXELS[5, ..., 0]).save(own / "cat" / "9.png")
-    found = images.read([own])
-    assert found.images.shape == (6, 4, 4, 3)
-    np.testing.assert_array_equal(found.images[2], np.repeat(PIXELS[5, ..., :1], 3, -1))
-    Image.fromarray(np.full((4, 4), 60000, np.uint16)).save(own / "dog" / "9.png")
-    with pytest.raises(ValueError, match=r"9\.png .*8 bits per colour"):
-        images.read([own])
-
-
-def test_an_image_is_there_once_and_not_at_all_where_its_labels_differ():
-    own = PIXELS[[0, 1, 0, 2, 1, 3]]
-    lines = []
-    found = images.without_duplicates(
-        images.Images(own, np.array([0, 1, 0, 1, 0, 1]), ("a", "b")), lines.append
+def test_hidden_files_are_ignored_and_grey_images_join_coloured_ones(tmp_path):
+    root = folder(tmp_path / "root")
+    (root / ".ipynb_checkpoints").mkdir()
+    (root / "cat" / "._0.png").write_bytes(b"a mac's")
+    Image.fromarray(PIXELS[5, ..., 0]).save(root / "cat" / "9.png")
+    loaded = images.read([root])
+    assert loaded.images.shape == (6, 4, 4, 3)
+    np.testing.assert_array_equal(
+        loaded.images[2], np.repeat(PIXELS[5, ..., :1], 3, -1)
     )
-    np.testing.assert_array_equal(found.images, PIXELS[[0, 2, 3]])
-    assert found.labels.tolist() == [0, 1, 1]
+    Image.fromarray(np.full((4, 4), 60000, np.uint16)).save(root / "dog" / "9.png")
+    with pytest.raises(ValueError, match=r"9\.png .*8 bits per colour"):
+        images.read([root])
+
+
+def test_duplicates_are_kept_once_and_dropped_if_labels_differ():
+    root = PIXELS[[0, 1, 0, 2, 1, 3]]
+    lines = []
+    loaded = images.without_duplicates(
+        images.Images(root, np.array([0, 1, 0, 1, 0, 1]), ("a", "b")), lines.append
+    )
+    np.testing.assert_array_equal(loaded.images, PIXELS[[0, 2, 3]])
+    assert loaded.labels.tolist() == [0, 1, 1]
     assert lines == [
         "3 images are duplicates: one of each is kept",
         "2 of them have copies with another label: none of those is kept",

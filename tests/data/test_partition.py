@@ -87,7 +87,7 @@ def test_too_many_clients_for_the_examples_is_refused_with_both_numbers():
         )
 
 
-def test_partition_that_no_draw_gives_is_refused_with_both_numbers():
+def test_an_unreachable_minimum_is_refused_with_both_numbers():
     with pytest.raises(ValueError, match=r"Dirichlet 0.001 .*20 clients 5 examples"):
         partition.dirichlet(
             generator(), BALANCED, clients=20, concentration=0.001, minimum=5
@@ -174,11 +174,12 @@ def test_split_takes_shares_of_any_scale():
     np.testing.assert_array_equal(once["one"], again["one"])
 
 
-def test_clients_that_draw_may_share_examples_and_hold_none_twice():
+def test_drawn_clients_may_share_examples_but_hold_none_twice():
     labels = np.repeat(np.arange(4), 30)
     rng = np.random.default_rng(0)
-    how = {"clients": 300, "concentration": 0.5, "examples": 20, "minimum": 3}
-    groups = partition.draw(rng, labels, **how)
+    groups = partition.draw(
+        rng, labels, clients=300, concentration=0.5, examples=20, minimum=3
+    )
     assert len(groups) == 300
     assert all(len(set(group)) == len(group) >= 3 for group in groups)
     assert np.bincount(np.concatenate(groups), minlength=120).min() > 1
@@ -187,9 +188,11 @@ def test_clients_that_draw_may_share_examples_and_hold_none_twice():
     assert 15 < np.median([len(group) for group in groups]) <= 21
 
 
-def test_a_class_with_few_examples_gives_those_it_has():
+def test_a_small_class_gives_all_its_examples():
     labels = np.array([0] * 50 + [1] * 2)
-    how = {"clients": 20, "concentration": 0.1, "examples": 30}
-    for group in partition.draw(np.random.default_rng(1), labels, **how):
+    rng = np.random.default_rng(1)
+    for group in partition.draw(
+        rng, labels, clients=20, concentration=0.1, examples=30
+    ):
         assert (labels[group] == 1).sum() <= 2
         assert len(group) >= 1

@@ -29,7 +29,7 @@ def test_choices_are_options(tmp_path):
     ]
 
 
-def test_instructions_have_to_be_answered(tmp_path):
+def test_instructions_must_be_answered(tmp_path):
     line = {"instruction": "add", "input": "1 2", "output": "3", "answer": "x"}
     path = tmp_path / "a.json"
     path.write_text(json.dumps([line, line | {"input": ""}]))
@@ -52,7 +52,7 @@ def test_labels_of_several_files_are_those_of_one_task(tmp_path):
         (tmp_path / name).write_text("\n".join(rows))
     first, second, third = text.read_together([tmp_path / name for name in lines])
     assert {e.options for e in (*first, *second, *third)} == {("1", "10", "b")}
-    assert [[e.gold for e in own] for own in (first, second, third)] == [
+    assert [[e.gold for e in examples] for examples in (first, second, third)] == [
         [2, 2],
         [0, 0],
         [1, 2],
@@ -61,7 +61,7 @@ def test_labels_of_several_files_are_those_of_one_task(tmp_path):
         text.read(tmp_path / "a")
 
 
-def test_a_text_may_be_empty_but_must_be_there(tmp_path):
+def test_a_text_may_be_empty_but_not_missing(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "", "label": 1}\n{"text": "x", "label": 0}\n')
     assert [e.prompt for e in text.read(path)] == ["\nlabel:", "x\nlabel:"]
@@ -78,7 +78,7 @@ BAD = [
     (b'{"text": "x", "label": 1}\n{"text": null, "label": 1}', "line 2: text is None"),
     (b'{"query": "x", "choices": ["a", "b"], "gold": 2}', "line 1: gold is 2"),
     (b'{"query": "x", "choices": ["a"], "gold": 0}', "choices must be two"),
-    (b'{"query": "x", "choices": ["a", "a "], "gold": 0}', "two choices are alike"),
+    (b'{"query": "x", "choices": ["a", "a "], "gold": 0}', "two choices are equal"),
     (b'{"text": "\\ud800", "label": 1}', "line 1 is not JSON"),
     (b'{"instruction": "x", "output": ""}', "line 1: output is ''; it must be a text"),
     (b'{"instruction": "x", "output": " "}', "line 1: the output is blank"),
@@ -96,7 +96,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("content", "reason"), BAD)
-def test_what_is_wrong_is_named_with_its_line(tmp_path, content, reason):
+def test_a_bad_record_is_named_with_its_line(tmp_path, content, reason):
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=reason) as error:
@@ -124,7 +124,7 @@ BYTES = tokens.of_bytes()
 EXAMPLES = [Example("ab", ("c", "dd"), 1), Example("abcdefgh", ("c",))]
 
 
-def test_prompts_and_options_are_apart():
+def test_prompts_and_options_are_encoded_separately():
     choices, cut = tokens.encode(EXAMPLES, BYTES, context=64)
     assert cut == 0 and choices.prompt.shape == (2, 16)
     assert BYTES.decode(choices.prompt[0]) == "ab"
@@ -135,12 +135,12 @@ def test_prompts_and_options_are_apart():
     assert list(choices.gold) == [1, 0]
 
 
-def test_a_long_prompt_loses_its_front_alone():
+def test_a_long_prompt_loses_only_its_beginning():
     choices, cut = tokens.encode(EXAMPLES, BYTES, context=8)
     assert cut == 1
     row, count = choices.prompt[1], choices.count[1]
     assert row[0] == BYTES.begin and BYTES.decode(row[:count]) == "defgh"
-    assert count + len(BYTES.encode(" c")) == 8  # nothing is asked after the end
+    assert count + len(BYTES.encode(" c")) == 8  # nothing is predicted after the end
 
 
 def test_a_prompt_is_cut_for_its_longest_option():
@@ -179,8 +179,8 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     config = {"vocab_size": 2, "eos_token_id": [1]}
     with pytest.raises(ValueError, match="has a token 2, but the model only 2 tokens"):
         tokens.from_folder(tmp_path, config)
-    found = tokens.from_folder(tmp_path, config | {"vocab_size": 4})
-    assert found.encode("b") == [1] and found.end == 1 and found.size == 4
+    loaded = tokens.from_folder(tmp_path, config | {"vocab_size": 4})
+    assert loaded.encode("b") == [1] and loaded.end == 1 and loaded.size == 4
     gap = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "z": 9}))
     gap.enable_truncation(1)
     gap.save(str(tmp_path / "tokenizer.json"))
@@ -251,16 +251,16 @@ def test_packed_rows_hold_every_text_once(sizes):
         for number, (prompt, answer) in enumerate(sizes)
     ]
     choices, _ = tokens.encode(examples, tokens.of_bytes(), context=40)
-    found = tokens.pack_texts(choices)
+    packed = tokens.pack_texts(choices)
     texts = []
-    for row in range(len(found.tokens)):
-        for number in range(1, found.segment[row].max() + 1):
-            here = np.flatnonzero(found.segment[row] == number)
+    for row in range(len(packed.tokens)):
+        for number in range(1, packed.segment[row].max() + 1):
+            here = np.flatnonzero(packed.segment[row] == number)
             assert (np.diff(here) == 1).all()
-            asked = np.isin(found.at[row], here) & (found.answers[row] >= 0)
-            at = found.at[row, asked] - here[0]
-            answer = found.answers[row, asked]
-            texts.append((tuple(found.tokens[row, here]), tuple(at), tuple(answer)))
+            answered = np.isin(packed.at[row], here) & (packed.answers[row] >= 0)
+            at = packed.at[row, answered] - here[0]
+            answer = packed.answers[row, answered]
+            texts.append((tuple(packed.tokens[row, here]), tuple(at), tuple(answer)))
     expected = []
     for prompt, count, (answer,), _ in zip(*choices, strict=True):
         answer = answer[answer >= 0]

@@ -65,7 +65,7 @@ def test_a_whole_group_is_replaced():
 @pytest.mark.parametrize(
     "name", ["lora.rnk", "rank", "lora", "lora.rank.x", "pretraining.steps", "name", ""]
 )
-def test_an_unknown_name_is_refused_with_those_that_are_known(name):
+def test_an_unknown_name_is_refused_with_the_known_ones(name):
     with pytest.raises(ValueError, match=r"no setting .*; there are .*lora\.rank"):
         MINE.set({"lora.alpha": 2.0, name: 3})
 
@@ -98,7 +98,7 @@ def test_paths_and_optional_values_are_made_again():
     assert changed.restored(MINE.settings()) == MINE
 
 
-def test_what_is_no_setting_is_passed_over():
+def test_entries_that_are_not_settings_are_ignored():
     assert MINE.restored({"job": "run", "lora.rank": 2}) == MINE.set({"lora.rank": 2})
 
 
@@ -116,7 +116,7 @@ def test_the_source_is_checked_with_its_experiment():
         MINE.set({"cells.clients": 4}).check()
 
 
-def test_natural_clients_are_those_of_the_data_alone():
+def test_natural_clients_are_only_those_of_the_data():
     natural = MINE.replace(natural=True)
     natural.set({"cells.heterogeneity": ("natural",)}).check()
     with pytest.raises(ValueError, match=r"heterogeneity is 0\.1 0\.5: .* natural"):
@@ -136,7 +136,7 @@ def test_a_cohort_drawn_by_examples_has_no_account_of_privacy():
 # --- Presets -------------------------------------------------------------------------
 
 
-def test_an_experiment_has_the_last_word_on_a_jobs_presets():
+def test_an_experiment_overrides_a_jobs_presets():
     presets = {"study": {"cells.seeds": (7,), "lora.rank": 4}}
     given = preset(MINE.replace(presets=presets), Study())
     assert (given.cells.seeds, given.lora.rank) == ((7,), 4)

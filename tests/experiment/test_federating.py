@@ -145,7 +145,7 @@ def private(noise: float) -> Experiment:
     )
 
 
-def test_epsilon_is_given_where_the_sum_is_all_that_is_taken():
+def test_epsilon_is_given_if_the_server_takes_only_the_sum():
     experiment = private(4.0)
     assert 0 < federating.epsilon(experiment, phase("fedit", experiment)) < 30
     assert federating.epsilon(experiment, phase("fedex", experiment)) is None

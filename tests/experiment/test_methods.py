@@ -43,17 +43,17 @@ def test_merges_have_equal_weights_and_weights_the_linear_merge():
     assert ALL["grid"].combination.merge == "linear"
 
 
-def test_all_rows_are_there_by_default():
+def test_all_rows_are_included_by_default():
     assert names(WITH_INPUTS) == list(ALL)
 
 
-def test_rows_are_those_that_are_asked_for_and_three_more_in_one_order():
-    asked = names(WITH_INPUTS, "ties", "uniform")
-    assert set(asked) == {"uniform", "ties", *ALWAYS}
-    assert asked == [name for name in ALL if name in asked]
+def test_selected_rows_and_three_others_keep_their_order():
+    selected = names(WITH_INPUTS, "ties", "uniform")
+    assert set(selected) == {"uniform", "ties", *ALWAYS}
+    assert selected == [name for name in ALL if name in selected]
 
 
-def test_a_task_has_the_rows_that_it_gives_what_they_need():
+def test_a_task_has_the_rows_whose_needs_it_meets():
     assert "regmean" not in names(of_classes, "regmean", "gauss_newton")
     assert "gauss_newton" in names(of_classes, "regmean", "gauss_newton")
     of_loss = names(OF_LOSS, "regmean", "gauss_newton", "grid")
@@ -63,16 +63,16 @@ def test_a_task_has_the_rows_that_it_gives_what_they_need():
 
 
 @pytest.mark.parametrize(
-    ("asked", "other"), [("train", "heldout"), ("heldout", "train")]
+    ("selected", "other"), [("train", "heldout"), ("heldout", "train")]
 )
-def test_curvature_on_the_other_samples_is_a_row(asked, other):
-    experiment = EXPERIMENT.set({"merging.curvature_on": asked})
+def test_curvature_on_the_other_samples_is_a_row(selected, other):
+    experiment = EXPERIMENT.set({"merging.curvature_on": selected})
     by_samples = {
         method.weighing.samples
         for method in all_methods(experiment)
         if method.name.startswith("potara core") and "module" not in method.name
     }
-    assert by_samples == {asked, other}
+    assert by_samples == {selected, other}
 
 
 def test_a_row_that_does_not_exist_is_refused():

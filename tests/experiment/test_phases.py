@@ -50,7 +50,7 @@ def test_marks_alone_without_a_budget():
         (Budget(1000, 1000), 0, {}),  # it lasts longer than the rounds
     ],
 )
-def test_the_last_rounds_within_a_budget_are_looked_at(budget, final, expected):
+def test_the_last_rounds_within_a_budget_are_scored(budget, final, expected):
     assert due(5, budget=budget, final=final) == expected
 
 
@@ -113,8 +113,8 @@ def begun(phase, place, folder):
     algorithm, adapter = phase.algorithm, GIVEN.adapter
     if place == "device":
         adapters = federated.stack(adapter, clients=len(COUNTS))
-        return federated.start(algorithm, adapters, phase.conditions)
-    args = algorithm, GIVEN.shared, adapter, GIVEN.examples
+        return federated.start(algorithm, adapters, KEY, phase.conditions)
+    args = algorithm, GIVEN.shared, adapter, GIVEN.examples, KEY
     return start_on_host(*args, conditions=phase.conditions, folder=folder)
 
 

@@ -43,7 +43,7 @@ def row(problem, name="potara core"):
     return Row(name, jax.vmap(problem.adapter)(keys), Cost())
 
 
-def test_a_model_that_knows_half_of_the_answers_has_half_of_the_points(problem):
+def test_a_model_that_knows_half_of_the_answers_scores_one_half(problem):
     federation = problem.federations[CELL]
     index = np.asarray(federation.test.index)
     clients = iter(np.asarray(federation.pool.inputs.answers)[index][:, :, 0])
@@ -83,7 +83,7 @@ def test_what_a_program_writes_is_what_greedy_decoding_writes(problem):
     assert record["exact_match"] == pytest.approx(float(expected), abs=0.02)
 
 
-def test_methods_that_are_not_shown_are_not_asked(problem):
+def test_methods_that_are_not_shown_do_not_write(problem):
     assert written(context(problem, None), [row(problem, "ties")]) == []
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from potara_jax import experiments
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Resources
+from potara_jax.experiment.problems import client_folder
 from potara_jax.experiments import (
     cifar100,
     clients,
@@ -291,10 +292,10 @@ def test_what_the_user_set_stays_and_a_resolved_experiment_is_resolved(tmp_path)
         "merging.curvature": "exact",
         "cells.clients": 1,
     }
-    experiment = clients.resolve(natural(tmp_path, **given))
+    experiment = client_folder.resolve(natural(tmp_path, **given))
     values = experiment.settings()
     assert all(values[n] == given[n] or values[n] == list(given[n]) for n in given)
-    assert clients.resolve(experiment) == experiment
+    assert client_folder.resolve(experiment) == experiment
 
 
 def test_clients_share_their_labels(tmp_path):
@@ -311,7 +312,7 @@ def test_clients_with_one_label_are_refused(tmp_path):
     rows = [json.dumps({"text": f"is {i}", "label": 0}) for i in range(30)]
     for name in "abc":
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
-    experiment = clients.resolve(natural(tmp_path))
+    experiment = client_folder.resolve(natural(tmp_path))
     with pytest.raises(ValueError, match="all files have only the label '0'"):
         experiment.make_problem(experiment, Resources())
 
@@ -320,7 +321,7 @@ def test_a_client_with_too_few_examples_is_named(tmp_path):
     for name, number in (("a", 30), ("b", 9), ("c", 30)):
         array, labels = pixels(number, classes=3)
         np.savez(tmp_path / f"{name}.npz", images=array, labels=labels)
-    experiment = clients.resolve(natural(tmp_path))
+    experiment = client_folder.resolve(natural(tmp_path))
     with pytest.raises(ValueError, match=r"b\.npz has 9 examples: fewer than 10"):
         experiment.make_problem(experiment, Resources())
 
@@ -329,7 +330,7 @@ def test_clients_of_two_kinds_are_refused(tmp_path):
     save_clients(tmp_path)
     (tmp_path / "notes.json").write_text("{}")
     with pytest.raises(ValueError, match=r"texts \(notes.json\) and images \(2.npz\)"):
-        clients.resolve(natural(tmp_path))
+        client_folder.resolve(natural(tmp_path))
 
 
 # --- Refusals ------------------------------------------------------------------------
@@ -373,7 +374,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("module", "changes", "reason"), REFUSED)
-def test_a_setting_that_cannot_be_is_named(module, changes, reason):
+def test_an_invalid_setting_is_named(module, changes, reason):
     given = (
         {"source.data": (Path("x"),)} if module in (text, images) and changes else {}
     )
@@ -405,7 +406,7 @@ def test_shards_are_never_shared():
 def test_settings_of_natural_clients_are_checked(changes, reason, tmp_path):
     save_clients(tmp_path)
     with pytest.raises(ValueError, match=reason):
-        clients.resolve(natural(tmp_path, **changes)).check()
+        client_folder.resolve(natural(tmp_path, **changes)).check()
 
 
 @pytest.mark.parametrize(

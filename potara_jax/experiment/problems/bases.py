@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import jax.numpy as jnp
 from potara_jax.adapters.lora import Params
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Resources
-from potara_jax.experiment.settings import Pretraining
+from potara_jax.experiment.settings import Pretraining, require_at_least, require_that
 from potara_jax.models import weights
 from potara_jax.models.pretraining import pretrain
 from potara_jax.runs.bases import cached_base
+
+HEAD_WIDTH = 32  # of the attention heads of a base that is pre-trained here
 
 
 def pretrained(
@@ -75,14 +77,30 @@ def activation_dtype(precision: str) -> str:
     return "float32" if precision == "float32" else "bfloat16"
 
 
-def user_files(data: Sequence[Path], checkpoint: str | None) -> list[Path]:
-    """Files whose content determines an experiment's results.
+# --- Settings of a source ------------------------------------------------------------
 
-    Args:
-      data: the user's files and folders of examples.
-      checkpoint: a folder, a name on Hugging Face's hub, or None.
 
-    Returns:
-      The data, then the files of a checkpoint in a folder.
+def check_sizes(source: Any) -> None:
+    """Raise `ValueError` for a `width` or a `depth` that a base cannot have."""
+    require_at_least(source, "source", 1, "width", "depth")
+    good = source.width % HEAD_WIDTH == 0
+    require_that(good, "source.width", source.width, f"a multiple of {HEAD_WIDTH}")
+
+
+def check_upstream(source: Any) -> None:
+    """Raise `ValueError` for a share `upstream` of the base's that cannot be."""
+    share, checkpoint = source.upstream, source.checkpoint
+    require_that(0 <= share < 1, "source.upstream", share, "in [0, 1)")
+    expected = "above 0: a base needs examples, or source.checkpoint"
+    require_that(bool(share or checkpoint), "source.upstream", share, expected)
+
+
+def user_files(experiment: Experiment) -> list[Path]:
+    """The user's files whose content determines an experiment's results.
+
+    They are the `data` of its source, where that has any, and then the files of its
+    `checkpoint`, where that is a folder.
     """
+    source = experiment.source
+    data, checkpoint = getattr(source, "data", ()), source.checkpoint
     return [*data, *(weights.files_of(checkpoint) if checkpoint else [])]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,86 +15,15 @@ from potara_jax.experiment.problem import (
     Problem,
     Resources,
 )
-from potara_jax.experiment.problems import bases, federations, texts, vision
+from potara_jax.experiment.problems import federations, image_models, texts, vision
 from potara_jax.experiment.problems import images as image_problems
-from potara_jax.experiment.problems.texts import TextModel
+from potara_jax.experiment.problems.client_folder import ClientPaths
 
-_TEXT = (".jsonl", ".jsonl.gz", ".json")
 _FEWEST = 10  # examples of a client
 
 
-class ClientModel(TextModel, Protocol):
-    """Settings of a problem of natural clients."""
-
-    @property
-    def side(self) -> int | None: ...
-    @property
-    def test_examples(self) -> int: ...
-
-
-class ClientPaths(NamedTuple):
-    """The clients whose examples the base learns, and those who federate."""
-
-    upstream: list[Path]
-    federated: list[Path]
-
-
-def find(data: Sequence[Path]) -> list[Path]:
-    """The clients of a folder, in the order of their names.
-
-    Raises `ValueError` where there is not one folder with two clients or more, all with
-    texts or all with images.
-    """
-    if len(data) != 1 or not data[0].is_dir():
-        names = " ".join(map(str, data)) or "empty"
-        expected = "one folder, with a file or folder per client"
-        raise ValueError(f"source.data is {names}: it must be {expected}")
-    paths = sorted(path for path in data[0].iterdir() if _is_client(path))
-    if len(paths) < 2:
-        raise ValueError(
-            f"{data[0]} holds {len(paths)} clients: there must be 2 or more"
-        )
-    kinds = {is_text(path): path.name for path in paths}
-    if len(kinds) > 1:
-        raise ValueError(
-            f"{data[0]} holds texts ({kinds[True]}) and images ({kinds[False]}): all "
-            "clients must be of one kind"
-        )
-    return paths
-
-
-def _is_client(path: Path) -> bool:
-    if path.name.startswith("."):
-        return False
-    return path.is_dir() or path.suffix == ".npz" or is_text(path)
-
-
-def is_text(path: Path) -> bool:
-    """Whether a client's examples are texts; otherwise they are images."""
-    return path.name.endswith(_TEXT)
-
-
-def upstream_number(clients: int, share: float) -> int:
-    """The clients that the base is pre-trained on: of a share above 0, at least one."""
-    return min(max(1, round(share * clients)), clients - 1) if share else 0
-
-
-def divide(
-    paths: Sequence[Path], *, upstream: int, clients: int, seed: int
-) -> ClientPaths:
-    """Draw the clients for the base; of the others, the first by name federate."""
-    order = np.random.default_rng([seed, 0]).permutation(len(paths))
-    federated = np.sort(order[upstream:])[:clients]
-    return ClientPaths(
-        [paths[i] for i in order[:upstream]], [paths[i] for i in federated]
-    )
-
-
 def of_texts(
-    experiment: Experiment,
-    source: ClientModel,
-    paths: ClientPaths,
-    resources: Resources,
+    experiment: Experiment, paths: ClientPaths, resources: Resources
 ) -> Problem:
     """A problem of a Llama, for clients with texts.
 
@@ -110,13 +37,11 @@ def of_texts(
     names = tuple(path.name for path in paths.federated)
 
     def federate(pool: Batch, owner: np.ndarray) -> Federations:
-        return federations.natural(
-            experiment, pool, owner, owner, test=source.test_examples
-        )
+        test = experiment.source.test_examples
+        return federations.natural(experiment, pool, owner, owner, test=test)
 
     return texts.problem(
         experiment,
-        source,
         upstream,
         files[number:],
         federate,
@@ -126,15 +51,13 @@ def of_texts(
 
 
 def of_images(
-    experiment: Experiment,
-    source: ClientModel,
-    paths: ClientPaths,
-    resources: Resources,
+    experiment: Experiment, paths: ClientPaths, resources: Resources
 ) -> Problem:
     """A problem of a ViT, for clients with images.
 
     Raises `ValueError` where a client has too few images, or all have one class.
     """
+    source = experiment.source
     everyone = [*paths.upstream, *paths.federated]
     parts = [images.read([path], side=source.side) for path in everyone]
     joined = images.join(parts, everyone)
@@ -152,20 +75,10 @@ def of_images(
         mine.labels,
         test=source.test_examples,
     )
-    if source.checkpoint:
-        model = image_problems.loaded(source.checkpoint, mine)
-    else:
-        model = image_problems.pretrained(
-            upstream,
-            mine,
-            bases.settings_of(experiment),
-            resources,
-            width=source.width,
-            depth=source.depth,
-        )
-    problem = vision.problem(experiment, model, cells)
+    model = image_models.chosen(experiment, upstream, mine, resources)
+    made = vision.problem(experiment, model, cells)
     names = tuple(path.name for path in paths.federated)
-    return problem._replace(contents=problem.contents._replace(clients=names))
+    return made._replace(contents=made.contents._replace(clients=names))
 
 
 def _check_number(path: Path, number: int) -> None:

@@ -33,9 +33,8 @@ def for_cells(cells: Cells, make: MakeFederation) -> Federations:
     Returns:
       The federations by `(heterogeneity, seed)`.
     """
-    keys = [(h, seed) for h in cells.heterogeneity for seed in cells.seeds]
-    size = max(make(*key, size=None).train.index.shape[1] for key in keys)
-    federations = {key: make(*key, size=size) for key in keys}
+    size = max(make(*key, size=None).train.index.shape[1] for key in cells.keys)
+    federations = {key: make(*key, size=size) for key in cells.keys}
     tests = max(_columns(federation.test) for federation in federations.values())
     return {
         key: federation._replace(test=_fit(federation.test, tests))

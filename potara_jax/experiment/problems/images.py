@@ -1,51 +1,82 @@
-"""Models and federations of labelled images.
+"""Labelled images, and who has which.
 
-Dimension letters: `B` batch, `N` images, `K` classes.
+Dimension letters: `N` images.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from potara_jax.adapters import lora
-from potara_jax.adapters.lora import Params
-from potara_jax.clients.task import of_classes
+from potara_jax.data import catalogue
 from potara_jax.data.federation import Batch
 from potara_jax.data.images import Images
 from potara_jax.experiment.experiment import Experiment
-from potara_jax.experiment.problem import Federations, Resources
+from potara_jax.experiment.problem import Federations
 from potara_jax.experiment.problems import bases, federations
-from potara_jax.experiment.problems.vision import VisionModel
-from potara_jax.experiment.settings import Pretraining, require_that
-from potara_jax.models import publishing, vit, weights
-from potara_jax.models.vit import ViT, ViTConfig
+from potara_jax.experiment.settings import (
+    require_at_least,
+    require_at_most,
+    require_that,
+)
 
-LARGEST_SIDE = 4096  # pixels
+_LARGEST_SIDE = 4096  # pixels
 _FEWEST = 5  # images of a class
-_HEAD_WIDTH = 32
-_PREPROCESSOR = "preprocessor_config.json"
 
 
-def check_upstream(share: float, checkpoint: str | None) -> None:
-    """Raise `ValueError` for a share of the base's examples that cannot be."""
-    require_that(0 <= share < 1, "source.upstream", share, "in [0, 1)")
-    expected = "above 0: a base needs examples, or source.checkpoint"
-    require_that(bool(share or checkpoint), "source.upstream", share, expected)
+@dataclasses.dataclass(frozen=True)
+class ImageFiles:
+    """The user's images, and the ViT that learns them."""
+
+    data: tuple[Path, ...] = ()
+    """Files of images and labels (.npz), or folders with one sub-folder per class."""
+    side: int | None = None
+    """Resize images to this many pixels a side. Default: as they are."""
+    checkpoint: str | None = None
+    """Folder, or name on Hugging Face's hub, of a ViT. Default: one is pre-trained."""
+    upstream: float = 0.6
+    """Share of the classes that the base is pre-trained on, and no client has."""
+    test_examples: int = 100
+    """Test images of a client, at most, in its proportions."""
+    width: int = 96
+    """Width of the ViT that is pre-trained."""
+    depth: int = 6
+    """Its blocks."""
+
+    def check(self, experiment: Experiment) -> None:
+        """Raise `ValueError` for an invalid value."""
+        expected = "files (.npz) or folders of images"
+        require_that(bool(self.data), "source.data", "empty", expected)
+        require_at_least(self, "source", 1, "test_examples")
+        check_side(self)
+        bases.check_sizes(self)
+        bases.check_upstream(self)
 
 
-def check_width(width: int) -> None:
-    """Raise `ValueError` for a width that heads cannot share."""
-    good = width % _HEAD_WIDTH == 0
-    require_that(good, "source.width", width, f"a multiple of {_HEAD_WIDTH}")
+@dataclasses.dataclass(frozen=True)
+class PublicImages:
+    """A public data set of images, and the ViT that learns it."""
+
+    checkpoint: str
+    """Folder, or name on Hugging Face's hub, of a pre-trained ViT."""
+    data_dir: Path = catalogue.DEFAULT
+    """Folder of tensorflow-datasets; a missing data set is downloaded into it."""
+    test_examples: int = 500
+    """Test images of a client, at most, in its proportions."""
+
+    def check(self, experiment: Experiment) -> None:
+        """Raise `ValueError` for an invalid value."""
+        require_at_least(self, "source", 1, "test_examples")
+
+
+def check_side(source: Any) -> None:
+    """Raise `ValueError` for a side that images cannot be resized to."""
+    require_at_least(source, "source", 1, "side")
+    require_at_most(source, "source", _LARGEST_SIDE, "side")
 
 
 # --- Who has what --------------------------------------------------------------------
@@ -120,170 +151,3 @@ def dealt(
 def batch(images: Images) -> Batch:
     """The images on the device."""
     return Batch(jnp.asarray(images.images), jnp.asarray(images.labels))
-
-
-# --- A model that is pre-trained -----------------------------------------------------
-
-
-def pretrained(
-    upstream: Images,
-    images: Images,
-    settings: Pretraining,
-    resources: Resources,
-    *,
-    width: int,
-    depth: int,
-) -> VisionModel:
-    """A ViT that learns upstream classes, with a new head for the clients' classes.
-
-    Args:
-      upstream: images that the base is pre-trained on.
-      images: the clients' images.
-      settings: of the pre-training.
-      resources: the cache, and the log.
-      width: of the ViT, a multiple of 32.
-      depth: its blocks.
-
-    Returns:
-      The model; it is trained when it is read.
-    """
-    config = _sized(upstream, width=width, depth=depth)
-    base = partial(_pretrain, config, upstream, settings, resources)
-    classes, shape = len(images.names), images.images.shape[1:]
-    return VisionModel(
-        dataclasses.replace(config, classes=classes),
-        lambda: _with_head(base(), classes),
-        shape,
-        images.names,
-        prepare=_scaled,
-        files={_PREPROCESSOR: _described_scaling(shape)},
-    )
-
-
-def _sized(images: Images, *, width: int, depth: int) -> ViTConfig:
-    """A ViT that suits the images: eight patches a side, where that divides."""
-    side = images.images.shape[1]
-    patch = next(p for p in (max(1, side // 8), 4, 2, 1) if side % p == 0)
-    return ViTConfig(
-        patch=patch,
-        width=width,
-        depth=depth,
-        heads=width // _HEAD_WIDTH,
-        classes=len(images.names),
-    )
-
-
-def _pretrain(
-    config: ViTConfig, upstream: Images, settings: Pretraining, resources: Resources
-) -> Params:
-    model, examples = ViT(config), batch(upstream)
-    apply = lora.bind(model, scale=1.0)
-    task = of_classes(lambda base, adapter, x: apply(base, adapter, _scaled(x)))
-    return bases.pretrained(
-        config,
-        lambda key: model.init(key, _scaled(examples.inputs[:1]))["params"],
-        lambda params, batch: task.loss(params, {}, batch),
-        examples,
-        settings,
-        resources,
-    )
-
-
-def _with_head(base: Params, classes: int) -> Params:
-    """The base with a head of zeros."""
-    width = base["norm"]["scale"].shape[0]
-    head = {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
-    return dict(base) | {"head": head}
-
-
-def _scaled(images: jax.Array) -> jax.Array:
-    """Pixels from -1 to 1."""
-    return images.astype(jnp.float32) / 127.5 - 1
-
-
-def _described_scaling(shape: Sequence[int]) -> str:
-    """`_scaled` as Hugging Face describes it."""
-    half = [0.5] * shape[-1]
-    config = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_rescale": True,
-        "size": {"height": shape[0], "width": shape[1]},
-        "do_resize": True,
-        "do_normalize": True,
-        "image_mean": half,
-        "image_std": half,
-    }
-    return json.dumps(config, indent=1) + "\n"
-
-
-# --- A checkpoint --------------------------------------------------------------------
-
-
-def loaded(checkpoint: str, images: Images) -> VisionModel:
-    """A Hugging Face ViT with a new head for the images' classes.
-
-    Args:
-      checkpoint: its folder, or its name on the hub.
-      images: the clients' images, which are enlarged to the model's size on the device.
-
-    Returns:
-      The model; its parameters are loaded when it is read.
-
-    Raises:
-      ValueError: it is no ViT, cannot be had, or does not fit the images.
-    """
-    folder, classes = weights.folder_of(checkpoint), len(images.names)
-    description = weights.read_config(folder)
-    with weights.errors_naming(folder / weights.CONFIG):
-        config = vit.config_of(description, classes=classes)
-    prepare = _preparation(folder, description, colours=images.images.shape[-1])
-    image = jax.eval_shape(prepare, jnp.zeros((1, *images.images.shape[1:])))
-    shapes = jax.eval_shape(ViT(config).init, jax.random.key(0), image)["params"]
-    body = {name: x for name, x in shapes.items() if name != "head"}
-    table = vit.TABLE._replace(ignored=(*vit.TABLE.ignored, "classifier.*"))
-    return VisionModel(
-        config,
-        lambda: _with_head(weights.load(folder, table, body, dtype="float32"), classes),
-        image.shape[1:],
-        images.names,
-        prepare=prepare,
-        files=publishing.read_files(folder),
-        checkpoint=checkpoint,
-    )
-
-
-def _preparation(
-    folder: Path, description: dict[str, Any], *, colours: int
-) -> Callable[[jax.Array], jax.Array]:
-    """Enlarges images to the model's side, and normalises them as the folder says."""
-    side, expected = (
-        description.get("image_size", 224),
-        description.get("num_channels", 3),
-    )
-    if not isinstance(side, int):
-        raise ValueError(f"{folder} wants images of {side}: they must be square")
-    if colours != expected:
-        raise ValueError(f"{folder} wants images of {expected} colours, not {colours}")
-    mean, deviation = _normalisation(folder / _PREPROCESSOR, colours)
-
-    def prepare(images: jax.Array) -> jax.Array:
-        images = images.astype(jnp.float32)
-        shape = len(images), side, side, images.shape[-1]
-        if images.shape != shape:
-            images = jax.image.resize(images, shape, "bilinear")
-        return (images / 255 - mean) / deviation
-
-    return prepare
-
-
-def _normalisation(path: Path, colours: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every colour."""
-    description = weights.read_object(path) if path.is_file() else {}
-    half = [0.5] * colours
-    with weights.errors_naming(path):
-        mean = np.array(description.get("image_mean", half), np.float32)
-        deviation = np.array(description.get("image_std", half), np.float32)
-    fits = mean.shape == deviation.shape == (colours,) and np.isfinite(mean).all()
-    if not fits or not (deviation > 0).all():
-        raise ValueError(f"{path}: image_mean and image_std must be {colours} numbers")
-    return mean, deviation

@@ -14,7 +14,7 @@ from potara_jax.data.catalogue import Source
 from potara_jax.data.text import Example
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import ClientContents, Problem, Resources
-from potara_jax.experiment.problems import bases, federations, language
+from potara_jax.experiment.problems import federations, language
 from potara_jax.experiment.settings import SEEDS, require_at_least, require_that
 
 
@@ -38,7 +38,7 @@ class Suite:
     """Choose options by their log-likelihood per token, not whole."""
 
     def check(self, experiment: Experiment) -> None:
-        """Raise `ValueError` for a value that cannot be."""
+        """Raise `ValueError` for an invalid value."""
         names = ("train_examples", "test_examples", "context")
         require_at_least(self, "source", 8, *names)
         good = 0 <= self.examples_seed < SEEDS
@@ -92,8 +92,3 @@ def _draw(task: Source, part: Literal["train", "test"], suite: Suite) -> list[Ex
     number = {"train": suite.train_examples, "test": suite.test_examples}[part]
     rng = np.random.default_rng([suite.examples_seed, 2])
     return [examples[i] for i in rng.permutation(len(examples))[:number]]
-
-
-def files(experiment: Experiment) -> list[Path]:
-    """The files of a checkpoint in a folder."""
-    return bases.user_files([], experiment.source.checkpoint)

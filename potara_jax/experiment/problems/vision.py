@@ -1,6 +1,6 @@
 """A problem of a Vision Transformer.
 
-Dimension letters: `B` batch, `H` `W` image sides, `C` colours.
+Dimension letters: `N` images, `B` batch, `H` `W` image sides, `C` colours.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import jax.numpy as jnp
 from potara_jax.adapters import lora, precision
 from potara_jax.adapters.lora import Params, Site
 from potara_jax.clients.task import Task, of_classes
+from potara_jax.data.federation import Batch
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import (
     ClientContents,
     Federations,
     Problem,
+    Resources,
     adapter_maker,
 )
-from potara_jax.experiment.problems.bases import activation_dtype
+from potara_jax.experiment.problems import bases
+from potara_jax.experiment.settings import Pretraining
 from potara_jax.models import vit
 from potara_jax.models.publishing import Form
 from potara_jax.models.vit import ViT, ViTConfig
@@ -66,7 +69,7 @@ def problem(
     large.
     """
     settings, compute = experiment.lora, experiment.compute
-    dtype = activation_dtype(compute.precision)
+    dtype = bases.activation_dtype(compute.precision)
     config = dataclasses.replace(model.config, dtype=dtype, remat=compute.remat)
     module, image = ViT(config), jax.ShapeDtypeStruct((1, *model.shape), jnp.float32)
     sites = lora.find_sites(module, image, targets=settings.targets)
@@ -91,15 +94,19 @@ def _task(
     sites: Mapping[str, Site],
     scale: float,
 ) -> Task:
-    def prepared(apply: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda base, adapter, images: apply(base, adapter, prepare(images))
-
     return of_classes(
-        prepared(lora.bind(module, scale=scale)),
-        read=prepared(lora.bind_inputs(module, scale=scale)),
-        features=prepared(lora.bind_input_of(module, _HEAD, scale=scale)),
+        _prepared(lora.bind(module, scale=scale), prepare),
+        read=_prepared(lora.bind_inputs(module, scale=scale), prepare),
+        features=_prepared(lora.bind_input_of(module, _HEAD, scale=scale), prepare),
         add=lora.bind_add(sites, scale=scale),
     )
+
+
+def _prepared(
+    apply: Callable[..., Any], prepare: Callable[[jax.Array], jax.Array]
+) -> Callable[..., Any]:
+    """A model's apply function, of a pool's images."""
+    return lambda base, adapter, images: apply(base, adapter, prepare(images))
 
 
 def _form(model: VisionModel, sites: Mapping[str, Site], scale: float) -> Form:
@@ -111,4 +118,39 @@ def _form(model: VisionModel, sites: Mapping[str, Site], scale: float) -> Form:
         sites=sites,
         scale=scale,
         checkpoint=model.checkpoint,
+    )
+
+
+def pretrain(
+    config: ViTConfig,
+    examples: Batch,
+    settings: Pretraining,
+    resources: Resources,
+    *,
+    prepare: Callable[[jax.Array], jax.Array] = unchanged,
+    report: bool = True,
+) -> Params:
+    """A ViT that learns classes of images, or that the cache has.
+
+    Args:
+      config: its sizes.
+      examples: images `[N, ...]`, and their classes.
+      settings: of the pre-training.
+      resources: the cache, and the log.
+      prepare: turns the images into the model's.
+      report: see `bases.pretrained`.
+
+    Returns:
+      Its parameters.
+    """
+    model = ViT(config)
+    task = of_classes(_prepared(lora.bind(model, scale=1.0), prepare))
+    return bases.pretrained(
+        config,
+        lambda key: model.init(key, prepare(examples.inputs[:1]))["params"],
+        lambda params, batch: task.loss(params, {}, batch),
+        examples,
+        settings,
+        resources,
+        report=report,
     )
