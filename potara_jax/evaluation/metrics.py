@@ -79,18 +79,21 @@ def _of_examples(
         loss, score = task.measure(shared.base, adapter, take(shared.pool, rows))
         return score, loss
 
-    return in_parts(measure, index, most=_examples_at_once(task, shared.pool))
+    return in_parts(measure, index, max_size=_examples_at_once(task, shared.pool))
 
 
-def in_parts(of: Callable[[Array], Any], index: Array, *, most: int) -> Any:
-    """`of(index)`, a tree of arrays with a row for each of the index `[M]`.
+def in_parts(function: Callable[[Array], Any], index: Array, *, max_size: int) -> Any:
+    """`function(index)`, a tree of arrays with one row per entry of the index `[M]`.
 
-    At most `most` at a time, in equal parts: memory does not grow with their number.
+    Computed in equal parts of up to `max_size` entries, to bound memory.
     """
-    parts = -(-len(index) // most)
+    parts = -(-len(index) // max_size)
     padded = jnp.resize(index, (parts, -(-len(index) // parts)))
-    flat = lambda x: x.reshape(-1, *x.shape[2:])[: len(index)]
-    return jax.tree.map(flat, jax.lax.map(of, padded))
+
+    def joined(x: Array) -> Array:
+        return x.reshape(-1, *x.shape[2:])[: len(index)]
+
+    return jax.tree.map(joined, jax.lax.map(function, padded))
 
 
 def _examples_at_once(task: Task, pool: Batch) -> int:

@@ -119,8 +119,11 @@ def _to_grid(
     if "samples" not in fields:
         return None
     samples = fields["samples"], fields["number"]
-    grid = lambda cell: grids[(_place(cell), *samples)]
-    return _over_seeds([(c["seed"], scale * (e["mean"] - grid(c))) for c, e in pairs])
+    differences = [
+        (c["seed"], scale * (e["mean"] - grids[(_place(c), *samples)]))
+        for c, e in pairs
+    ]
+    return _over_seeds(differences)
 
 
 def _over_seeds(differences: Sequence[tuple[int, float]]) -> Interval:

@@ -117,10 +117,10 @@ def _speed_cells(lines: Sequence[Record]) -> list[Cell]:
         return [Cell(MISSING)] * 3
     each = [line["steps"] / max(line["seconds"], 1e-9) for line in lines]
     pace, memory = float(np.median(each)), np.array([x["memory"] for x in lines]) / 1e6
-    growth, most = _growth(memory), float(memory.max())
+    growth, peak = _growth(memory), float(memory.max())
     return [
         Cell(f"{pace:,.0f}", pace),
-        Cell(f"{most:,.0f}", most),
+        Cell(f"{peak:,.0f}", peak),
         Cell(f"{growth:+.1f}", growth),
     ]
 

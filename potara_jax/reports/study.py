@@ -95,15 +95,19 @@ def table(
 
     number: of samples, beside the weights that need none; default: all of them.
     """
-    fields = lambda s: (s.fields.get("samples", ""), s.fields.get("number", 0))
     shown = [
         setting
         for setting in best_damped(settings_of(results))
         if number is None or setting.fields.get("number", number) == number
     ]
-    shown.sort(key=lambda setting: (*fields(setting), -setting.regret.mean))
+    shown.sort(key=_place)
     metric = metric_of(results)
     return Table(COLUMNS, [Group([_row(s, metric) for s in shown])], notes=notes)
+
+
+def _place(setting: Setting) -> tuple[str, int, float]:
+    fields = setting.fields
+    return fields.get("samples", ""), fields.get("number", 0), -setting.regret.mean
 
 
 def _row(setting: Setting, metric: Metric) -> Row:

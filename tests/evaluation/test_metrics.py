@@ -42,9 +42,9 @@ def numpy_scores(shared, stacked, test):
         a, b = (np.asarray(stacked["dense"][name][client]) for name in "ab")
         index, weight = (np.asarray(part[client], part.dtype) for part in test)
         logits = inputs[index] @ (w + SCALE * a @ b)
-        own = labels[index]
-        losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(TESTS), own]
-        accuracy.append(np.sum(weight * (logits.argmax(1) == own)))
+        right = labels[index]
+        losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(TESTS), right]
+        accuracy.append(np.sum(weight * (logits.argmax(1) == right)))
         loss.append(np.sum(weight * losses))
     return np.array(accuracy), np.array(loss)
 
@@ -61,7 +61,7 @@ def test_evaluator_equals_numpy(chunk):
     assert len(np.unique(accuracy)) == CLIENTS
 
 
-def test_a_task_of_a_loss_alone_scores_minus_the_loss():
+def test_a_task_with_only_a_loss_scores_minus_the_loss():
     squares = lambda apply, batch: (apply(batch.inputs) ** 2).sum(-1)
     squared, given, test = of_loss(linear, squares), problem((20,)), weighted_test()
     scores = metrics.evaluator(squared)(given.shared, adapters(), test)
@@ -162,13 +162,13 @@ def test_segment_barrier_is_the_highest_over_points_that_need_not_be_even():
     np.testing.assert_allclose(metrics.segment_barrier(losses, points), [2.0])
 
 
-@pytest.mark.parametrize("most", [1, 3, 7])
-def test_how_many_examples_are_read_at_once_changes_nothing(monkeypatch, most):
+@pytest.mark.parametrize("limit", [1, 3, 7])
+def test_the_number_of_examples_at_once_changes_nothing(monkeypatch, limit):
     shared = problem((4, 4, 4, 8)).shared
     adapter, test = adapters(), weighted_test()
     whole = metrics.evaluator(task)(shared, adapter, test)
     first = jax.tree.map(lambda x: x[0], adapter)
     common = metrics.common_evaluator(task)(shared, first, test)
-    monkeypatch.setattr(metrics, "_MAX_EXAMPLES", most)
+    monkeypatch.setattr(metrics, "_MAX_EXAMPLES", limit)
     assert_close(metrics.evaluator(task)(shared, adapter, test), whole)
     assert_close(metrics.common_evaluator(task)(shared, first, test), common)

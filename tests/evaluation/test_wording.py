@@ -19,12 +19,12 @@ from potara_jax.evaluation.wording import exact_match, f1, rouge_1
     ],
 )
 def test_by_hand(written, right, expected):
-    found = [metric(written, right) for metric in wording.METRICS.values()]
-    assert found == pytest.approx(expected)
+    scores = [metric(written, right) for metric in wording.METRICS.values()]
+    assert scores == pytest.approx(expected)
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
-def test_all_are_symmetric_shares_and_one_for_the_same(one, two):
+def test_metrics_are_symmetric_shares_and_one_for_equal_answers(one, two):
     for metric in (exact_match, f1, rouge_1):
         assert 0 <= metric(one, two) == metric(two, one) <= 1
         assert metric(one, one) == 1

@@ -54,13 +54,16 @@ def _curves(seeds: list[list[Record]]) -> dict[str, Curve]:
     return {method: (m[:, 0], m[:, 1]) for method, m in means.items() if m[:, 0].any()}
 
 
+def _sends(record: Record) -> bool:
+    return bool(record["bytes_up"] or record["bytes_down"])
+
+
 def _levels(results: Results, heterogeneity: str) -> dict[str, float]:
     """`{method: score}` of methods that send nothing and are not oracles."""
-    sends = lambda record: record["bytes_up"] or record["bytes_down"]
     return {
         method: float(np.mean([record["mean"] for record in records]))
         for method, records in by_heterogeneity(results).get(heterogeneity, {}).items()
-        if not (records[0]["oracle"] or any(map(sends, records)))
+        if not (records[0]["oracle"] or any(map(_sends, records)))
     }
 
 

@@ -159,8 +159,11 @@ def draw_bytes(results: Results) -> Figure:
         _name_ends(axes, each)
     drawing.log_axis(panels[0], "x", subs=(1, 2, 5))
     drawing.name_axes(panels, x="communicated [MB]", y=metric.axis)
-    stroke = lambda colour: Line2D([], [], color=colour, marker=".")
-    drawing.legend(figure, {name: stroke(colour) for name, colour in _GROUPS.items()})
+    entries = {
+        name: Line2D([], [], color=colour, marker=".")
+        for name, colour in _GROUPS.items()
+    }
+    drawing.legend(figure, entries)
     return figure
 
 

@@ -84,8 +84,8 @@ def _better_parent(
     metric: Metric,
 ) -> None:
     if parents and set(parents) <= set(methods):
-        mean = lambda name: np.mean([record["mean"] for record in methods[name]])
-        better = metric.shown(max(map(mean, parents)))
+        means = (np.mean([r["mean"] for r in methods[name]]) for name in parents)
+        better = metric.shown(max(means))
         axes.axvline(better, color=FAINT, linewidth=1, linestyle=DASHED, zorder=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from potara_jax.reports.estimates import (
     settings_of,
 )
 from potara_jax.reports.formats import Metric, metric_of
-from potara_jax.reports.summary import Results
+from potara_jax.reports.summary import Record, Results
 
 NUMBER = 30  # of samples, where a figure or a table shows one number alone
 _KINDS = {"train": "training samples", "heldout": "held-out samples"}
@@ -161,12 +162,17 @@ def _damping_line(axes: Axes, group: list[Setting], place: int, name: str) -> Ar
 # --- By heterogeneity ----------------------------------------------------------------
 
 
+def _better(cell: Record) -> float:
+    return max(cell["federated"], cell["local"])
+
+
 def draw_heterogeneity(results: Results) -> Figure:
     """Gain over the better model at every heterogeneity."""
     scale, names = metric_of(results).scale, heterogeneities(results)
-    mean = lambda name, key: mean_over_cells(results, name, key)
-    better = [mean(name, lambda c: max(c["federated"], c["local"])) for name in names]
-    oracle = [mean(name, lambda c: c["best_constant"]) for name in names]
+    better, oracle = (
+        [mean_over_cells(results, name, score) for name in names]
+        for score in (_better, itemgetter("best_constant"))
+    )
     gain = lambda scores: scale * (np.array(scores) - np.array(better))
     settings = [
         s
