@@ -33,7 +33,7 @@ SMALL_cifar100 := --out runs/cifar100-small --data-dir $(FILES)/sets \
 	--cells.clients 4 --federated.rounds 2 --federated.longer-rounds 3 --local.rounds 2 \
 	--merging.samples 10 --merging.grid-points 3 --merging.methods uniform \
 	--compute.precision float32
-SMALL_bench := --out runs/bench-small --clients 2 --depth 1 --repeats 1 --most 4
+SMALL_bench := --out runs/bench-small --clients 2 --depth 1 --repeats 1 --max-clients 4
 EXTRA = $(if $(small),$(SMALL_$@))
 MAKE_FILES = $(if $(small),$(FILES)/.made)
 
@@ -67,7 +67,7 @@ lint: install  ## check style, imports and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
-wheel: install  ## build a wheel, and check it in an environment of its own
+wheel: install  ## build a wheel, and check it in a fresh environment
 	rm -rf $(VENV)/wheel $(VENV)/wheel-env build *.egg-info
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(VENV)/wheel .
 	rm -rf build

@@ -1,4 +1,4 @@
-"""What is measured in a process of its own: its start, and several devices.
+"""What needs a separate process to measure: start-up, and several devices.
 
 python -m benchmarks.beside first_round
 python -m benchmarks.beside scaled CLIENTS
@@ -40,8 +40,11 @@ def first_round() -> dict:
 def scaled(clients: str) -> dict:
     """Seconds of a round, of one with work for each device, and of the mean alone."""
     devices, number = jax.device_count(), int(clients)
-    found = {"strong": _round(number), "weak": _round(number // 8 * devices)}
-    return found | {"collective": _collective(number)}
+    return {
+        "strong": _round(number),
+        "weak": _round(number // 8 * devices),
+        "collective": _collective(number),
+    }
 
 
 def _round(clients: int) -> float:

@@ -32,12 +32,12 @@ def _figure(points: list[Point]) -> Figure:
 
 def _panel(axes, title: str, points: list[Point]) -> None:
     for curve in dict.fromkeys(point.curve for point in points):
-        own = {p.at: p.value for p in points if p.curve == curve}
-        at = sorted(own)
+        values = {p.at: p.value for p in points if p.curve == curve}
+        at = sorted(values)
         style = "-" if len(at) > 1 else ""
-        axes.plot(at, [own[x] for x in at], ls=style, marker="o", ms=4, label=curve)
-    values, _, by = title.partition(", by ")
-    axes.set_title(values)
+        axes.plot(at, [values[x] for x in at], ls=style, marker="o", ms=4, label=curve)
+    name, _, by = title.partition(", by ")
+    axes.set_title(name)
     axes.set_xlabel(by or "devices")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(_PLAIN)
@@ -47,7 +47,7 @@ def _panel(axes, title: str, points: list[Point]) -> None:
 
 
 def _scale(axes, values: list[float]) -> None:
-    """From zero, where the values are not of many sizes."""
+    """Logarithmic if the values differ widely; otherwise from zero."""
     if max(values) > _WIDE * min(values):
         axes.set_yscale("log")
     else:

@@ -51,8 +51,8 @@ def _client() -> ClientApp:
         )
         received = message.content["arrays"].to_numpy_ndarrays()
         tree = jax.tree.structure(jax.tree.map(lambda x: x[0], adapters))
-        own = jax.tree.map(lambda x: x[client], (examples, keys))
-        trained = one(shared, jax.tree.unflatten(tree, received), *own)
+        mine, key = jax.tree.map(lambda x: x[client], (examples, keys))
+        trained = one(shared, jax.tree.unflatten(tree, received), mine, key)
         content = {
             "arrays": ArrayRecord(_arrays(trained)),
             "metrics": MetricRecord({"num-examples": EXAMPLES}),

@@ -1,4 +1,4 @@
-"""What a round takes of the machine: its memory, its start, and its devices."""
+"""What a round costs: memory, start-up, and its scaling over devices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from potara_jax.federated.algorithms.fedit import fedit
 
 def memory(sizes: Sizes) -> Iterator[Line]:
     """A round's temporaries against the number of clients, and against the chunk."""
-    few, many = (256, 4096) if sizes.most >= 256 else (4, 16)
+    few, many = (256, 4096) if sizes.max_clients >= 256 else (4, 16)
     chunk = min(16, few)
     reference = _own_memory(few, chunk)
     for clients in sorted({few, min(4 * few, many), many}):
@@ -53,7 +53,7 @@ def _memory_line(what: str, took: int, at: int, reference: int, few: int) -> Lin
 
 
 def _own_memory(clients: int, chunk: int) -> int:
-    """Temporaries of a round, less its uploads, one adapter a client."""
+    """Temporaries of a round, less its uploads: one adapter per client."""
     return _round_memory(clients, chunk) - clients * measure.size(setup().adapter)
 
 
@@ -96,16 +96,16 @@ def _first_round(cache: str) -> float:
 
 def scaling(sizes: Sizes) -> Iterator[Line]:
     """Rounds over 1 to 8 devices of the host, and the share of the collectives."""
-    clients = 64 if sizes.most >= 64 else 8
-    found = {n: _on_devices(n, clients) for n in (1, 2, 4, 8)}
-    one = found[1]
-    for devices, took in found.items():
+    clients = 64 if sizes.max_clients >= 64 else 8
+    times = {n: _on_devices(n, clients) for n in (1, 2, 4, 8)}
+    one = times[1]
+    for devices, took in times.items():
         cores = min(devices, os.cpu_count() or 1)
         where = f"{devices} devices ({cores} cores)"
         faster = one["strong"] / took["strong"]
         more = one["weak"] * devices / took["weak"]
         yield _scaled(f"{clients} clients, {where}", "strong", devices, faster, took)
-        each = f"{clients // 8} clients a device, {where}"
+        each = f"{clients // 8} clients per device, {where}"
         yield _scaled(each, "weak", devices, more, took)
         yield Line(
             f"collectives' share of a round, {devices} devices",
@@ -116,13 +116,13 @@ def scaling(sizes: Sizes) -> Iterator[Line]:
 
 
 def _scaled(what: str, kind: str, devices: int, ratio: float, took: dict) -> Line:
-    """Work done a second, over that of one device."""
+    """Work per second, over that of one device."""
     return Line(
         f"{kind} scaling, {what}",
         measure.show_seconds(took[kind]),
         "1 device",
         ratio,
-        points=(Point("work a second over one device's", kind, devices, ratio),),
+        points=(Point("work per second, over one device's", kind, devices, ratio),),
     )
 
 
@@ -133,7 +133,7 @@ def _on_devices(devices: int, clients: int) -> dict:
 
 
 def _beside(what: str, *words: str, **environment: str) -> dict:
-    """What a process of its own measures, see `benchmarks.beside`."""
+    """What a separate process measures, see `benchmarks.beside`."""
     command = [sys.executable, "-m", "benchmarks.beside", what, *words]
     output = subprocess.run(
         command, env=os.environ | environment, capture_output=True, text=True

@@ -23,7 +23,7 @@ class Point(NamedTuple):
 class Line(NamedTuple):
     """A line of the table: a ratio of two measurements of one run.
 
-    `aim`: what the ratio should be, as `>= 0.7`; empty where there is none. `points`:
+    `aim`: what the ratio should be, such as `>= 0.7`; empty if there is none. `points`:
     what the figure shows of it.
     """
 
@@ -48,7 +48,7 @@ class Line(NamedTuple):
 def seconds(*calls: Callable[[], Any], repeats: int) -> list[float]:
     """The median time of each call, in seconds; all are warm, and take turns.
 
-    Taking turns, all see alike what else the machine does.
+    Because they take turns, other load on the machine affects all of them equally.
     """
     for call in calls:
         jax.block_until_ready(call())
@@ -79,7 +79,7 @@ def has_array(function: Callable, *args, rows: int, columns: int) -> bool:
 
 
 def compilations(program: Callable, *calls: tuple) -> int:
-    """How often a jitted program is compiled for some calls, with no host transfer."""
+    """How many times some calls compile a jitted program; forbids host transfers."""
     jax.block_until_ready(program(*calls[0]))
     with jax.transfer_guard("disallow"):
         for args in calls:

@@ -32,14 +32,14 @@ class Sizes(NamedTuple):
     """How much is measured: clients, repeats of each timing, and the ViT's depth.
 
     `together`: clients whose weights are computed at once; few fit a CPU's cache.
-    `most`: the most clients of the cases about training.
+    `max_clients`: the largest number of clients in the cases about training.
     """
 
     clients: int
     repeats: int
     depth: int
     together: int | None
-    most: int = 4096
+    max_clients: int = 4096
 
 
 def adapters(key: jax.Array, clients: int) -> lora.Adapter:
@@ -49,9 +49,13 @@ def adapters(key: jax.Array, clients: int) -> lora.Adapter:
     def draw(key):
         keys = jax.random.split(key, 2 * DEPTH)
         names = [f"block_{i}/{m}" for i in range(DEPTH) for m in ("query", "value")]
-        a = lambda k: jax.random.uniform(k, (clients, WIDTH, RANK))
-        b = lambda k: jax.random.uniform(k, (clients, RANK, WIDTH))
-        return {n: {"a": a(k), "b": b(k)} for n, k in zip(names, keys, strict=True)}
+        return {
+            name: {
+                "a": jax.random.uniform(key, (clients, WIDTH, RANK)),
+                "b": jax.random.uniform(key, (clients, RANK, WIDTH)),
+            }
+            for name, key in zip(names, keys, strict=True)
+        }
 
     return draw(key)
 
@@ -60,7 +64,7 @@ def adapters(key: jax.Array, clients: int) -> lora.Adapter:
 
 
 def bandwidth(sizes: Sizes) -> Iterator[Line]:
-    """Linear merges and weights against the device's copy, in bytes a second."""
+    """Linear merges and weights against the device's copy, in bytes per second."""
     keys = jax.random.split(jax.random.key(0))
     federated, local = (adapters(key, sizes.clients) for key in keys)
     weight = jnp.linspace(0, 1, sizes.clients)
@@ -97,16 +101,16 @@ def _statistics(tree) -> Curvature:
 
 
 def _against_copy(what, call, read, copy, sizes) -> Line:
-    """Bytes read once and written once a second, as a share of the copy's."""
+    """Bytes read once and written once per second, as a share of the copy's."""
     moved = measure.size(read) + measure.size(jax.eval_shape(call))
     one = read[0]
     took, copied = measure.seconds(call, partial(copy, one), repeats=sizes.repeats)
-    own, reference = moved / took, 2 * measure.size(one) / copied
+    pace, reference = moved / took, 2 * measure.size(one) / copied
     return Line(
         f"{what}, {sizes.clients} clients",
-        f"{measure.show_bytes(own)}/s",
+        f"{measure.show_bytes(pace)}/s",
         f"copy {measure.show_bytes(reference)}/s",
-        own / reference,
+        pace / reference,
         ">= 0.7",
     )
 
@@ -158,8 +162,8 @@ def curvatures(sizes: Sizes) -> Iterator[Line]:
     passes = jax.jit(partial(_passes, model.task))
     reference_call = partial(passes, model.base, model.pair, samples)
     for space in ("core", "factor"):
-        own = jax.jit(partial(_curvature, model.task, space=space))
-        call = partial(own, model.base, model.pair, samples)
+        measured = jax.jit(partial(_curvature, model.task, space=space))
+        call = partial(measured, model.base, model.pair, samples)
         took, reference = measure.seconds(
             call, reference_call, repeats=max(3, sizes.repeats // 3)
         )
@@ -171,7 +175,7 @@ def curvatures(sizes: Sizes) -> Iterator[Line]:
             "<= 1.3",
         )
     few, many = (
-        measure.temporary_bytes(own, model.base, model.pair, _samples(n))
+        measure.temporary_bytes(measured, model.base, model.pair, _samples(n))
         for n in (SAMPLES, 10 * SAMPLES)
     )
     yield Line(
@@ -196,8 +200,7 @@ def _model(depth: int) -> _Model:
 
 def _random_adapter(key, sites) -> lora.Adapter:
     fresh = lora.init(key, sites, rank=RANK)
-    noise = lambda x: 0.01 * jax.random.normal(key, x.shape)
-    return jax.tree.map(lambda x: x + noise(x), fresh)
+    return jax.tree.map(lambda x: x + 0.01 * jax.random.normal(key, x.shape), fresh)
 
 
 def _samples(count: int) -> Batch:
@@ -217,16 +220,24 @@ def _passes(task, base, pair, samples):
         gradient = jax.grad(lambda a: task.loss(base, a, _one(example))[0])
         return [gradient(adapter) for adapter in pair]
 
-    sum_of = lambda sums, example: (jax.tree.map(jnp.add, sums, one(example)), None)
-    return jax.lax.scan(sum_of, jax.tree.map(jnp.zeros_like, list(pair)), samples)[0]
+    def add(sums, example):
+        return jax.tree.map(jnp.add, sums, one(example)), None
+
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, list(pair)), samples)[0]
 
 
 def _curvature(task, base, pair, samples, *, space):
     """The empirical curvature, as `merging.potara` measures it."""
     coordinates = SPACES[space].coordinates(pair)
-    logits = lambda base, adapter, x: task.logits(base, adapter, _one(x))[0]
+
+    def logits(base, adapter, example):
+        return task.logits(base, adapter, _one(example))[0]
+
     likelihood = merging.empirical(logits)
-    at = lambda t, x, k: likelihood(base, coordinates.assemble(t), x, k)
+
+    def at(theta, example, key):
+        return likelihood(base, coordinates.assemble(theta), example, key)
+
     weight = jnp.ones(samples.labels.shape[0])
     return curvature(at, *coordinates.thetas, samples, weight, jax.random.key(0))
 

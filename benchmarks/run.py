@@ -23,7 +23,7 @@ from benchmarks.merging import Sizes
 from potara_jax.runs import files
 from potara_jax.runs.store import versions
 
-# As `potara` has it; it is read when JAX makes its first LAPACK call.
+# As `potara` sets it; read when JAX makes its first LAPACK call.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
@@ -42,20 +42,21 @@ class Bench:
     """Clients of the bandwidth cases; default: 1000, on a CPU 100."""
     depth: int = 0
     """Blocks of the ViT-B/16 of the curvature case; default: 12, on a CPU 2."""
-    most: int = 0
-    """The most clients of the training cases; default: 4096, on a CPU 1024."""
+    max_clients: int = 0
+    """Largest number of clients in the training cases; default: 4096, on a CPU 1024."""
     repeats: int = 15
-    """Runs of which the median counts."""
+    """Repeats of each timing, of which the median counts."""
 
     def check(self) -> None:
         """Raise `ValueError` with the setting, its value and what is allowed."""
         for case in self.cases:
             if case not in CASES:
                 raise ValueError(f"no case '{case}': choose from {', '.join(CASES)}")
-        for name, least in (("clients", 0), ("depth", 0), ("most", 0), ("repeats", 1)):
-            if getattr(self, name) < least:
-                value = getattr(self, name)
-                raise ValueError(f"--{name} is {value}: it must be {least} or more")
+        limits = {"clients": 0, "depth": 0, "max_clients": 0, "repeats": 1}
+        for name, least in limits.items():
+            if (value := getattr(self, name)) < least:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} is {value}: it must be {least} or more")
 
 
 def bench(settings: Bench, console: Console) -> list[Line]:
@@ -63,28 +64,29 @@ def bench(settings: Bench, console: Console) -> list[Line]:
     on_cpu = jax.default_backend() == "cpu"
     clients = settings.clients or (100 if on_cpu else 1000)
     depth = settings.depth or (2 if on_cpu else 12)
-    most = settings.most or (1024 if on_cpu else 4096)
-    sizes = Sizes(clients, settings.repeats, depth, 2 if on_cpu else None, most)
+    max_clients = settings.max_clients or (1024 if on_cpu else 4096)
+    sizes = Sizes(clients, settings.repeats, depth, 2 if on_cpu else None, max_clients)
+    record = {"clients": clients, "depth": depth, "max_clients": max_clients}
     lines: list[Line] = []
     for name in settings.cases:
         console.print(f"measuring {name}", highlight=False)
         for line in _measured(name, sizes, console):
-            told = f"  {line.what}: {line.ratio:.3g}"
-            console.print(told, highlight=False, markup=False)
+            text = f"  {line.what}: {line.ratio:.3g}"
+            console.print(text, highlight=False, markup=False)
             lines.append(line)
-            _keep(settings, lines, {"clients": clients, "depth": depth, "most": most})
+            _keep(settings, lines, record)
     for path in figure.draw(lines, settings.out):
         console.print(f"figure: {path}", highlight=False)
     return lines
 
 
 def _measured(name: str, sizes: Sizes, console: Console) -> Iterator[Line]:
-    """A case's lines; none of other software that is not there or does not run."""
+    """A case's lines; none if it needs other software that is missing or fails."""
     try:
         yield from CASES[name](sizes)
     except ModuleNotFoundError as error:
-        mend = "pip install -r benchmarks/requirements.txt"
-        console.print(f"left out {name}: {error.name} is not installed; {mend}")
+        advice = "pip install -r benchmarks/requirements.txt"
+        console.print(f"left out {name}: {error.name} is not installed; {advice}")
     except Exception as error:
         if name not in speed.PEERS:
             raise

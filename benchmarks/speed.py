@@ -44,10 +44,10 @@ _COUNTS = (1, 4, 16, 64, 256, 1024, 4096)
 
 
 def speed(sizes: Sizes) -> Iterator[Line]:
-    """Client-steps a second: vectorised, against a loop and `lax.map`."""
+    """Client-steps per second: vectorised, against a loop and `lax.map`."""
     given = setup()
     one = local_round(given)
-    for clients in (n for n in _COUNTS if n <= sizes.most):
+    for clients in (n for n in _COUNTS if n <= sizes.max_clients):
         args = given.shared, *arguments(given, clients)
         ours = jit_over_clients(over(one), Layout(AUTO), number)
         calls = {
@@ -62,25 +62,28 @@ def speed(sizes: Sizes) -> Iterator[Line]:
 
 
 def faster(other: str, clients: int, ours: float, theirs: float, aim="") -> Line:
-    """A line of the seconds of a round, ours and of another."""
-    pace = lambda seconds: clients * STEPS / seconds
-    paces = {"this project": pace(ours), other: pace(theirs)}
-    panel = "client-steps a second, by clients"
+    """A line that compares the seconds of a round, ours and theirs."""
+    paces = {
+        name: clients * STEPS / seconds
+        for name, seconds in (("this project", ours), (other, theirs))
+    }
+    panel = "client-steps per second, by clients"
     return Line(
         f"a round of {clients} clients, against {other}",
-        f"{pace(ours):,.0f} steps/s",
-        f"{pace(theirs):,.0f} steps/s",
+        f"{paces['this project']:,.0f} steps/s",
+        f"{paces[other]:,.0f} steps/s",
         theirs / ours,
         aim,
         tuple(Point(panel, name, clients, value) for name, value in paces.items()),
     )
 
 
-def _loop(one, shared, *own) -> Callable:
-    """A Python loop over clients that lie there one by one."""
+def _loop(one, shared, *stacked) -> Callable:
+    """A Python loop over clients, whose arrays are separate from the start."""
     step = jax.jit(one)
-    pick = lambda i: jax.tree.map(lambda x: x[i], own)
-    clients = [pick(i) for i in range(len(own[-1]))]
+    clients = [
+        jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(stacked[-1]))
+    ]
     return lambda: [step(shared, *client) for client in clients]
 
 
@@ -91,7 +94,7 @@ def torch(sizes: Sizes) -> Iterator[Line]:
     """Against PyTorch with PEFT, looping over the clients."""
     from benchmarks import torch_clients
 
-    clients = min(64, sizes.most)
+    clients = min(64, sizes.max_clients)
     theirs = torch_clients.looping(clients, steps=STEPS, batch=BATCH, rank=RANK)
     times = measure.seconds(_round(clients), theirs, repeats=3)
     yield faster("PyTorch and PEFT in a loop", clients, *times, ">= 3")
@@ -101,7 +104,7 @@ def fedjax(sizes: Sizes) -> Iterator[Line]:
     """The same FedIT round by FedJAX's federated averaging."""
     from benchmarks import fedjax_clients
 
-    for clients in (n for n in (16, 256) if n <= sizes.most):
+    for clients in (n for n in (16, 256) if n <= sizes.max_clients):
         theirs = fedjax_clients.averaging(setup(), clients)
         times = measure.seconds(_round(clients), theirs, repeats=3)
         yield faster("FedJAX", clients, *times)
@@ -111,7 +114,7 @@ def flower(sizes: Sizes) -> Iterator[Line]:
     """The same FedIT round by Flower's simulation engine."""
     from benchmarks import flower_clients
 
-    clients = min(64, sizes.most)
+    clients = min(64, sizes.max_clients)
     theirs = flower_clients.seconds_of_a_round(clients)
     ours = measure.seconds(_round(clients), repeats=3)[0]
     yield faster("Flower's simulation engine", clients, ours, theirs)
@@ -133,29 +136,32 @@ def _round(clients: int) -> Callable:
     return run
 
 
-# --- Clients that have unlike much to do ---------------------------------------------
+# --- Clients with different amounts of work ------------------------------------------
+
+
+def _work(shared, adapters, examples, keys):
+    return examples.share
 
 
 def ragged(sizes: Sizes) -> Iterator[Line]:
-    """Clients that do fewer of the steps: dealt by their work, against as they come."""
-    clients = min(256, sizes.most)
+    """Clients with different numbers of steps: grouped by work, against in order."""
+    clients = min(256, sizes.max_clients)
     given = setup()
     one, layout = local_round(given), Layout(min(16, clients))
     adapters, examples, keys = arguments(given, clients)
     share = np.random.default_rng(1).lognormal(-1.0, 0.7, clients).clip(0.2, 1)
     examples = examples._replace(share=jnp.asarray(share, jnp.float32))
     args = given.shared, adapters, examples, keys
-    work = lambda shared, adapters, examples, keys: examples.share
-    how = {"in_axes": (None, 0, 0, 0), "layout": layout}
-    dealt = jax.jit(over_clients(one, work=work, **how))
-    plain = jax.jit(over_clients(one, **how))
+    all_clients = partial(over_clients, one, in_axes=(None, 0, 0, 0), layout=layout)
+    grouped = jax.jit(all_clients(work=_work))
+    plain = jax.jit(all_clients())
     ours, theirs = measure.seconds(
-        partial(dealt, *args), partial(plain, *args), repeats=min(sizes.repeats, 5)
+        partial(grouped, *args), partial(plain, *args), repeats=min(sizes.repeats, 5)
     )
     yield Line(
-        f"{clients} clients of unlike steps, in chunks of like work",
+        f"{clients} clients with different numbers of steps, grouped by work",
         measure.show_seconds(ours),
-        f"as they come {measure.show_seconds(theirs)}",
+        f"in order {measure.show_seconds(theirs)}",
         theirs / ours,
         ">= 1",
     )
@@ -250,13 +256,11 @@ def share(sizes: Sizes) -> Iterator[Line]:
 
 
 def _estimators(given: Setup) -> dict[str, merging.Estimator]:
-    one = lambda base, adapter, x: given.task.logits(
-        base, adapter, jax.tree.map(lambda leaf: leaf[None], x)
-    )[0]
-    damping = merging.relative(0.3)
-    potara = lambda likelihood: merging.potara(
-        likelihood, damping=damping, space="core"
-    )
+    def one(base, adapter, example):
+        batch = jax.tree.map(lambda leaf: leaf[None], example)
+        return given.task.logits(base, adapter, batch)[0]
+
+    potara = partial(merging.potara, damping=merging.relative(0.3), space="core")
     return {
         "Potara's weight and merge": potara(merging.exact(one)),
         "the same with the empirical Fisher": potara(merging.empirical(one)),

@@ -21,7 +21,7 @@ def test_a_line_says_whether_its_aim_is_met(ratio, aim, met):
     assert Line("", "", "", ratio, aim).met is met
 
 
-def test_an_array_that_is_formed_is_found():
+def test_an_intermediate_array_is_detected():
     x = jnp.ones((3, 7))
     outer = lambda x: jnp.tanh(x.T @ x) @ x.T
     assert measure.has_array(outer, x, rows=7, columns=7)
@@ -34,7 +34,7 @@ def test_bytes_are_those_of_the_arrays():
     assert measure.size(jax.eval_shape(lambda: tree)) == 32
 
 
-def test_another_shape_is_another_compilation():
+def test_another_shape_is_compiled_again():
     double = jax.jit(lambda x: 2 * x)
     calls = [(jnp.ones(2),), (jnp.ones(3),), (jnp.zeros(2),)]
     assert measure.compilations(double, *calls) == 2
@@ -86,8 +86,8 @@ def test_what_is_not_installed_is_left_out(capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(run.CASES, "fedjax", broken)
     settings = run.Bench(out=tmp_path, cases=("torch", "fedjax"))
     assert run.bench(settings, Console()) == []
-    told = capsys.readouterr().out
-    assert "torch is not installed" in told and "of another version" in told
+    printed = capsys.readouterr().out
+    assert "torch is not installed" in printed and "of another version" in printed
     monkeypatch.setitem(run.CASES, "share", broken)
     with pytest.raises(AttributeError):
         run.bench(run.Bench(out=tmp_path, cases=("share",)), Console())
