@@ -28,7 +28,7 @@ def test_the_page_on_python_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert scope["losses"].shape == (4, 20)
 
 
-def test_the_readme_s_quick_start_runs(tmp_path, monkeypatch):
+def test_the_readmes_quick_start_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {"__name__": "page"}
     for code in blocks("README.md"):

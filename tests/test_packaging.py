@@ -62,7 +62,7 @@ def test_every_package_is_installed():
     assert SETUP["package-dir"]["potara_jax.experiments"] == "experiments"
 
 
-def test_every_file_that_is_no_program_is_installed():
+def test_every_data_file_is_installed():
     kept = {
         path
         for package, patterns in SETUP["package-data"].items()
@@ -89,7 +89,7 @@ def test_every_import_is_declared(path):
 
 
 @pytest.mark.parametrize("package", ["adapters", "clients", "federated", "merging"])
-def test_the_kernels_import_what_is_always_there(package):
+def test_the_kernels_import_only_core_dependencies(package):
     """Beside what their functions import when they are called."""
     declared = requirements()
     for path in (ROOT / "potara_jax" / package).rglob("*.py"):
@@ -105,7 +105,7 @@ def imported_name(node: ast.Import | ast.ImportFrom) -> str:
     return name.split(".")[0]
 
 
-def test_everything_that_is_declared_is_imported():
+def test_every_declared_dependency_is_imported():
     modules = {name for path in CODE for name in third_party(path)}
     used = {name for module in modules for name in distributions(module)}
     # tensorflow-datasets needs it and does not declare it; jax brings jaxlib.

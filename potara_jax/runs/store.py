@@ -64,13 +64,16 @@ class Store(Protocol):
     def warn(self) -> Callable[[str], None]:
         """Takes a line for the user."""
 
+    def warning(self, warn: Callable[[str], None]) -> Store:
+        """The store, whose lines for the user go elsewhere."""
+
     def traced(self, phase: str, rounds: Iterable[T]) -> Iterator[T]:
         """A phase's rounds, a few of which are traced if profiling is on."""
 
     def begin_phase(self, cell: Cell, phase: str, like: Any) -> Checkpoint | None:
         """The checkpoint of a phase whose state has the structure of `like`, if any."""
 
-    def end_round(self, cell: Cell, phase: str, saved: Checkpoint) -> None:
+    def end_round(self, cell: Cell, phase: str, checkpoint: Checkpoint) -> None:
         """Keep a round."""
 
     def forget_phase(self, cell: Cell, phase: str) -> None:
@@ -100,6 +103,12 @@ class Store(Protocol):
     def end_cell(self, cell: Cell, record: dict[str, Any]) -> None:
         """Keep a finished cell."""
 
+    def results(self) -> dict[str, Any] | None:
+        """The finished run's results."""
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Keep the results, which marks the run as finished."""
+
 
 # --- In memory -----------------------------------------------------------------------
 
@@ -113,6 +122,11 @@ class Memory:
         self._adapters: dict[tuple[Cell, str], Adapter] = {}
         self._cells: dict[Cell, dict[str, Any]] = {}
 
+    def warning(self, warn: Callable[[str], None]) -> Memory:
+        """The store, whose lines for the user go elsewhere from here on."""
+        self.warn = warn
+        return self
+
     def traced(self, phase: str, rounds: Iterable[T]) -> Iterator[T]:
         """The rounds as they come."""
         return iter(rounds)
@@ -121,7 +135,7 @@ class Memory:
         """Nothing: a phase is never resumed."""
         return None
 
-    def end_round(self, cell: Cell, phase: str, saved: Checkpoint) -> None:
+    def end_round(self, cell: Cell, phase: str, checkpoint: Checkpoint) -> None:
         """Nothing is kept between rounds."""
 
     def forget_phase(self, cell: Cell, phase: str) -> None:
@@ -162,6 +176,13 @@ class Memory:
         """Keep a finished cell."""
         self._cells[cell] = record
 
+    def results(self) -> dict[str, Any] | None:
+        """None: a run is never shown again."""
+        return None
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Nothing is left to keep."""
+
 
 # --- A folder ------------------------------------------------------------------------
 
@@ -173,6 +194,10 @@ class RunFolder(NamedTuple):
     warn: Callable[[str], None]
     profile: bool = False
 
+    def warning(self, warn: Callable[[str], None]) -> RunFolder:
+        """The store, whose lines for the user go elsewhere."""
+        return self._replace(warn=warn)
+
     def traced(self, phase: str, rounds: Iterable[T]) -> Iterator[T]:
         """A phase's rounds, a few of which are traced once if profiling is on."""
         folder = self.path / "profile" / phase
@@ -181,17 +206,17 @@ class RunFolder(NamedTuple):
 
     def begin_phase(self, cell: Cell, phase: str, like: Any) -> Checkpoint | None:
         """What is kept of a phase; its lines in `metrics.jsonl` are made to fit it."""
-        saved = checkpoints.restore(self._phase(cell, phase), like, self.warn)
+        checkpoint = checkpoints.restore(self._phase(cell, phase), like, self.warn)
         kept = [line for line in self._metrics() if _origin(line) != (cell, phase)]
-        kept += saved.history if saved else []
+        kept += checkpoint.history if checkpoint else []
         text = "".join(json.dumps(line) + "\n" for line in kept)
         files.write_text(self.path / "metrics.jsonl", text)
-        return saved
+        return checkpoint
 
-    def end_round(self, cell: Cell, phase: str, saved: Checkpoint) -> None:
+    def end_round(self, cell: Cell, phase: str, checkpoint: Checkpoint) -> None:
         """Keep a round: its checkpoint first, then its line."""
-        checkpoints.save(self._phase(cell, phase), saved)
-        self.add_line("metrics", saved.history[-1])
+        checkpoints.save(self._phase(cell, phase), checkpoint)
+        self.add_line("metrics", checkpoint.history[-1])
 
     def forget_phase(self, cell: Cell, phase: str) -> None:
         """Drop the rounds that are kept of a phase."""
@@ -237,8 +262,9 @@ class RunFolder(NamedTuple):
         try:
             flat = load_file(path)
         except SafetensorError as error:
-            mend = "run it again with --rerun"
-            raise ValueError(f"{path} is damaged ({error}): {mend}") from None
+            raise ValueError(
+                f"{path} is damaged ({error}): run it again with --rerun"
+            ) from None
         adapters: Adapter = {}
         for name, x in flat.items():
             module, _, parameter = name.rpartition("/")
@@ -285,7 +311,12 @@ def _origin(line: dict[str, Any]) -> tuple[Cell, str]:
 
 
 def open_folder(
-    path: Path, config: dict[str, Any], *, rerun: bool, warn: Callable[[str], None]
+    path: Path,
+    config: dict[str, Any],
+    *,
+    rerun: bool = False,
+    profile: bool = False,
+    warn: Callable[[str], None],
 ) -> RunFolder:
     """The run folder for a configuration, new or to be continued.
 
@@ -301,18 +332,18 @@ def open_folder(
         raise ValueError(f"{path} is not empty and not a run folder; set another --out")
     files.write_json(known, config)
     files.write_json(path / "versions.json", versions())
-    return RunFolder(path, warn)
+    return RunFolder(path, warn, profile)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     """The configuration of an existing run."""
-    mend = "set another --out, or --rerun to replace the run"
+    advice = "set another --out, or --rerun to replace the run"
     try:
         config = files.read_json(path)
     except ValueError as error:
-        raise ValueError(f"{error}; {mend}") from None
+        raise ValueError(f"{error}; {advice}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{path} is damaged: it holds no settings; {mend}")
+        raise ValueError(f"{path} is damaged: it holds no settings; {advice}")
     return config
 
 
@@ -339,10 +370,10 @@ def _check_same(path: Path, known: dict[str, Any], config: dict[str, Any]) -> No
             "set another --out, or --rerun to replace it"
         )
     if {"job", "experiment"} & set(names):
-        there, asked = (
+        kept, wanted = (
             f"{c.get('job')} of {c.get('experiment')}" for c in (known, config)
         )
-        raise ValueError(f"{path} holds a {there}, not a {asked}; set another --out")
+        raise ValueError(f"{path} holds a {kept}, not a {wanted}; set another --out")
     if names:
         name = names[0]
         more = f" (and {len(names) - 1} more differ)" if len(names) > 1 else ""

@@ -25,5 +25,5 @@ def test_answers_of_the_first_run_stand_side_by_side():
     assert [row.texts for row in rows] == [["0", "1 + 1", "2", "local", "potara core"]]
 
 
-def test_where_nothing_is_written_there_is_no_section():
+def test_without_answers_there_is_no_section():
     assert answers.sections({"written": []}) == answers.sections({}) == []

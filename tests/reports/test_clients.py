@@ -26,13 +26,13 @@ def test_a_line_for_every_client():
     assert [line["loss"] for line in merged[:2]] == ["1.0", "0.5"]
 
 
-def test_what_is_unknown_of_a_client_is_empty():
+def test_unknown_values_of_a_client_are_empty():
     results = {"methods": [record("a, b", 0, 0.5)], "diagnostics": []}
     line = client_lines(results)[0]
     assert (line["method"], line["weight"], line["examples"]) == ("a, b", "", "")
 
 
-def test_clients_have_the_names_of_their_own_or_of_what_they_hold():
+def test_clients_are_named_after_themselves_or_their_class():
     results = by_hand()
     held = {"kind": "task", "names": ["sum", "sort"], "clients": []}
     entry = {"proportions": [[0.2, 0.8], [1.0, 0.0]], "held": held}

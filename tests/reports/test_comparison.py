@@ -87,7 +87,7 @@ def test_what_is_over_or_missing_is_marked():
     assert comparison.OVER in comparison.table(given).notes
 
 
-def test_newcomers_have_a_column_where_there_are_any():
+def test_newcomers_have_a_column_if_there_are_any():
     given = results()
     assert "Newcomers %" not in comparison.table(given).columns
     for record in given["methods"]:
@@ -95,7 +95,7 @@ def test_newcomers_have_a_column_where_there_are_any():
     assert {row["Newcomers %"] for row in rows(given).values()} == {"50.0"}
 
 
-def test_the_best_that_keeps_to_the_budget_is_marked():
+def test_the_best_within_the_budget_is_marked():
     given = results(heterogeneities=("0.1",), seeds=1)
     lines = comparison.entries(given)
     fair = next(x for x in lines if not x.summary.oracle and not x.over)
@@ -106,11 +106,11 @@ def test_the_best_that_keeps_to_the_budget_is_marked():
 def test_curves_are_means_over_seeds_in_megabytes():
     given = results(heterogeneities=("0.1",), seeds=2)
     paths = figures.paths(given, "0.1")
-    own = [r for r in given["methods"] if r["method"] == "FedPer"]
+    personal = [r for r in given["methods"] if r["method"] == "FedPer"]
     sent, reached, _ = paths["FedPer"]
-    mean = np.mean([[p["mean"] for p in r["curve"]] for r in own], 0)
+    mean = np.mean([[p["mean"] for p in r["curve"]] for r in personal], 0)
     np.testing.assert_allclose(reached, 100 * mean)
-    assert sent[0] == pytest.approx(own[0]["curve"][0]["bytes"] / 1e6)
+    assert sent[0] == pytest.approx(personal[0]["curve"][0]["bytes"] / 1e6)
     assert {"potara core", "federated", "FedAMP"} <= set(paths)
     assert not {"local", "base model"} & set(paths), "they send nothing"
     colours = {name: path[2] for name, path in paths.items()}
@@ -131,7 +131,7 @@ def test_the_report_has_everything(tmp_path):
     assert "the clients&#39; sum: fedex." in page
 
 
-def test_without_privacy_nothing_is_said_of_it():
+def test_without_privacy_it_is_not_mentioned():
     assert comparison.privacy(results()) == []
 
 
@@ -154,10 +154,10 @@ def test_the_accuracy_figure_is_in_the_order_of_the_table_without_other_merges()
     assert shown == [n for n in table if n not in ("average", MERGED)]
 
 
-def test_what_a_merge_makes_of_an_algorithm_stands_beside_it():
+def test_a_merge_stands_beside_the_algorithm_that_it_merges():
     given = exchanged(heterogeneities=("0.1",))
-    own = [r["mean"] for r in given["methods"] if r["method"] == "FedPer"]
-    found = figures.parents(given, "0.1")
-    assert found["hermite"] == {"FedPer": pytest.approx(0.99)}
-    assert found["alone"] == {"FedPer": pytest.approx(np.mean(own) * 2 / 3)}
+    personal = [r["mean"] for r in given["methods"] if r["method"] == "FedPer"]
+    means = figures.parents(given, "0.1")
+    assert means["hermite"] == {"FedPer": pytest.approx(0.99)}
+    assert means["alone"] == {"FedPer": pytest.approx(np.mean(personal) * 2 / 3)}
     assert figures.draw_parents(results()) is None

@@ -170,7 +170,7 @@ def test_the_terminal_shows_a_reports_summary(report):
     assert shown(report) == shown(report.summary[0])
 
 
-def test_names_are_no_markup():
+def test_names_are_not_markup():
     assert "[red]x[/red]" in shown(table("[red]x[/red]"))
 
 

@@ -243,7 +243,7 @@ def test_seconds_are_means_over_seeds():
 @pytest.mark.parametrize(
     ("epsilon", "said"), [(1.234, "epsilon 1.23 at delta 1e-05"), (None, "no account")]
 )
-def test_the_report_says_what_privacy_there_is(epsilon, said):
+def test_the_report_states_the_privacy(epsilon, said):
     results = synthetic(clients=4, seeds=2)
     assert methods.privacy(results) == []
     results["settings"] |= {

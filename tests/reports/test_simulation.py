@@ -55,11 +55,11 @@ def test_without_lines_speed_is_missing(lines):
     assert row["Steps / s"] == row["Memory MB"] == row["Growth %"] == "–"  # noqa: RUF001
 
 
-def test_three_rounds_say_nothing_of_growth():
+def test_three_rounds_show_no_growth():
     assert texts(results(), speed((1, 2, 3)))["Growth %"] == "+0.0"
 
 
-def test_the_terminal_has_a_column_a_federation():
+def test_the_terminal_has_one_column_per_federation():
     (table,) = simulation.brief(results(), speed=speed())
     assert table.columns == ("Federation", "Dirichlet 0.1, seed 3")
     ((rows, _),) = table.groups

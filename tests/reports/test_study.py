@@ -51,22 +51,22 @@ TWO_SEEDS = results(
 )
 
 
-def by_name(found):
-    return {setting.name: setting for setting in settings_of(found)}
+def by_name(given):
+    return {setting.name: setting for setting in settings_of(given)}
 
 
 def test_regret_is_to_the_best_constant_weight_paired_by_seed():
-    found = by_name(TWO_SEEDS)["hermite"].regret
+    given = by_name(TWO_SEEDS)["hermite"].regret
     seeds = [(-6 - 22) / 2, (-2 - 14) / 2]  # of both heterogeneities, in points
-    assert found.mean == pytest.approx(np.mean(seeds))
+    assert given.mean == pytest.approx(np.mean(seeds))
     error = np.std(seeds, ddof=1) / np.sqrt(2)
-    assert found.half == pytest.approx(stats.t.ppf(0.975, 1) * error)
+    assert given.half == pytest.approx(stats.t.ppf(0.975, 1) * error)
 
 
 def test_the_difference_to_grid_is_within_the_cell():
-    found = by_name(TWO_SEEDS)
-    assert found["hermite"].to_grid.mean == pytest.approx((4 - 2 + 6 + 2) / 4)
-    assert found["grid"].to_grid == (0.0, 0.0)
+    given = by_name(TWO_SEEDS)
+    assert given["hermite"].to_grid.mean == pytest.approx((4 - 2 + 6 + 2) / 4)
+    assert given["grid"].to_grid == (0.0, 0.0)
 
 
 def test_the_worst_gain_is_that_of_the_worst_heterogeneity():
@@ -75,28 +75,28 @@ def test_the_worst_gain_is_that_of_the_worst_heterogeneity():
 
 
 def test_one_seed_has_no_interval():
-    found = by_name(results(TWO_SEEDS["cells"][0]))["hermite"].regret
-    assert found.half == 0.0
+    given = by_name(results(TWO_SEEDS["cells"][0]))["hermite"].regret
+    assert given.half == 0.0
 
 
 def test_grid_on_other_samples_is_not_compared_with():
     more = [estimate("grid", 0.70), estimate("grid", 0.50, "train")]
-    found = by_name(results(cell("1", 0, [*more, estimate("soup", 0.6, "train")])))
-    assert found["soup"].to_grid.mean == pytest.approx(10)
+    given = by_name(results(cell("1", 0, [*more, estimate("soup", 0.6, "train")])))
+    assert given["soup"].to_grid.mean == pytest.approx(10)
 
 
-def test_of_dampings_the_best_is_shown_and_the_file_has_all():
+def test_the_best_damping_is_shown_and_the_file_has_all():
     grids = [estimate("grid", 0.7)]
-    found = results(cell("1", 0, [*grids, potara(0.1, 0.6), potara(1.0, 0.7)]))
-    best = estimates.best_damped(settings_of(found))
+    given = results(cell("1", 0, [*grids, potara(0.1, 0.6), potara(1.0, 0.7)]))
+    best = estimates.best_damped(settings_of(given))
     assert [s.fields.get("value") for s in best] == [None, 1.0]
-    lines = list(csv.DictReader(io.StringIO(study.csv_text(found))))
+    lines = list(csv.DictReader(io.StringIO(study.csv_text(given))))
     assert [line["value"] for line in lines] == ["", "0.1", "1.0"]
     assert float(lines[1]["regret"]) == pytest.approx(-20)
     assert float(lines[2]["accuracy_1"]) == 0.7
 
 
-def test_names_say_what_the_curvature_is_of():
+def test_names_describe_the_curvature():
     fields = potara(0.3, 0.5)
     assert estimates.name_of(fields) == "potara, exact core, relative 0.3"
     fields |= {"factorisation": "kronecker", "merge": "factor"}
@@ -115,19 +115,19 @@ def test_the_page_holds_every_figure_and_line(tmp_path):
             potara(1.0, 0.7, samples=samples, number=number),
         )
     ]
-    found = results(*(cell(h, s, kinds) for h in ("0.1", "tasks") for s in (0, 1)))
-    page = document.html(study.report(found, tmp_path))
+    given = results(*(cell(h, s, kinds) for h in ("0.1", "tasks") for s in (0, 1)))
+    page = document.html(study.report(given, tmp_path))
     stems = {path.stem for path in tmp_path.iterdir()}
     assert stems == {"samples", "damping", "heterogeneity"}
     assert page.count("<img") == 3
     assert "potara, exact core, relative 1" in page
-    ((rows, _),) = study.brief(found)[0].groups
+    ((rows, _),) = study.brief(given)[0].groups
     assert len(rows) == 4  # of 30 samples
 
 
-def test_the_best_of_a_number_of_samples_is_first():
-    found = results(cell("1", 0, [estimate("grid", 0.7), estimate("hermite", 0.75)]))
-    ((rows, _),) = study.table(found).groups
+def test_the_best_at_each_number_of_samples_is_first():
+    given = results(cell("1", 0, [estimate("grid", 0.7), estimate("hermite", 0.75)]))
+    ((rows, _),) = study.table(given).groups
     assert [row.texts[:5] for row in rows] == [
         ["hermite", "heldout", "30", "-5.00 ± 0.00", "+5.00 ± 0.00"],
         ["grid", "heldout", "30", "-10.00 ± 0.00", "+0.00 ± 0.00"],
@@ -137,10 +137,10 @@ def test_the_best_of_a_number_of_samples_is_first():
 def test_losses_are_in_their_units():
     grid = estimate("grid", -0.5)
     record = cell("1", 0, [grid], federated=-0.75, local=-1.0, best=-0.25)
-    found = results(record) | {"metric": {"name": "loss", "percent": False}}
-    assert by_name(found)["grid"].regret.mean == -0.25
-    assert by_name(found)["grid"].worst_gain == 0.25
-    ((rows, _),) = study.models(found).groups
+    given = results(record) | {"metric": {"name": "loss", "percent": False}}
+    assert by_name(given)["grid"].regret.mean == -0.25
+    assert by_name(given)["grid"].worst_gain == 0.25
+    ((rows, _),) = study.models(given).groups
     assert rows[0].texts == ["Dirichlet 1", "0.750", "1.00", "0.250", "0.250"]
-    (line,) = csv.DictReader(io.StringIO(study.csv_text(found)))
+    (line,) = csv.DictReader(io.StringIO(study.csv_text(given)))
     assert float(line["loss_1"]) == 0.5

@@ -68,7 +68,7 @@ def test_rows_keep_the_order_of_presentation():
     assert [(row.heterogeneity, row.method) for row in rows] == expected
 
 
-def test_the_best_is_no_oracle_and_a_draw_has_two():
+def test_the_best_is_not_an_oracle_and_a_tie_has_two():
     results = by_hand()
     assert [r.method for r in summary.best(summary.summarise(results))] == [
         "potara core"

@@ -14,7 +14,7 @@ RESULTS = {
 }
 
 
-def test_a_row_a_trial_with_the_best_marked():
+def test_one_row_per_trial_with_the_best_marked():
     ((rows, _),) = tuning.table(RESULTS).groups
     assert [(*row.texts, row.kind) for row in rows] == [
         ("fedit", "local_rate 0.01", "50.0", ""),

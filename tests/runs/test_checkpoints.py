@@ -8,7 +8,7 @@ import pytest
 from potara_jax.runs.checkpoints import Checkpoint, restore, save
 
 
-def saved(number: int) -> Checkpoint:
+def checkpoint(number: int) -> Checkpoint:
     state = {"a": jnp.full((2, 3), float(number)), "n": jnp.arange(4) * number}
     return Checkpoint(number, state, [{"round": i + 1} for i in range(number)], 1.5)
 
@@ -16,20 +16,22 @@ def saved(number: int) -> Checkpoint:
 @pytest.fixture
 def folder(tmp_path):
     for number in (1, 2, 3):
-        save(tmp_path / "phase", saved(number))
+        save(tmp_path / "phase", checkpoint(number))
     return tmp_path / "phase"
 
 
 def same(restored: Checkpoint, number: int) -> None:
-    jax.tree.map(np.testing.assert_array_equal, restored.state, saved(number).state)
+    jax.tree.map(
+        np.testing.assert_array_equal, restored.state, checkpoint(number).state
+    )
     assert restored.round == number
-    assert restored.history == saved(number).history
+    assert restored.history == checkpoint(number).history
     assert restored.seconds == 1.5
 
 
 def test_the_newest_comes_back_as_it_was(folder):
     lines = []
-    same(restore(folder, saved(0).state, lines.append), 3)
+    same(restore(folder, checkpoint(0).state, lines.append), 3)
     assert lines == []
 
 
@@ -37,8 +39,8 @@ def test_only_the_last_two_are_kept(folder):
     assert sorted(p.name for p in folder.iterdir()) == ["2", "3"]
 
 
-def test_nothing_saved_gives_none(tmp_path):
-    assert restore(tmp_path / "none", saved(0).state, print) is None
+def test_an_empty_folder_gives_none(tmp_path):
+    assert restore(tmp_path / "none", checkpoint(0).state, print) is None
 
 
 def test_a_truncated_checkpoint_is_reported_and_the_previous_used(folder):
@@ -46,17 +48,17 @@ def test_a_truncated_checkpoint_is_reported_and_the_previous_used(folder):
     largest = max(files, key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     lines = []
-    same(restore(folder, saved(0).state, lines.append), 2)
+    same(restore(folder, checkpoint(0).state, lines.append), 2)
     assert len(lines) == 1
     assert "3" in lines[0] and "damaged" in lines[0]
 
 
 @pytest.mark.parametrize("removed", ["_METADATA", "manifest.ocdbt"])
-def test_a_checkpoint_that_lacks_a_file_is_passed_over(folder, removed):
+def test_a_checkpoint_that_lacks_a_file_is_ignored(folder, removed):
     for path in (folder / "3").rglob(removed):
         path.unlink()
     lines = []
-    same(restore(folder, saved(0).state, lines.append), 2)
+    same(restore(folder, checkpoint(0).state, lines.append), 2)
     assert len(lines) == 1
 
 
@@ -67,15 +69,15 @@ def test_every_flipped_byte_of_the_arrays_is_noticed(folder):
         content[place] ^= 0xFF
     files[0].write_bytes(bytes(content))
     lines = []
-    same(restore(folder, saved(0).state, lines.append), 2)
+    same(restore(folder, checkpoint(0).state, lines.append), 2)
     assert len(lines) == 1
 
 
-def test_where_all_are_damaged_the_phase_starts_anew(folder):
+def test_if_all_are_damaged_the_phase_starts_over(folder):
     for path in folder.rglob("_METADATA"):
         path.write_text("{")
     lines = []
-    assert restore(folder, saved(0).state, lines.append) is None
+    assert restore(folder, checkpoint(0).state, lines.append) is None
     assert len(lines) == 2
 
 
@@ -86,7 +88,7 @@ def test_arrays_of_another_shape_are_refused(folder):
     assert "shapes" in lines[0]
 
 
-def test_any_dtype_and_no_number_at_all_come_back(tmp_path):
+def test_any_dtype_and_empty_arrays_come_back(tmp_path):
     state = {
         "half": jnp.arange(3, dtype=jnp.bfloat16),
         "true": jnp.array([True, False]),

@@ -49,7 +49,7 @@ def test_an_error_is_one_line_with_the_place(tmp_path, text, expected):
 
 
 @pytest.mark.parametrize("name", ["missing.py", "notes.txt", ""])
-def test_what_is_no_python_file_is_refused(tmp_path, name):
+def test_a_file_that_is_not_python_is_refused(tmp_path, name):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match="is not a Python file"):
         load_file(tmp_path / name)

@@ -15,7 +15,7 @@ def test_a_few_rounds_are_traced(tmp_path, rounds):
     assert list(tmp_path.rglob("*.xplane.pb"))
 
 
-def test_a_trace_ends_where_the_rounds_break_off(tmp_path):
+def test_a_trace_ends_if_the_rounds_break_off(tmp_path):
     lines = []
     with pytest.raises(KeyboardInterrupt):
         for number in traced(range(9), tmp_path / "trace", lines.append):

@@ -14,7 +14,7 @@ def clock(monkeypatch):
     return now
 
 
-def test_time_left_is_what_the_others_took(clock):
+def test_the_time_left_follows_the_pace_so_far(clock):
     out = io.StringIO()
     display, seen = Display(Console(file=out, width=99), total=5), []
     with display:

@@ -83,12 +83,12 @@ def test_rerun_clears_a_run_and_nothing_else(tmp_path):
 def test_a_phase_begins_after_its_last_round(tmp_path):
     store = opened(tmp_path / "run")
     rounds(store, 3)
-    saved = store.begin_phase(CELL, "federated", jnp.ones(2))
-    assert saved.round == 3
+    begun = store.begin_phase(CELL, "federated", jnp.ones(2))
+    assert begun.round == 3
     assert lines(store) == [record(i) for i in (1, 2, 3)]
 
 
-def test_a_torn_line_and_lines_after_the_checkpoint_are_made_anew(tmp_path):
+def test_a_torn_line_and_lines_after_the_checkpoint_are_dropped(tmp_path):
     store = opened(tmp_path / "run")
     rounds(store, 2, "federated")
     rounds(store, 2, "local")
@@ -130,7 +130,7 @@ def test_writing_replaces_whole_files(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["results.json", "cells/0.1-seed-0.json"])
-def test_damaged_results_are_reported_and_made_anew(tmp_path, name):
+def test_damaged_results_are_reported_and_recomputed(tmp_path, name):
     lines = []
     store = opened(tmp_path / "run")._replace(warn=lines.append)
     store.end_cell(CELL, {"methods": []})
@@ -182,7 +182,7 @@ def test_adapters_come_back_by_method(store):
         store.adapters(CELL, "ties")
 
 
-def test_a_phase_that_is_forgotten_begins_anew(store):
+def test_a_forgotten_phase_starts_over(store):
     for number in (1, 2):
         history = [record(i) for i in range(1, number + 1)]
         store.end_round(
