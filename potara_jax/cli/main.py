@@ -95,11 +95,11 @@ def _tree(words: list[str]) -> Any:
 
     Only the command in use has its options; the others are not imported.
     """
-    asked = words[0] if words else ""
+    chosen = words[0] if words else ""
     branches = []
     for name, (module, summary) in _COMMANDS.items():
         kind, text = _Other, None
-        if name == asked:
+        if name == chosen:
             kind, text = importlib.import_module(module).command(words)
         named = tyro.conf.subcommand(name, description=text or summary)
         branches.append(_annotated[kind, named])

@@ -30,16 +30,16 @@ def language(name):
 
 
 @pytest.mark.parametrize("name", LANGUAGE)
-def test_a_language_model_computes_what_transformers_computed(name):
+def test_a_language_model_equals_transformers(name):
     model, params, text = language(name)
     states = lambda module, method: (
         method == "__call__" and isinstance(module, llama.Layer)
     )
     logits, seen = model.apply({"params": params}, text, capture_intermediates=states)
-    found = golden(name)
-    np.testing.assert_allclose(logits, found["logits"], atol=1e-5, rtol=1e-5)
+    reference = golden(name)
+    np.testing.assert_allclose(logits, reference["logits"], atol=1e-5, rtol=1e-5)
     layers = seen["intermediates"]["layers"]["__call__"][0][0]
-    inner = found["hidden"][1:-1]  # the last one there has the norm in it
+    inner = reference["hidden"][1:-1]  # the last one includes the norm
     np.testing.assert_allclose(layers[: len(inner)], inner, atol=1e-5, rtol=1e-5)
 
 
@@ -73,9 +73,9 @@ def test_an_answer_ends_with_its_stop_and_others_go_on():
     )
     read = lambda *args: model.apply({"params": params}, *args, method="read")
     cache = llama.empty_cache(model.config, 2, 20)
-    found = greedy(read, cache, prompts, jnp.array([9, 9]), max_tokens=8, stop=stop)
-    np.testing.assert_array_equal(found[0, :short], expected[9 : 9 + short])
-    assert (found[0, short:] == stop).all()
+    written = greedy(read, cache, prompts, jnp.array([9, 9]), max_tokens=8, stop=stop)
+    np.testing.assert_array_equal(written[0, :short], expected[9 : 9 + short])
+    assert (written[0, short:] == stop).all()
 
 
 def test_sequences_in_one_row_do_not_see_each_other():
@@ -120,14 +120,14 @@ def loaded(name, model, table):
     return model.apply({"params": params}, image, capture_intermediates=True)
 
 
-def test_a_vit_computes_what_transformers_computed():
+def test_a_vit_equals_transformers():
     config = vit.config_of(weights.read_config(FIXTURES / "vit"))
     logits, seen = loaded("vit", vit.ViT(config), vit.TABLE)
-    found = golden("vit")
-    np.testing.assert_allclose(logits, found["logits"], atol=1e-5, rtol=1e-5)
+    reference = golden("vit")
+    np.testing.assert_allclose(logits, reference["logits"], atol=1e-5, rtol=1e-5)
     for index in range(config.depth):
         block = seen["intermediates"][f"block_{index}"]["__call__"][0]
-        np.testing.assert_allclose(block, found["hidden"][index + 1], atol=1e-5)
+        np.testing.assert_allclose(block, reference["hidden"][index + 1], atol=1e-5)
 
 
 def test_a_vit_without_a_head_takes_one_of_any_size():

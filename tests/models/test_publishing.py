@@ -47,21 +47,20 @@ def of(model, inputs, targets, trained, table, config):
 
 
 @pytest.mark.parametrize("make", [languages, images])
-def test_a_folded_model_is_read_again_and_says_the_same(make, tmp_path):
+def test_a_folded_model_is_read_back_and_computes_the_same(make, tmp_path):
     model, inputs, base, adapter, form = make()
     expected = lora.bind(model, scale=SCALE)(base, adapter, inputs)
     publishing.write_folded(tmp_path / "model", base, adapter, form)
     assert (tmp_path / "model" / "more.json").read_text() == "{}"
     again = weights.load(tmp_path / "model", form.table, base)
-    found = lora.bind(model, scale=1.0)(again, {}, inputs)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    computed = lora.bind(model, scale=1.0)(again, {}, inputs)
+    np.testing.assert_allclose(computed, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [languages, images])
-def test_an_adapter_has_the_deltas_of_every_layer_by_its_name_there(make, tmp_path):
+def test_an_adapter_has_the_deltas_of_every_layer_by_name(make, tmp_path):
     base, adapter, form = make()[2:]
-    how = {"base": "somewhere"}
-    publishing.write_adapter(tmp_path / "adapter", adapter, form, **how)
+    publishing.write_adapter(tmp_path / "adapter", adapter, form, base="somewhere")
     read = peft.read(tmp_path / "adapter")
     assert read.config["base_model_name_or_path"] == "somewhere"
     publishing.write_base(tmp_path / "base", base, form)
@@ -92,7 +91,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_base_is_written_once_and_read_by_whom_its_config_is(tmp_path):
+def test_a_base_is_written_once_and_read_by_its_config(tmp_path):
     base, _, form = images()[2:]
     folder = tmp_path / "base"
     for _ in range(2):
@@ -121,9 +120,9 @@ def tensors(folder):
 @pytest.mark.parametrize("name", LLAMAS)
 def test_a_described_llama_is_itself(name):
     config = LLAMAS[name]
-    found = llama.config_of(llama.description_of(config))
-    assert found.head == config.head
-    same = {k: v for k, v in vars(found).items() if k != "head_width"}
+    described = llama.config_of(llama.description_of(config))
+    assert described.head == config.head
+    same = {k: v for k, v in vars(described).items() if k != "head_width"}
     assert same == {k: v for k, v in vars(config).items() if k != "head_width"}
 
 
@@ -131,7 +130,7 @@ def test_a_described_vit_is_itself():
     assert vit.config_of(vit.description_of(VIT, side=8, colours=3, names="abc")) == VIT
 
 
-def test_an_adapter_with_a_core_has_to_be_folded(tmp_path):
+def test_an_adapter_with_a_core_must_be_folded(tmp_path):
     adapter, form = languages()[3:]
     path = "layers/mlp/up_proj"
     adapter[path] |= {"m": jnp.stack([jnp.eye(2)] * 2)}

@@ -68,7 +68,7 @@ def test_tokens_are_the_patches_and_the_class_token(height, width, patch):
     assert params["position"].shape == (1, tokens, 4)
 
 
-def test_logits_are_one_an_image_and_class(params, forward):
+def test_logits_are_one_per_image_and_class(params, forward):
     logits = forward(params, IMAGES)
     assert logits.shape == (3, 5)
     assert logits.dtype == jnp.float32

@@ -21,7 +21,7 @@ def shapes_of(name):
     return jax.eval_shape(Llama(config).init, jax.random.key(0), text)["params"]
 
 
-def test_what_is_written_is_read_and_is_named_as_it_was(tmp_path):
+def test_written_weights_are_read_back_under_their_names(tmp_path):
     for name in ("llama", "qwen2", "qwen3", "llama-untied"):
         _, params, _ = language(name)
         config = weights.read_config(FIXTURES / name)
@@ -31,9 +31,9 @@ def test_what_is_written_is_read_and_is_named_as_it_was(tmp_path):
         stored = {}
         for path in FIXTURES.joinpath(name).glob("*.safetensors"):
             stored |= load_file(path)
-        found = load_file(tmp_path / name / "model.safetensors")
-        assert found.keys() == stored.keys()
-        jax.tree.map(np.testing.assert_array_equal, found, stored)
+        written = load_file(tmp_path / name / "model.safetensors")
+        assert written.keys() == stored.keys()
+        jax.tree.map(np.testing.assert_array_equal, written, stored)
 
 
 def test_parameters_are_read_in_another_dtype_and_placed():
@@ -43,8 +43,13 @@ def test_parameters_are_read_in_another_dtype_and_placed():
         placed.append(path)
         return jnp.asarray(x)
 
-    how = {"dtype": "bfloat16", "place": place}
-    params = weights.load(FIXTURES / "llama", llama.TABLE, shapes_of("llama"), **how)
+    params = weights.load(
+        FIXTURES / "llama",
+        llama.TABLE,
+        shapes_of("llama"),
+        dtype="bfloat16",
+        place=place,
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
     assert "layers/mlp/up_proj/kernel" in placed
 
@@ -71,19 +76,19 @@ def test_all_tensors_that_do_not_fit_are_listed_at_once(tmp_path):
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ValueError, match="another model") as error:
         weights.load(folder, llama.TABLE, shapes_of("qwen2"))
-    told = str(error.value)
-    assert "2 missing: " in told and "model.layers.1.mlp.up_proj.weight" in told
-    assert "model.embed_tokens.weight (61, 16) instead of (61, 32)" in told
-    assert "1 unknown: model.extra.weight" in told
+    message = str(error.value)
+    assert "2 missing: " in message and "model.layers.1.mlp.up_proj.weight" in message
+    assert "model.embed_tokens.weight (61, 16) instead of (61, 32)" in message
+    assert "1 unknown: model.extra.weight" in message
 
 
-def test_tensors_that_are_no_numbers_are_named(tmp_path):
+def test_tensors_that_are_not_finite_numbers_are_named(tmp_path):
     folder, name = copied(tmp_path), "model.norm.weight"
     tensors = load_file(folder / "model.safetensors")
     codes, none = tensors[name].astype(np.int8), tensors[name] * np.nan
-    for bad, told in ((codes, "of I8, which"), (none, "is not finite")):
+    for bad, message in ((codes, "of I8, which"), (none, "is not finite")):
         save_file(tensors | {name: bad}, folder / "model.safetensors")
-        with pytest.raises(ValueError, match=f"{name} {told}"):
+        with pytest.raises(ValueError, match=f"{name} {message}"):
             weights.load(folder, llama.TABLE, shapes_of("qwen2"))
 
 
@@ -101,13 +106,13 @@ WRONG += ({"max_position_embeddings": 0},)
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_sizes_that_cannot_be_are_named_with_their_file(wrong, tmp_path):
+def test_invalid_sizes_are_named_with_their_file(wrong, tmp_path):
     config = weights.read_config(FIXTURES / "llama") | wrong
     refused = pytest.raises(ValueError, match=r"config\.json: ")
     with refused as error, weights.errors_naming(tmp_path / "config.json"):
         llama.config_of(config)
-    told = str(error.value)
-    assert next(iter(wrong)) in told or "do not share 3" in told
+    message = str(error.value)
+    assert next(iter(wrong)) in message or "do not share 3" in message
 
 
 def test_a_missing_shard_a_damaged_file_and_no_folder_are_named(tmp_path):
@@ -140,15 +145,15 @@ REFUSED = [
 
 @pytest.mark.parametrize(("change", "reason"), REFUSED)
 def test_other_models_are_refused(change, reason):
-    found = json.loads(Path(FIXTURES / "llama" / "config.json").read_text())
+    description = json.loads(Path(FIXTURES / "llama" / "config.json").read_text())
     with pytest.raises(ValueError, match=reason):
-        llama.config_of(found | change)
+        llama.config_of(description | change)
 
 
 def test_the_older_form_of_a_configuration_is_read():
-    found = json.loads(Path(FIXTURES / "llama" / "config.json").read_text())
-    rope = found.pop("rope_parameters")
-    older = found | {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    description = json.loads(Path(FIXTURES / "llama" / "config.json").read_text())
+    rope = description.pop("rope_parameters")
+    older = description | {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
     new = json.loads(Path(FIXTURES / "llama" / "config.json").read_text())
     assert llama.config_of(older) == llama.config_of(new)
 
