@@ -94,16 +94,16 @@ def poisoned(given: Problem, client: int, value: float) -> Problem:
     return given._replace(shared=given.shared._replace(pool=pool))
 
 
-def start(algorithm, given: Problem, conditions=EVERYBODY) -> Progress:
+def start(algorithm, given: Problem, conditions=EVERYBODY, seed=0) -> Progress:
     """The state before the first round, every client from the problem's adapter."""
     adapters = federated.stack(given.adapter, clients=len(given.examples.count))
-    return federated.start(algorithm, adapters, conditions)
+    return federated.start(algorithm, adapters, jax.random.key(seed), conditions)
 
 
 def run(algorithm, given: Problem, *, number=1, seed=0, **options):
     """Progress and the last report after a number of rounds."""
     conditions = options.get("conditions", EVERYBODY)
-    progress = start(algorithm, given, conditions)
+    progress = start(algorithm, given, conditions, seed)
     if "wire" in options:
         args = options["wire"], given.shared, progress, given.examples
         progress = with_feedback(algorithm, *args)

@@ -88,6 +88,7 @@ def streamed(name: str, layout=AT_ONCE) -> list:
         given.shared,
         given.adapter,
         given.examples,
+        jax.random.key(0),
         conditions=conditions,
     )
     args = step, given.shared, given.examples, begin, jax.random.key(0)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from potara_jax.data.federation import Batch, Ragged, take
+from potara_jax.keys import subkey
 
 Array = jax.Array
 Objective = Callable[[Any, Batch], Array]
@@ -54,8 +55,9 @@ class Train:
         return params, losses
 
     def batches(self, examples: Ragged, key: Array) -> Array:
-        """Indices `[S, B]` into the pool."""
+        """Indices `[S, B]` into the pool; the same for every training with one key."""
         steps, size = self.steps, self.batch_size
+        key = subkey(key, "batches")
         return batch_index(key, examples, steps=steps, batch_size=size)
 
 
@@ -114,4 +116,5 @@ def batch_index(
 
 def client_key(key: Array, client: Array, round_number: Array | int) -> Array:
     """A client's key in a round: from the run's key, the client and the round alone."""
-    return jax.random.fold_in(jax.random.fold_in(key, client), round_number)
+    of_client = jax.random.fold_in(subkey(key, "clients"), client)
+    return jax.random.fold_in(of_client, round_number)

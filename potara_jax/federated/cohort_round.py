@@ -21,9 +21,9 @@ from potara_jax.federated import wire as wire_
 from potara_jax.federated.aggregation import all_finite, select
 from potara_jax.federated.conditions import EVERYBODY, Conditions
 from potara_jax.federated.interface import Algorithm, Server, Shared
-from potara_jax.federated.privacy import Privacy
 from potara_jax.federated.progress import known
 from potara_jax.federated.wire import AS_IT_IS, Wire
+from potara_jax.keys import subkey
 
 Array = jax.Array
 
@@ -31,11 +31,12 @@ Array = jax.Array
 class Members(NamedTuple):
     """The clients of a round, stacked `[c, ...]`.
 
-    Their numbers, their examples, their states, and what compression has kept back of
-    their uploads of this round's turn.
+    Their numbers, their weights in the server's sum, their examples, their states, and
+    what compression has kept back of their uploads of this round's turn.
     """
 
     client: Array
+    weight: Array
     examples: Ragged
     states: Any
     owed: Any = ()
@@ -74,7 +75,11 @@ def make_cohort_round(
 
     A round of a cohort by one of an algorithm's turns, wherever the clients' states are
     kept. Not jitted.
+
+    Raises:
+        ValueError: the wire makes no sense for the algorithm.
     """
+    wire_.check(wire, turn)
     one = over_clients(
         _one_client(turn, wire),
         in_axes=(None, None, 0, 0, 0),
@@ -91,13 +96,16 @@ def make_cohort_round(
         members = members._replace(examples=jax.vmap(slowed)(members.examples, keys))
         lost = jax.vmap(lambda key: conditions_.lost(conditions, key))(keys)
         result: _Result = one(shared, server, members, keys, lost)
-        if wire.privacy:
-            result = _noised(wire.privacy, result, keys)
-        weights = _weights(conditions, wire, members.examples)
         announced = _counted(turn.announce(server))
         report = Report(members.client, *result.report, announced)
         members = members._replace(states=result.state, owed=result.owed)
-        return _aggregate(turn, server, result, weights), members, report
+        if wire.privacy:
+            noise_keys = jax.vmap(lambda key: subkey(key, "noise"))(keys)
+            uploads = privacy_.noised(wire.privacy, result.upload, noise_keys)
+            weights = jnp.ones(len(keys))
+        else:
+            uploads, weights = result.upload, members.weight * result.arrived
+        return _aggregate(turn, server, uploads, weights), members, report
 
     return run
 
@@ -114,31 +122,26 @@ def _one_client(turn: Algorithm, wire: Wire) -> Callable[..., _Result]:
     def run(
         shared: Shared, server: Server, member: Members, key: Array, lost: Array
     ) -> _Result:
-        _, examples, state, owed = member
+        _, _, examples, state, owed = member
         received = turn.broadcast(server, state)
         update = turn.client(shared, received, state, examples, key)
-        wire_key = jax.random.fold_in(key, 3)
-        sent = wire_.send(wire, update.upload, received, owed, wire_key)
-        finite = _finite(update.losses, (sent.upload, update.state))
+        wire_key = subkey(key, "compression")
+        sent = wire_.send(wire, update.upload, update.reference, owed, wire_key)
+        new = turn.settle(update.state, sent.upload)
+        finite = _finite(update.losses, (sent.upload, new))
         arrived = finite & ~lost
         keep = lambda new, old: select(arrived, new, old)
-        nothing = jax.tree.map(jnp.zeros_like, sent.upload)
+        zeros = jax.tree.map(jnp.zeros_like, sent.upload)
         down, up = map(_counted, (received, sent.message))
         return _Result(
-            keep(update.state, state),
+            keep(new, state),
             keep(sent.owed, owed),
-            keep(sent.upload, nothing),
+            keep(sent.upload, update.reference if wire.privacy else zeros),
             arrived,
             (update.losses, finite, arrived, down, jnp.where(arrived, up, 0)),
         )
 
     return run
-
-
-def _noised(privacy: Privacy, result: _Result, keys: Array) -> _Result:
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, 4))(keys)
-    upload = privacy_.noised(privacy, result.upload, result.arrived, keys)
-    return result._replace(upload=upload)
 
 
 def _finite(losses: Array, results: Any) -> Array:
@@ -151,16 +154,8 @@ def _counted(payload: Any) -> Array:
     return jnp.asarray(ledger.payload_bytes(payload), jnp.uint32)
 
 
-def _weights(conditions: Conditions, wire: Wire, examples: Ragged) -> Array:
-    equal = conditions.by_examples or wire.privacy
-    return jnp.ones(len(examples.count)) if equal else examples.count.astype(float)
-
-
-def _aggregate(
-    turn: Algorithm, server: Server, result: _Result, weights: Array
-) -> Server:
-    weights = weights * result.arrived
+def _aggregate(turn: Algorithm, server: Server, uploads: Any, weights: Array) -> Server:
+    """The server's next state; its old one where nobody has arrived."""
     total = weights.sum()
     shares = weights / jnp.where(total > 0, total, 1)
-    updated = turn.aggregate(server, result.upload, shares)
-    return select(total > 0, updated, server)
+    return select(total > 0, turn.aggregate(server, uploads, shares), server)

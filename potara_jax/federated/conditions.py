@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from potara_jax.data.federation import Ragged
 from potara_jax.federated.interface import Size
+from potara_jax.keys import subkey
 
 Array = jax.Array
 
@@ -21,8 +22,10 @@ class Conditions(NamedTuple):
     """Who takes part in a round, and who finishes it; by default everybody.
 
     cohort: the clients of a round, as a share of them in (0, 1] or as their number.
-    by_examples: draw clients in proportion to their numbers of examples, and weight
-      them equally; else draw them uniformly, weighted by their numbers of examples.
+    by_examples: draw clients in proportion to their numbers of examples, so that the
+      weighted sum of a cohort is that of all clients in expectation, see `inclusion`;
+      else draw them uniformly and weight them by their numbers of examples, as FedAvg
+      does.
     dropout: the probability that a client is lost after training: nothing that it sends
       arrives, and its state stays as it was.
     stragglers: the probability that a client finishes only a part of its steps, of
@@ -81,25 +84,83 @@ def size(conditions: Conditions, clients: int) -> Size:
     return Size(num_present, min(cohort, num_present))
 
 
+# --- Cohorts -------------------------------------------------------------------------
+
+
+class Cohort(NamedTuple):
+    """The clients of a round, sorted, and their weights in the server's sum: `[c]`.
+
+    Weights are relative: they are scaled to sum to one over the clients that arrive.
+    """
+
+    client: Array
+    weight: Array
+
+
 def draw_cohort(
     conditions: Conditions, counts: Array, key: Array, number: Array | int
-) -> Array:
-    """The sorted clients `[c]` of a round; `counts` `[C]`: all clients' examples."""
+) -> Cohort:
+    """The cohort of a round; `counts` `[C]`: all clients' examples."""
     num_present, cohort = size(conditions, len(counts))
+    counts = counts[:num_present].astype(jnp.float32)
+    key = jax.random.fold_in(subkey(key, "cohorts"), number)
     if cohort == num_present:
-        return jnp.arange(num_present)
-    key = jax.random.fold_in(jax.random.fold_in(key, num_present), number)
-    present_counts = counts[:num_present]
-    chance = present_counts / present_counts.sum() if conditions.by_examples else None
-    drawn = jax.random.choice(key, num_present, (cohort,), replace=False, p=chance)
-    return jnp.sort(drawn)
+        return Cohort(jnp.arange(num_present), counts)
+    if conditions.by_examples:
+        chance = inclusion(counts, cohort)
+        client = _systematic(chance, cohort, key)
+        return Cohort(client, counts[client] / chance[client])
+    drawn = jax.random.choice(key, num_present, (cohort,), replace=False)
+    client = jnp.sort(drawn)
+    return Cohort(client, counts[client])
+
+
+def inclusion(counts: Array, cohort: int) -> Array:
+    """The probability `[C]` that each client is in a cohort, which sum to its size.
+
+    In proportion to the clients' examples, but at most one: a client that would exceed
+    it is in every cohort, and the others share the places that are left. Weights of
+    `counts / inclusion` make the cohort's weighted sum unbiased (Horvitz and Thompson
+    1952); they sum to the number of all examples whoever is drawn.
+
+    Args:
+        counts: all clients' examples, `[C]`, float32.
+        cohort: fewer than all clients.
+    """
+    order = jnp.argsort(-counts)
+    falling = counts[order]
+    rest = jnp.cumsum(falling[::-1])[::-1]  # of each client and the smaller ones
+    places = cohort - jnp.arange(len(counts))
+    always = jnp.cumprod(places * falling >= rest) == 1
+    first = always.sum()
+    share = (cohort - first) * falling / rest[first]
+    chance = jnp.where(always, 1.0, jnp.minimum(share, 1.0))
+    return jnp.zeros_like(counts).at[order].set(chance)
+
+
+def _systematic(chance: Array, cohort: int, key: Array) -> Array:
+    """`cohort` distinct clients, each with its chance; chances sum to `cohort`.
+
+    The chances are laid end to end in random order, and points at distance one, from a
+    uniform start, hit the clients (Madow 1949).
+    """
+    order_key, start_key = jax.random.split(key)
+    order = jax.random.permutation(order_key, len(chance))
+    ends = jnp.cumsum(chance[order]).at[-1].set(cohort)
+    before = jnp.maximum(jnp.ceil(ends - jax.random.uniform(start_key)), 0)
+    hits = jnp.diff(before, prepend=0)  # one or none, and two only by rounding
+    _, place = jax.lax.top_k(hits, cohort)
+    return jnp.sort(order[place])
+
+
+# --- Who finishes --------------------------------------------------------------------
 
 
 def slowed(conditions: Conditions, examples: Ragged, key: Array) -> Ragged:
     """One client's examples, with the share of its steps that it finishes."""
     if not conditions.stragglers:
         return examples
-    late, share = jax.random.split(jax.random.fold_in(key, 1))
+    late, share = jax.random.split(subkey(key, "stragglers"))
     late = jax.random.bernoulli(late, conditions.stragglers)
     share = jnp.where(late, jax.random.uniform(share), 1.0)
     full = 1.0 if examples.share is None else examples.share
@@ -108,4 +169,4 @@ def slowed(conditions: Conditions, examples: Ragged, key: Array) -> Ragged:
 
 def lost(conditions: Conditions, key: Array) -> Array:
     """Whether one client is lost after training."""
-    return jax.random.bernoulli(jax.random.fold_in(key, 2), conditions.dropout)
+    return jax.random.bernoulli(subkey(key, "dropout"), conditions.dropout)

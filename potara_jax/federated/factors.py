@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from potara_jax.adapters import algebra
 from potara_jax.adapters.lora import Adapter, Array, Entry, is_factors
 from potara_jax.federated.aggregation import weighted_mean
+from potara_jax.federated.ledger import Either, Part
 
 Deltas = dict[str, Array]
 
@@ -163,16 +164,30 @@ def emptied(adapter: Adapter) -> Adapter:
     return {p: e | {"b": 0 * e["b"]} for p, e in factors(adapter).items()}
 
 
+def drawn(adapter: Adapter, key: Array, *, rank: int | None = None) -> Adapter:
+    """Fresh factors of an adapter's modules: `a` uniform in +-1/sqrt(D), `b` zero.
+
+    Args:
+        adapter: whose modules.
+        key: consumed.
+        rank: of the fresh factors; default: the adapter's.
+    """
+    known = factors(adapter)
+    keys = jax.random.split(key, len(known))
+    width = rank or rank_of(adapter)
+
+    def fresh(e: Entry, key: Array) -> Entry:
+        *stack, inputs, _ = e["a"].shape
+        bound = inputs**-0.5
+        shape = (*stack, inputs, width)
+        a = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        return {"a": a, "b": jnp.zeros((*stack, width, e["b"].shape[-1]))}
+
+    pairs = zip(sorted(known), keys, strict=True)
+    return {path: fresh(known[path], key) for path, key in pairs}
+
+
 # --- Deltas --------------------------------------------------------------------------
-
-
-def mean_delta(uploads: Adapter, weights: Array) -> Deltas:
-    """`sum_c p_c a_c b_c` of every module with factors: dense `[..., D, K]`, one."""
-    product = "c,c...dr,c...rk->...dk"
-    return {
-        path: jnp.einsum(product, weights, e["a"], e["b"], precision="highest")
-        for path, e in factors(uploads).items()
-    }
 
 
 def stacked(uploads: Adapter, weights: Array) -> Adapter:
@@ -187,10 +202,33 @@ def stacked(uploads: Adapter, weights: Array) -> Adapter:
     return {path: entry(e) for path, e in factors(uploads).items()}
 
 
+def cheapest(stack: Adapter, kept: Array) -> dict[str, Either]:
+    """The deltas of stacked factors as a payload: factors or dense, as is smaller.
+
+    Args:
+        stack: factors, one module each.
+        kept: the rank that travels, the same for all modules; the rest is zero. At 0
+            nothing travels.
+    """
+
+    def either(entry: Entry) -> Either:
+        rank = jnp.int32(entry["a"].shape[-1])
+        dense = algebra.delta(entry)
+        some = jnp.minimum(kept, 1)
+        return Either(Part(entry, kept, rank), Part(dense, some, jnp.int32(1)))
+
+    return {path: either(entry) for path, entry in stack.items()}
+
+
 def _merged(shape: tuple[int, ...], axis: int) -> list[int]:
     """A shape with an axis and the next made one."""
     at = len(shape) + axis
     return [*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :]]
+
+
+def deltas(adapter: Adapter) -> Deltas:
+    """The dense deltas `[..., D, K]` of the modules with factors."""
+    return {path: algebra.delta(entry) for path, entry in factors(adapter).items()}
 
 
 def add_deltas(first: Deltas, second: Deltas) -> Deltas:

@@ -41,11 +41,19 @@ class Size(NamedTuple):
 
 
 class Update(NamedTuple):
-    """A client's round: its new state, what it sends, and its losses `[S]`."""
+    """A client's round.
+
+    `state`: what it keeps. `upload`: what it sends. `losses` `[S]`: of its steps.
+    `reference`: what the upload would be had the client learned nothing, of the same
+    structure. The server knows it, from what it sent and from the seed; so compression,
+    clipping and noise act on the difference alone. Where the upload is a change itself,
+    the reference is zero.
+    """
 
     state: State
     upload: Payload
     losses: Array
+    reference: Payload
 
 
 class Algorithm(NamedTuple):
@@ -54,13 +62,16 @@ class Algorithm(NamedTuple):
     Functions that every algorithm has:
 
     `init(adapter, size) -> server`: the server's state before the first round.
-    `init_client(adapter, client) -> state`: what one client keeps between rounds; the
-      client's number is an array.
+    `init_client(adapter, client, key) -> state`: what one client keeps between rounds;
+      the client's number is an array, and the key its own.
     `broadcast(server, state) -> payload`: what a client of the cohort receives.
     `client(shared, payload, state, examples, key) -> Update`: one client's round.
     `aggregate(server, uploads, weights) -> server`: uploads are stacked over the cohort
-      `[c, ...]`; `weights` `[c]` sum to one and are zero for a client that is left out.
-    `personalise(shared, payload, state) -> model`: the model that a client ends with.
+      `[c, ...]`; `weights` `[c]` sum to one and are zero for a client that is left out,
+      whose upload is zero. Under privacy nobody is left out: a client that is lost has
+      sent its reference.
+    `personalise(shared, payload, state, examples) -> model`: the model that a client
+      ends with; it may have been in no cohort.
 
     What the algorithm is (tests/federated/test_declarations.py proves it):
 
@@ -70,8 +81,14 @@ class Algorithm(NamedTuple):
       receives does not depend on its state. Only then do clipping and noise give
       differential privacy. None: undeclared, so there is no account of privacy.
     `changes_base`: `rebase` depends on the server.
+    `restarts`: clients start every round from factors that are drawn for it, so that
+      nothing of an upload can be made up for in a later one.
 
     Functions with a default:
+
+    `settle(state, upload) -> state`: a client's new state once its upload has arrived
+      as `upload`, after compression and clipping; for a client that keeps account of
+      what the server has of it.
 
     `announce(server) -> payload`: what every client receives before every round, in
       the cohort or not.
@@ -87,14 +104,16 @@ class Algorithm(NamedTuple):
 
     name: str
     init: Callable[[Adapter, Size], Server]
-    init_client: Callable[[Adapter, Array], State]
+    init_client: Callable[[Adapter, Array, Array], State]
     broadcast: Callable[[Server, State], Payload]
     client: Callable[[Shared, Payload, State, Ragged, Array], Update]
     aggregate: Callable[[Server, Payload, Array], Server]
-    personalise: Callable[[Shared, Payload, State], Model]
+    personalise: Callable[[Shared, Payload, State, Ragged], Model]
     personal: bool
     sum_only: bool | None
     changes_base: bool = False
+    restarts: bool = False
+    settle: Callable[[State, Payload], State] = lambda state, upload: state
     announce: Callable[[Server], Payload] = lambda server: ()
     common: Callable[[Server], Any] = lambda server: ()
     rebase: Callable[[Params, Server], Params] = lambda base, server: base

@@ -23,21 +23,31 @@ class Part(NamedTuple):
     of: Array
 
 
+class Either(NamedTuple):
+    """Payloads that say the same: the one of fewer bytes travels."""
+
+    first: Any
+    second: Any
+
+
 def payload_bytes(payload: Any) -> Array | int:
     """Bytes of a pytree of arrays, from the shapes and dtypes of its leaves.
 
-    An int, unless the pytree contains a `Part`: then an array.
+    An int, unless the pytree contains a `Part` or an `Either`: then an array, uint32.
     """
-    parts = jax.tree.leaves(payload, is_leaf=_is_part)
+    parts = jax.tree.leaves(payload, is_leaf=_is_special)
     return sum(_bytes(part) for part in parts)
 
 
-def _bytes(part: Part | Array) -> Array | int:
+def _bytes(part: Part | Either | Array) -> Array | int:
+    if isinstance(part, Either):
+        return jnp.minimum(payload_bytes(part.first), payload_bytes(part.second))
     if isinstance(part, Part):
-        whole = payload_bytes(part.value)
-        return (whole * (part.kept / part.of)).astype(jnp.uint32)
+        whole = jnp.asarray(payload_bytes(part.value), jnp.uint32)
+        kept, of = (jnp.asarray(x, jnp.uint32) for x in part[1:])
+        return whole // of * kept + whole % of * kept // of
     return math.prod(part.shape) * jnp.dtype(part.dtype).itemsize
 
 
-def _is_part(x: Any) -> bool:
-    return isinstance(x, Part)
+def _is_special(x: Any) -> bool:
+    return isinstance(x, Part | Either)

@@ -2,11 +2,13 @@
 
 The server clips every client's change to the norm `clip` and adds Gaussian noise to
 the sum of the changes (arXiv 1710.06963), so replacing one client's data moves the sum
-by `2 clip` at most. `accounting` says what that guarantees.
+by `2 clip` at most. It divides the sum by the size of the cohort, whoever arrives: the
+change of a client that is lost counts as zero. `accounting` says what that guarantees.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -35,25 +37,27 @@ def clipped(privacy: Privacy, change: Any) -> Any:
     return jax.tree.map(lambda x: x * scale if is_float(x) else x, change)
 
 
-def noised(privacy: Privacy, uploads: Any, arrived: Array, keys: Array) -> Any:
+def noised(privacy: Privacy, uploads: Any, keys: Array) -> Any:
     """Uploads with noise that adds up to what their sum needs.
+
+    Every client of the cohort has its part of the noise, whether it arrived or not:
+    who arrives depends on the clients' data.
 
     Args:
         privacy: clip and noise.
         uploads: one for each client of the cohort, `[c, ...]`.
-        arrived: which of them are in the sum, `[c]`.
         keys: one for each client, `[c]`.
     """
-    deviation = privacy.noise * privacy.clip / jnp.sqrt(jnp.maximum(arrived.sum(), 1))
+    deviation = privacy.noise * privacy.clip / math.sqrt(len(keys))
 
-    def one(upload: Any, arrived: Array, key: Array) -> Any:
+    def one(upload: Any, key: Array) -> Any:
         leaves, structure = jax.tree.flatten(upload)
         keys = jax.random.split(key, len(leaves))
-        size = jnp.where(arrived, deviation, 0)
+        noise = lambda x, k: deviation * jax.random.normal(k, x.shape, x.dtype)
         noisy = [
-            x + size * jax.random.normal(k, x.shape, x.dtype) if is_float(x) else x
+            x + noise(x, k) if is_float(x) else x
             for x, k in zip(leaves, keys, strict=True)
         ]
         return jax.tree.unflatten(structure, noisy)
 
-    return jax.vmap(one)(uploads, arrived, keys)
+    return jax.vmap(one)(uploads, keys)

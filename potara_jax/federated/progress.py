@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from potara_jax.adapters.lora import Adapter
-from potara_jax.data.federation import Ragged
+from potara_jax.data.federation import Batch, Ragged, take
 from potara_jax.federated import conditions as conditions_
 from potara_jax.federated import factors, ledger
 from potara_jax.federated.conditions import EVERYBODY, Conditions
 from potara_jax.federated.interface import Algorithm, Model, Server, Shared
 from potara_jax.federated.wire import Wire
+from potara_jax.keys import subkey
 
 Array = jax.Array
 
@@ -34,17 +36,45 @@ class Progress(NamedTuple):
 
 
 def start(
-    algorithm: Algorithm, adapters: Adapter, conditions: Conditions = EVERYBODY
+    algorithm: Algorithm,
+    adapters: Adapter,
+    key: Array,
+    conditions: Conditions = EVERYBODY,
 ) -> Progress:
     """The state before the first round, from every client's adapter `[C, ...]`.
 
     The server starts from the first client's.
+
+    Args:
+        algorithm: of the rounds.
+        adapters: what the clients start from.
+        key: of all rounds; not consumed.
+        conditions: of the rounds.
+
+    Raises:
+        ValueError: all clients are newcomers.
     """
     clients = len(jax.tree.leaves(adapters)[0])
-    states = jax.vmap(algorithm.init_client)(adapters, jnp.arange(clients))
+    states = first_states(algorithm, adapters, jnp.arange(clients), key)
     first = jax.tree.map(lambda x: x[0], adapters)
     server = algorithm.init(first, conditions_.size(conditions, clients))
     return jax.tree.map(jnp.copy, Progress(server, states))
+
+
+def first_states(
+    algorithm: Algorithm, adapters: Adapter, clients: Array, key: Array
+) -> Any:
+    """The states `[c, ...]` of some clients that have not begun.
+
+    Args:
+        algorithm: of the rounds.
+        adapters: these clients', `[c, ...]`.
+        clients: their numbers, `[c]`.
+        key: of all rounds; not consumed.
+    """
+    key = subkey(key, "states")
+    keys = jax.vmap(lambda client: jax.random.fold_in(key, client))(clients)
+    return jax.vmap(algorithm.init_client)(adapters, clients, keys)
 
 
 def stack(tree: Any, *, clients: int) -> Any:
@@ -106,6 +136,22 @@ def replaced(owed: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ...]:
     return tuple(value if i == place else old for i, old in enumerate(owed))
 
 
+# --- A pool on the host --------------------------------------------------------------
+
+
+def is_on_host(pool: Batch) -> bool:
+    """Whether a pool is NumPy arrays."""
+    return isinstance(jax.tree.leaves(pool)[0], np.ndarray)
+
+
+def part_of(pool: Batch, examples: Ragged) -> tuple[Batch, Ragged]:
+    """The clients' part of a pool, and their examples as indices into that."""
+    index: Any = np.asarray(examples.index)
+    part = take(pool, index.ravel())
+    places: Any = np.arange(index.size, dtype=np.int32).reshape(index.shape)
+    return part, examples._replace(index=places)
+
+
 # --- Models --------------------------------------------------------------------------
 
 
@@ -121,22 +167,30 @@ def personalised(
     algorithm: Algorithm,
     shared: Shared,
     progress: Progress,
+    examples: Ragged,
     *,
-    clients: int,
     number: int = 0,
 ) -> Model:
     """The model of every client in `progress` after `number` rounds, `[C, ...]`.
 
-    clients: their number, since their states may be empty.
+    Args:
+        algorithm: of the rounds.
+        shared: base and pool; the pool may be NumPy arrays.
+        progress: after the rounds.
+        examples: the same clients', `[C, N]`.
+        number: of rounds.
     """
     algorithm = algorithm.turn(number)
+    if is_on_host(shared.pool):
+        pool, examples = part_of(shared.pool, examples)
+        shared = shared._replace(pool=pool)
     shared = known(algorithm, shared, progress.server, number)
 
-    def one(_: Array, state: Any) -> Model:
+    def one(examples: Ragged, state: Any) -> Model:
         received = algorithm.broadcast(progress.server, state)
-        return algorithm.personalise(shared, received, state)
+        return algorithm.personalise(shared, received, state, examples)
 
-    return jax.vmap(one)(jnp.arange(clients), progress.states)
+    return jax.vmap(one)(examples, progress.states)
 
 
 def model_bytes(
@@ -167,8 +221,9 @@ def model_rank(algorithm: Algorithm, shared: Shared, adapter: Adapter) -> int | 
         return None
 
     def model(shared: Shared, adapter: Adapter) -> Model:
-        progress = start(algorithm, stack(adapter, clients=1))
-        models = personalised(algorithm, shared, progress, clients=1)
+        progress = start(algorithm, stack(adapter, clients=1), jax.random.key(0))
+        first = Ragged(jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))
+        models = personalised(algorithm, shared, progress, first)
         return jax.tree.map(lambda x: x[0], models)
 
     shapes = jax.eval_shape(model, shared, adapter)

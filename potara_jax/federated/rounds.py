@@ -20,6 +20,7 @@ from potara_jax.clients.fitting import jit_over_clients
 from potara_jax.clients.mesh import by_client, everywhere, put, replicated
 from potara_jax.data.federation import Ragged
 from potara_jax.federated import conditions as conditions_
+from potara_jax.federated import wire as wire_
 from potara_jax.federated.cohort_round import Members, Report, make_cohort_round
 from potara_jax.federated.conditions import EVERYBODY, Conditions
 from potara_jax.federated.interface import Algorithm, Shared
@@ -87,17 +88,20 @@ def make_round(
 
     A cohort, drawn from the key and the round's number alone, trains from what it
     receives. A client's randomness depends on the key, its number and the round's.
-    Uploads are weighted by the clients' numbers of examples; equally, if cohorts are
-    drawn by these, and under privacy. A client whose update or new state is not finite
-    is left out, as is one that drops out: its weight is zero and it keeps its state.
+    Uploads are weighted by the clients' numbers of examples, over their chances to be
+    drawn where these are by examples too; equally under privacy. A client whose update
+    or new state is not finite is left out, as is one that drops out: its weight is zero
+    (under privacy its change is) and it keeps its state.
 
     Over a mesh, the clients' states stay split over its devices if their number can be
     split, and the server's state and the report are the same on all of them.
 
     Raises:
-        ValueError: a condition is out of its range.
+        ValueError: a condition is out of its range, or the wire makes no sense for the
+            algorithm.
     """
     conditions_.check(conditions)
+    wire_.check(wire, algorithm)
     places = range(len(algorithm.turns) or 1)
     program = partial(_program, algorithm, conditions, wire, layout)
     host = partial(host_program, conditions=conditions, wire=wire, layout=layout)
@@ -238,12 +242,13 @@ def _make_program(
         clients = examples.count.shape[0]
         chex.assert_tree_shape_prefix(progress.states, (clients,))
         cohort = conditions_.draw_cohort(conditions, examples.count, key, number)
-        everybody = len(cohort) == clients
-        pick = lambda tree: tree if everybody else jax.tree.map(_at(cohort), tree)
+        everybody = len(cohort.client) == clients
+        at = _at(cohort.client)
+        pick = lambda tree: tree if everybody else jax.tree.map(at, tree)
         owed = progress.owed[place] if progress.owed else ()
-        members = Members(cohort, *map(pick, (examples, progress.states, owed)))
+        members = Members(*cohort, *map(pick, (examples, progress.states, owed)))
         server, members, report = run(shared, progress.server, members, key, number)
-        back = lambda old, new: new if everybody else _put(old, cohort, new)
+        back = lambda old, new: new if everybody else _put(old, cohort.client, new)
         owed = replaced(progress.owed, place, back(owed, members.owed))
         progress = Progress(server, back(progress.states, members.states), owed)
         return _pinned(layout.mesh, clients, progress, report)

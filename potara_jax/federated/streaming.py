@@ -24,12 +24,19 @@ from potara_jax.clients.axis import Layout
 from potara_jax.clients.fitting import jit_over_clients
 from potara_jax.clients.mesh import by_client, everywhere, put, replicated
 from potara_jax.clients.states import ClientStates
-from potara_jax.data.federation import Batch, Ragged, take
+from potara_jax.data.federation import Batch, Ragged
 from potara_jax.federated import conditions as conditions_
 from potara_jax.federated.cohort_round import Members, Report, make_cohort_round
-from potara_jax.federated.conditions import EVERYBODY, Conditions
+from potara_jax.federated.conditions import EVERYBODY, Cohort, Conditions
 from potara_jax.federated.interface import Algorithm, Server, Shared
-from potara_jax.federated.progress import Progress, replaced, with_feedback
+from potara_jax.federated.progress import (
+    Progress,
+    first_states,
+    is_on_host,
+    part_of,
+    replaced,
+    with_feedback,
+)
 from potara_jax.federated.wire import AS_IT_IS, Wire
 
 Array = jax.Array
@@ -48,14 +55,15 @@ class HostProgress(NamedTuple):
     """`Progress` with the clients' states on the host.
 
     `server`: the server's state. `states`: all clients' `Rows`; a client that has not
-    begun starts from `adapter`. `cohort` `[c]` and `rows` `[c, ...]`: the clients of
-    the last round and what they keep since, which is not in `states` yet; -1 and zeros
-    before the first round.
+    begun starts from `adapter` and `key`, which is that of all rounds. `cohort` `[c]`
+    and `rows` `[c, ...]`: the clients of the last round and what they keep since, which
+    is not in `states` yet; -1 and zeros before the first round.
     """
 
     server: Server
     states: ClientStates
     adapter: Adapter
+    key: Array
     cohort: np.ndarray
     rows: Rows
 
@@ -65,6 +73,7 @@ def start_on_host(
     shared: Shared,
     adapter: Adapter,
     examples: Ragged,
+    key: Array,
     *,
     conditions: Conditions = EVERYBODY,
     wire: Wire = AS_IT_IS,
@@ -77,6 +86,7 @@ def start_on_host(
         shared: base and pool.
         adapter: what the server and every client start from.
         examples: all clients', `[C, N]`.
+        key: of all rounds; not consumed.
         conditions: of the rounds.
         wire: of the rounds.
         folder: where the states are kept in files; default: in memory.
@@ -90,7 +100,8 @@ def start_on_host(
     server = algorithm.init(adapter, size)
 
     def first_rows(examples: Ragged) -> Rows:
-        begun = Progress(server, _first_states(algorithm, adapter, jnp.arange(1)))
+        states = _first_states(algorithm, adapter, jnp.arange(1), key)
+        begun = Progress(server, states)
         owed = with_feedback(algorithm, wire, shared, begun, examples).owed
         return Rows(begun.states, owed)
 
@@ -98,7 +109,8 @@ def start_on_host(
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
     states = ClientStates(one, clients, folder)
     nobody = np.full(size.cohort, -1, np.int32)
-    return HostProgress(server, states, adapter, nobody, states.take(0 * nobody))
+    rows = states.take(0 * nobody)
+    return HostProgress(server, states, adapter, key, nobody, rows)
 
 
 def stream(
@@ -124,13 +136,14 @@ def stream(
     running = None
     for number in range(first, last):
         cohort = draw(number)
+        clients: AnyArray = cohort.client
         sent = _sent(mesh, shared.pool, examples, progress, cohort)
         program = programs[number % len(programs)]
         kept = progress.adapter, progress.server
         server, rows, report = program(base, *kept, sent, key, number)
         if running:
             yield from _landed(*running)
-        progress = progress._replace(server=server, cohort=cohort, rows=rows)
+        progress = progress._replace(server=server, cohort=clients, rows=rows)
         running = number, progress, report
     if running:
         yield from _landed(*running)
@@ -157,7 +170,8 @@ def select_on_host(
 ) -> Progress:
     """Some clients' states `[c, ...]`, on the device."""
     kept = _kept(progress, clients)
-    rows = _newest(algorithm, progress.adapter, jax.tree.map(jnp.asarray, kept))
+    kept = jax.tree.map(jnp.asarray, kept)
+    rows = _newest(algorithm, progress.adapter, kept, progress.key)
     return Progress(progress.server, rows.state, rows.owed)
 
 
@@ -182,21 +196,22 @@ class _Sent(NamedTuple):
     """What goes to the device for a round; `pool` may be the cohort's part of it."""
 
     kept: _Kept
+    weight: AnyArray
     examples: Ragged
     pool: Batch
 
 
 def _cohorts(
     conditions: Conditions, examples: Ragged, key: Array
-) -> Callable[[int], np.ndarray]:
+) -> Callable[[int], Cohort]:
     """A function from a round to its cohort, computed beside the accelerator."""
     host = jax.local_devices(backend="cpu")[0]
     counts, key = jax.device_put((examples.count, key), host)
     draw = jax.jit(lambda n: conditions_.draw_cohort(conditions, counts, key, n))
 
-    def cohort(number: int) -> np.ndarray:
+    def cohort(number: int) -> Cohort:
         with jax.default_device(host):
-            return np.asarray(draw(np.int32(number)))
+            return jax.tree.map(np.asarray, draw(np.int32(number)))
 
     return cohort
 
@@ -206,12 +221,14 @@ def _sent(
     pool: Batch,
     examples: Ragged,
     progress: HostProgress,
-    cohort: np.ndarray,
+    cohort: Cohort,
 ) -> _Sent:
-    examples = jax.tree.map(lambda x: x[cohort], examples)
-    if isinstance(jax.tree.leaves(pool)[0], np.ndarray):
-        pool, examples = _part_of(pool, examples)
-    return _put(mesh, _Sent(_kept(progress, cohort), examples, pool))
+    clients: Any = cohort.client
+    examples = jax.tree.map(lambda x: x[clients], examples)
+    if is_on_host(pool):
+        pool, examples = part_of(pool, examples)
+    kept = _kept(progress, clients)
+    return _put(mesh, _Sent(kept, cohort.weight, examples, pool))
 
 
 def _kept(progress: HostProgress, clients: np.ndarray) -> _Kept:
@@ -229,15 +246,8 @@ def _put(mesh: Mesh | None, sent: _Sent) -> _Sent:
     split = by_client(mesh, len(sent.kept.client))
     kept = put(sent.kept._replace(latest=()), split)
     kept = kept._replace(latest=everywhere(mesh, sent.kept.latest))
-    return _Sent(kept, put(sent.examples, split), everywhere(mesh, sent.pool))
-
-
-def _part_of(pool: Batch, examples: Ragged) -> tuple[Batch, Ragged]:
-    """The clients' part of a pool, and their examples as indices into that."""
-    clients, size = examples.index.shape
-    part = take(pool, examples.index.ravel())
-    index: AnyArray = np.arange(clients * size, dtype=np.int32)
-    return part, examples._replace(index=index.reshape(clients, size))
+    weight, examples = put((sent.weight, sent.examples), split)
+    return _Sent(kept, weight, examples, everywhere(mesh, sent.pool))
 
 
 def _places(clients: np.ndarray, cohort: np.ndarray) -> np.ndarray:
@@ -290,9 +300,10 @@ def _make_program(
         key: Array,
         number: Array,
     ) -> tuple[Server, Rows, Report]:
-        rows = _newest(algorithm, adapter, sent.kept)
+        rows = _newest(algorithm, adapter, sent.kept, key)
         owed = rows.owed[place] if rows.owed else ()
-        members = Members(sent.kept.client, sent.examples, rows.state, owed)
+        clients = sent.kept.client, sent.weight, sent.examples
+        members = Members(*clients, rows.state, owed)
         shared = Shared(base, sent.pool)
         server, members, report = run(shared, server, members, key, number)
         owed = replaced(rows.owed, place, members.owed)
@@ -308,9 +319,9 @@ def _pinned(mesh: Mesh | None, result: Any) -> Any:
     return jax.lax.with_sharding_constraint(result, replicated(mesh))
 
 
-def _newest(algorithm: Algorithm, adapter: Adapter, kept: _Kept) -> Rows:
+def _newest(algorithm: Algorithm, adapter: Adapter, kept: _Kept, key: Array) -> Rows:
     """Every client's row, from where it is newest."""
-    states = _first_states(algorithm, adapter, kept.client)
+    states = _first_states(algorithm, adapter, kept.client, key)
     begin = Rows(states, jax.tree.map(jnp.zeros_like, kept.rows.owed))
 
     def newest(begin: Array, row: Array, latest: Array) -> Array:
@@ -321,5 +332,10 @@ def _newest(algorithm: Algorithm, adapter: Adapter, kept: _Kept) -> Rows:
     return jax.tree.map(newest, begin, kept.rows, kept.latest)
 
 
-def _first_states(algorithm: Algorithm, adapter: Adapter, clients: Array) -> Any:
-    return jax.vmap(lambda client: algorithm.init_client(adapter, client))(clients)
+def _first_states(
+    algorithm: Algorithm, adapter: Adapter, clients: Array, key: Array
+) -> Any:
+    alike = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (len(clients), *x.shape)), adapter
+    )
+    return first_states(algorithm, alike, clients, key)

@@ -1,8 +1,7 @@
 """What happens to an upload on its way: compression, clipping and noise.
 
-All of it acts on an upload's *change*: its difference from what the client received,
-if the two have the same structure (in most algorithms), else the upload itself. The
-server, which knows what it sent, adds that again. So a wire composes with any
+All of it acts on an upload's *change*: its difference from the reference that the
+algorithm declares, which the server knows and adds again. So a wire composes with any
 algorithm, and the ledger counts the message that travels.
 """
 
@@ -16,6 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from potara_jax.federated.aggregation import is_float
+from potara_jax.federated.interface import Algorithm
+from potara_jax.federated.ledger import Part
 from potara_jax.federated.privacy import Privacy, clipped
 
 Array = jax.Array
@@ -52,24 +53,37 @@ class Sent(NamedTuple):
     owed: Any
 
 
-def send(wire: Wire, upload: Any, received: Any, owed: Any, key: Array) -> Sent:
+def check(wire: Wire, algorithm: Algorithm) -> None:
+    """Check that a wire makes sense for an algorithm.
+
+    Raises:
+        ValueError: compression keeps something back that no later upload can make up
+            for.
+    """
+    if wire.compression and wire.compression.feedback and algorithm.restarts:
+        raise ValueError(
+            f"{algorithm.name} starts every round from other factors, so what top_k "
+            "leaves out of one round fits no later one: choose bfloat16 or int8"
+        )
+
+
+def send(wire: Wire, upload: Any, reference: Any, owed: Any, key: Array) -> Sent:
     """Send one client's upload; the server clips what it decodes.
 
     Args:
         wire: compression and privacy.
         upload: what the client sends.
-        received: what the client received in this round.
+        reference: what the server knows of it, see `Update`.
         owed: what feedback has kept back so far, like `upload`; unused without.
         key: consumed.
     """
     if wire == AS_IT_IS:
         return Sent(upload, upload, owed)
-    known = _reference(upload, received)
-    change = _map_floats(jnp.subtract, upload, known)
+    change = _map_floats(jnp.subtract, upload, reference)
     message, arrived, owed = _compressed(wire.compression, change, owed, key)
     if wire.privacy:
         arrived = clipped(wire.privacy, arrived)
-    return Sent(message, _map_floats(jnp.add, arrived, known), owed)
+    return Sent(message, _map_floats(jnp.add, arrived, reference), owed)
 
 
 def _compressed(
@@ -83,18 +97,6 @@ def _compressed(
     arrived = compression.decode(message, change)
     left = _map_floats(jnp.subtract, change, arrived) if compression.feedback else owed
     return message, arrived, left
-
-
-def _reference(upload: Any, received: Any) -> Any:
-    """What the client received if that looks like the upload, else zeros."""
-    if _structure(upload) == _structure(received):
-        return received
-    return jax.tree.map(jnp.zeros_like, upload)
-
-
-def _structure(tree: Any) -> tuple[Any, list[tuple[Any, Any]]]:
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, [(x.shape, x.dtype) for x in leaves]
 
 
 def _map_floats(fn: Callable[[Array, Array], Array], tree: Any, other: Any) -> Any:
@@ -155,7 +157,8 @@ def top_k(share: float) -> Compression:
     """The entries of an array of largest magnitude, each with its place.
 
     Four more bytes an entry for the place (Stich et al. 2018, arXiv 1809.07599). What
-    is not sent is owed.
+    is not sent is owed. Of a payload of which only a part travels, it is the share of
+    that part.
 
     Args:
         share: of the entries, in (0, 1].
@@ -166,8 +169,14 @@ def top_k(share: float) -> Compression:
     if not 0 < share <= 1:
         raise ValueError(f"a top-k share is {share}: it must be in (0, 1]")
 
+    def of_part(part: Part) -> Part:
+        inside = part.kept / part.of
+        value = jax.tree.map(lambda x: _largest(x, share, inside), part.value)
+        return part._replace(value=value)
+
     def encode(tree: Any, key: Array) -> Message:
-        return jax.tree.map(lambda x: _largest(x, share), tree)
+        one = lambda x: of_part(x) if isinstance(x, Part) else _largest(x, share)
+        return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, Part))
 
     def decode(message: Message, like: Any) -> Any:
         return jax.tree.map(_put_back, like, message)
@@ -175,12 +184,16 @@ def top_k(share: float) -> Compression:
     return Compression(encode, decode, feedback=True)
 
 
-def _largest(x: Array, share: float) -> Any:
+def _largest(x: Array, share: float, inside: Array | float = 1.0) -> Any:
+    """The largest entries; `inside`: the part of the array that is no padding."""
     if not is_float(x):
         return x
     flat = x.ravel()
-    _, place = jax.lax.top_k(jnp.abs(flat), math.ceil(share * flat.size))
-    return {"value": flat[place], "place": place.astype(jnp.int32)}
+    number = math.ceil(share * flat.size)
+    _, place = jax.lax.top_k(jnp.abs(flat), number)
+    sent = jnp.arange(number) < jnp.ceil(inside * number)
+    value = jnp.where(sent, flat[place], 0)
+    return {"value": value, "place": place.astype(jnp.int32)}
 
 
 def _put_back(like: Array, sparse: Any) -> Array:

@@ -66,7 +66,7 @@ class Simulate:
         phase = at.programs.once(NAME, lambda: _phase(at, self.scored))
         outcome = run_phase(
             phase,
-            _start(at, phase),
+            _start(at, phase, at.key_for("federated")),
             at.problem.base,
             _on_host(at),
             at.key_for("federated"),
@@ -126,12 +126,13 @@ def _on_host(at: Context) -> Any:
     return at.federation._replace(train=train)
 
 
-def _start(at: Context, phase: Phase) -> HostProgress:
+def _start(at: Context, phase: Phase, key: jax.Array) -> HostProgress:
     return start_on_host(
         phase.algorithm,
         at.shared,
         at.problem.adapter(at.key_for("adapter")),
         _on_host(at).train,
+        key,
         conditions=phase.conditions,
         wire=phase.wire,
         folder=at.store.states_folder(at.cell),
@@ -183,6 +184,8 @@ def memory() -> int:
 
 def read_speed(store: Store) -> list[Record]:
     """The speed of every round: the last line of each."""
-    place = lambda line: (line["heterogeneity"], line["seed"], line["round"])
-    lines = {place(line): line for line in store.lines(SPEED)}
+    lines = {
+        (line["heterogeneity"], line["seed"], line["round"]): line
+        for line in store.lines(SPEED)
+    }
     return [lines[key] for key in sorted(lines)]

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from potara_jax.clients.training import Train, batch_index, client_key
 from potara_jax.data.federation import Batch, Ragged, take
+from potara_jax.keys import subkey
 from tests.helpers_federated import assert_close, assert_equal, differs, few_examples
 
 KEY = jax.random.key(3)
+BATCHES = subkey(KEY, "batches")  # of a training with that key
 COUNT, STEPS, BATCH = 11, 6, 4
 SGD, ADAMW = optax.sgd(0.2), optax.adamw(0.1, weight_decay=0.1)
 draw = jax.jit(batch_index, static_argnames=("steps", "batch_size"))
@@ -68,7 +70,7 @@ def adamw_step(params, state, row):
 def loop(params, state):
     """Step by step what training does, from any state of the optimizer."""
     losses = []
-    for row in np.asarray(draw(KEY, examples(), steps=STEPS, batch_size=BATCH)):
+    for row in np.asarray(draw(BATCHES, examples(), steps=STEPS, batch_size=BATCH)):
         params, state, loss = adamw_step(params, state, row)
         losses.append(loss)
     return (params, np.array(losses)), state
@@ -131,7 +133,7 @@ def test_training_with_sgd_equals_numpy(kind):
     params, pool, _ = linear_problem(kind)
     w, c = (np.asarray(params[name], np.float64) for name in ("w", "c"))
     losses = []
-    for row in np.asarray(draw(KEY, examples(), steps=STEPS, batch_size=BATCH)):
+    for row in np.asarray(draw(BATCHES, examples(), steps=STEPS, batch_size=BATCH)):
         x = np.asarray(pool.inputs, np.float64)[row]
         y, target = x @ w + c, np.asarray(pool.labels)[row]
         if kind == "softmax":
@@ -165,7 +167,7 @@ def test_optimizer_state_is_fresh_each_call():
 def test_losses_are_those_of_each_steps_batch():
     _, losses = train(SGD)
     params, pool, objective = linear_problem("softmax")
-    row = draw(KEY, examples(), steps=STEPS, batch_size=BATCH)[0]
+    row = draw(BATCHES, examples(), steps=STEPS, batch_size=BATCH)[0]
     assert losses.shape == (STEPS,)
     assert losses.dtype == jnp.float32
     assert_close(losses[0], objective(params, take(pool, row)))

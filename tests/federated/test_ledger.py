@@ -61,7 +61,9 @@ def test_bytes_of_a_fedit_round_equal_the_closed_formula():
     algorithm = fedit(task, idle)
     _, report = rounds.make_round(algorithm)(
         Shared(base, Batch(images, jnp.zeros(6, jnp.int32))),
-        federated.start(algorithm, federated.stack(adapter, clients=clients)),
+        federated.start(
+            algorithm, federated.stack(adapter, clients=clients), jax.random.key(0)
+        ),
         pack(np.arange(6).reshape(clients, 2)),
         jax.random.key(2),
         0,

@@ -72,7 +72,7 @@ def test_local_training_lowers_every_clients_loss():
 def test_personalised_adapters_of_local_training_are_the_clients_own():
     progress, _ = run(LOCAL, problem(), number=2)
     adapters = federated.personalised(
-        LOCAL, problem().shared, progress, clients=CLIENTS
+        LOCAL, problem().shared, progress, problem().examples
     )
     assert_equal(adapters, progress.states)
     assert differs(client_of(adapters, 0), client_of(adapters, 1))
@@ -82,7 +82,7 @@ def test_personalised_adapters_of_local_training_are_the_clients_own():
 def test_personalised_adapters_of_fedit_are_the_servers(counts):
     progress, _ = run(FEDIT, problem(counts), number=2)
     adapters = federated.personalised(
-        FEDIT, problem(counts).shared, progress, clients=len(counts)
+        FEDIT, problem(counts).shared, progress, problem(counts).examples
     )
     assert jax.tree.leaves(adapters)[0].shape[0] == len(counts)
     for client in range(len(counts)):

@@ -36,7 +36,8 @@ not_finite = pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 
 def draw_cohort(key, number, clients, fraction):
     counts = jnp.ones(clients, jnp.int32)
-    return conditions.draw_cohort(Conditions(cohort=fraction), counts, key, number)
+    drawn = conditions.draw_cohort(Conditions(cohort=fraction), counts, key, number)
+    return drawn.client
 
 
 def keep(federation, clients):
@@ -59,19 +60,20 @@ def counting(spoil=None) -> Algorithm:
             break_("state", state + 1),
             {"sum": break_("upload", count)},
             break_("losses", jnp.zeros(2)),
+            {"sum": jnp.float32(0)},
         )
 
     return Algorithm(
         name="counting",
         init=lambda adapter, size: jnp.float32(0),
-        init_client=lambda adapter, client: jnp.float32(0),
+        init_client=lambda adapter, client, key: jnp.float32(0),
         broadcast=lambda server, state: {
             "server": server,
             "half": jnp.zeros(3, jnp.bfloat16),
         },
         client=client,
         aggregate=lambda server, uploads, weights: weights @ uploads["sum"],
-        personalise=lambda shared, received, state: {},
+        personalise=lambda shared, received, state, examples: {},
         personal=False,
         sum_only=True,
     )
@@ -307,7 +309,10 @@ def test_start_copies_so_that_the_adapters_survive(algorithm, clients):
     shared, examples, adapter = problem() if clients == CLIENTS else problem((7,))
     adapters = federated.stack(adapter, clients=clients)
     before = jax.tree.map(np.array, adapters)
-    progress, key = federated.start(algorithm, adapters), jax.random.key(0)
+    progress, key = (
+        federated.start(algorithm, adapters, jax.random.key(0)),
+        jax.random.key(0),
+    )
     make_round(algorithm)(shared, progress, examples, key, 0)
     assert_equal(adapters, before)
 
@@ -316,9 +321,12 @@ def test_start_gives_every_client_its_own_adapter_and_the_server_the_first():
     adapters = {
         "dense": {"a": jnp.arange(24.0).reshape(4, 3, 2), "b": jnp.ones((4, 2))}
     }
-    assert_equal(federated.start(LOCAL, adapters), federated.Progress((), adapters))
+    key = jax.random.key(0)
+    begun = federated.start(LOCAL, adapters, key)
+    assert_equal(begun, federated.Progress((), adapters))
     first = jax.tree.map(lambda x: x[0], adapters)
-    assert_equal(federated.start(FEDIT, adapters), federated.Progress(first, ()))
+    begun = federated.start(FEDIT, adapters, key)
+    assert_equal(begun, federated.Progress(first, ()))
 
 
 def test_stack_repeats_over_a_new_axis():

@@ -31,7 +31,7 @@ class Streamed:
         self.shared = self.given.shared
 
     def start(self, folder=None):
-        args = self.shared, self.given.adapter, self.given.examples
+        args = self.shared, self.given.adapter, self.given.examples, KEY
         return start_on_host(self.algorithm, *args, folder=folder, **self.options)
 
     def run(self, progress=None, *, first=0, last=ROUNDS):
@@ -74,7 +74,7 @@ def test_what_is_owed_is_streamed_too(name):
 def test_every_step_has_the_progress_of_any_clients(name):
     streamed, some = Streamed(name), np.array([4, 0])
     resident = federated.stack(streamed.given.adapter, clients=CLIENTS)
-    resident = federated.start(streamed.algorithm, resident, HALF)
+    resident = federated.start(streamed.algorithm, resident, KEY, HALF)
     args = streamed.round, streamed.shared, streamed.given.examples
     on_host = iterate(*args, streamed.start(), KEY, last=ROUNDS)
     on_device = iterate(*args, resident, KEY, last=ROUNDS)
@@ -165,13 +165,13 @@ def test_every_turn_is_compiled_once(monkeypatch):
 def test_progress_before_the_first_round_is_as_when_resident():
     streamed = Streamed("scaffold")
     adapters = federated.stack(streamed.given.adapter, clients=CLIENTS)
-    expected = federated.start(streamed.algorithm, adapters, HALF)
+    expected = federated.start(streamed.algorithm, adapters, KEY, HALF)
     assert_equal(progress_of(streamed.algorithm, streamed.start()), expected)
 
 
 def test_states_on_the_device_are_donated():
     streamed = Streamed("scaffold")
     adapters = federated.stack(streamed.given.adapter, clients=CLIENTS)
-    begin = federated.start(streamed.algorithm, adapters, HALF)
+    begin = federated.start(streamed.algorithm, adapters, KEY, HALF)
     streamed.run(begin, last=1)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(begin))

@@ -9,7 +9,15 @@ from potara_jax import federated
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.federated.registry import algorithms
-from tests.helpers_federated import OUTPUTS, SCALE, assert_close, linear, problem, run
+from tests.helpers_federated import (
+    OUTPUTS,
+    SCALE,
+    assert_close,
+    linear,
+    problem,
+    run,
+    start,
+)
 from tests.helpers_federated import task as classify
 
 RATE, STEPS, COUNTS = 0.1, 2, (4, 1)
@@ -66,7 +74,7 @@ def mean(clients, values):
 def assert_models(algorithm, given, number, expected):
     progress, _ = run(algorithm, given, number=number)
     found = federated.personalised(
-        algorithm, given.shared, progress, clients=2, number=number
+        algorithm, given.shared, progress, given.examples, number=number
     )
     for place, (a, b) in enumerate(expected):
         assert_close(found["dense"]["a"][place], a)
@@ -150,8 +158,8 @@ def fedalt_step(client, a, b, gate, rest):
 def test_fedalt_learns_beside_the_other_client(number):
     given, clients, a, b, times = setting(number)
     algorithm = make("fedalt")
-    gate = algorithm.init_client(given.adapter, 0)["gates"]["dense"]
-    own = [(a, b, np.asarray(gate, np.float64))] * 2
+    gates = start(algorithm, given).states["model"]["gates"]["dense"]
+    own = [(a, b, np.asarray(gate, np.float64)) for gate in gates]
     for _ in times:
         rest = [own[1][:2], own[0][:2]]
         for _ in range(STEPS):
@@ -160,7 +168,8 @@ def test_fedalt_learns_beside_the_other_client(number):
                 for c, mine, others in zip(clients, own, rest, strict=True)
             ]
     progress, _ = run(algorithm, given, number=number)
+    model = progress.states["model"]
     for place, (a, b, gate) in enumerate(own):
-        assert_close(progress.states["own"]["dense"]["a"][place], a)
-        assert_close(progress.states["own"]["dense"]["b"][place], b)
-        assert_close(progress.states["gates"]["dense"][place], gate)
+        assert_close(model["own"]["dense"]["a"][place], a)
+        assert_close(model["own"]["dense"]["b"][place], b)
+        assert_close(model["gates"]["dense"][place], gate)

@@ -2,9 +2,10 @@
 
     v_bar = alpha v + (1 - alpha) w
 
-`w` is trained as FedIT does, `v` through the mixture, and `alpha` by its own gradient
-`<v - w, grad f(v_bar)>` (arXiv 2003.13461, algorithm 1 and eq. 10). The mixture is of
-factors.
+In every step `w` takes FedIT's step and `v` one through the mixture, both from where
+the last step has left them (arXiv 2003.13461, algorithm 1). `alpha` takes one step a
+round, before these, along its gradient `<v - w, grad f(v_bar)>` (eq. 10). The mixture
+is of factors.
 """
 
 from __future__ import annotations
@@ -32,27 +33,34 @@ def apfl(
     """APFL; `alpha` is the mixture's start, and stays where `learning_rate` is 0."""
 
     def client(shared, received, state, examples, key):
-        loss, alpha = task.objective(shared.base), state["alpha"]
-        common, first = train(loss, received, shared.pool, examples, key)
-        mixed = lambda own, batch: loss(interpolate(own, common, alpha), batch)
-        own, second = train(mixed, state["own"], shared.pool, examples, key)
+        loss, own = task.objective(shared.base), state["own"]
 
         def of_alpha(alpha):
-            batch = take(shared.pool, train.batches(examples, key)[-1])
-            return loss(interpolate(own, common, alpha), batch)
+            batch = take(shared.pool, train.batches(examples, key)[0])
+            return loss(interpolate(own, received, alpha), batch)
 
-        alpha = jnp.clip(alpha - learning_rate * jax.grad(of_alpha)(alpha), 0, 1)
-        state = {"own": own, "alpha": alpha}
-        return Update(state, common, jnp.append(first, second))
+        slope = jax.grad(of_alpha)(state["alpha"])
+        alpha = jnp.clip(state["alpha"] - learning_rate * slope, 0, 1)
+
+        def objective(both, batch):
+            fixed = jax.lax.stop_gradient(both["common"])
+            mixed = loss(interpolate(both["own"], fixed, alpha), batch)
+            return loss(both["common"], batch) + mixed
+
+        both = {"own": own, "common": received}
+        both, losses = train(objective, both, shared.pool, examples, key)
+        losses = jnp.tile(losses / 2, 2)  # a step takes a gradient of each
+        state = {"own": both["own"], "alpha": alpha}
+        return Update(state, both["common"], losses, received)
 
     return fedit(task, train)._replace(
         name="APFL",
-        init_client=lambda adapter, client: {
+        init_client=lambda adapter, client, key: {
             "own": adapter,
             "alpha": jnp.float32(alpha),
         },
         client=client,
-        personalise=lambda shared, received, state: interpolate(
+        personalise=lambda shared, received, state, examples: interpolate(
             state["own"], received, state["alpha"]
         ),
         personal=True,

@@ -35,12 +35,13 @@ def ditto(task: Task, train: Train, *, strength: float = 0.1) -> Algorithm:
 
         own, first = train(near, own, shared.pool, examples, key)
         common, second = train(loss, received, shared.pool, examples, key)
-        return Update(own, common, jnp.append(first, second))
+        losses = jnp.append(first, second)
+        return Update(own, common, losses, received)
 
     return fedit(task, train)._replace(
         name="Ditto",
-        init_client=lambda adapter, client: adapter,
+        init_client=lambda adapter, client, key: adapter,
         client=client,
-        personalise=lambda shared, received, own: own,
+        personalise=lambda shared, received, own, examples: own,
         personal=True,
     )

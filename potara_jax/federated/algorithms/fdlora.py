@@ -1,12 +1,14 @@
 """FDLoRA: a personal and a shared LoRA, fused at the end (Qi et al. 2024).
 
-In the first round every client trains its personal factors, whose mean starts the
-shared ones. Then the shared ones are trained as in FedIT, with a Nesterov step of the
-server on their mean change, and every `every` rounds the personal ones become the
-client's copy (arXiv 2406.07925, algorithm 1).
+In its first round a client trains its personal factors; the mean of the first round's
+starts the shared ones. Then the shared ones are trained as in FedIT, with a Nesterov
+step of the server on their mean change, and every `every` rounds, or as soon after that
+as the client takes part, the personal ones become the client's copy (arXiv 2406.07925,
+algorithm 1, where all clients take part in every round).
 
-The model is a pair: `personal` and `shared`. It predicts by the mean of their factors,
-unless weights are searched for on samples (AdaFusion, as LoraHub does).
+The model is a pair: `personal` and `shared`, the shared ones twice for a client that
+has not taken part. It predicts by the mean of their factors; the paper's AdaFusion
+searches for weights on samples instead, as LoraHub does.
 """
 
 from __future__ import annotations
@@ -44,11 +46,21 @@ def fdlora(
         memory = outer.init(adapter)
         return {"shared": adapter, "memory": memory, "round": jnp.int32(0)}
 
-    def client(shared, received, personal, examples, key):
+    def client(shared, received, state, examples, key):
         objective = task.objective(shared.base)
         adapter, losses = train(objective, received, shared.pool, examples, key)
-        copied = (shared.round % every == 0) | (shared.round == 0)
-        return Update(select(copied, adapter, personal), adapter, losses)
+        period = jnp.asarray(shared.round // every, jnp.int32)
+        copied = period > state["period"]
+        personal = select(copied, adapter, state["personal"])
+        state = {"personal": personal, "period": period}
+        return Update(state, adapter, losses, received)
+
+    def personalise(shared, received, state, examples):
+        begun = state["period"] >= 0
+        return {
+            "personal": select(begun, state["personal"], received),
+            "shared": received,
+        }
 
     def aggregate(server, uploads, weights):
         mean, old = weighted_mean(uploads, weights), server["shared"]
@@ -62,14 +74,14 @@ def fdlora(
     return fedit(task, train)._replace(
         name="FDLoRA",
         init=init,
-        init_client=lambda adapter, client: adapter,
+        init_client=lambda adapter, client, key: {
+            "personal": adapter,
+            "period": jnp.int32(-1),
+        },
         broadcast=lambda server, state: server["shared"],
         client=client,
         aggregate=aggregate,
-        personalise=lambda shared, received, personal: {
-            "personal": personal,
-            "shared": received,
-        },
+        personalise=personalise,
         personal=True,
         predict=lambda task: task.of(
             lambda model: interpolate(model["personal"], model["shared"], 0.5)

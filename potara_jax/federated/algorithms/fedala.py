@@ -3,21 +3,29 @@
     theta = own + W * (received - own),   W in [0, 1], learned for every number
 
 on the last modules; the others are the received ones (arXiv 2212.01197, eqs. 2 to 5).
+`W` descends the loss of a random share of the client's examples. From its second round
+on a client makes one pass over them; at first it goes on until the losses of ten passes
+have settled, as the paper's code does. A pass takes as many steps as a round.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from potara_jax.adapters.lora import Adapter
+from potara_jax.adapters.lora import Adapter, Array
 from potara_jax.clients.task import Task
-from potara_jax.clients.training import Train
-from potara_jax.data.federation import take
+from potara_jax.clients.training import Train, batch_index, run_steps
+from potara_jax.data.federation import Ragged, take
 from potara_jax.federated.algorithms.fedit import fedit
 from potara_jax.federated.factors import divide, last_modules
 from potara_jax.federated.interface import Algorithm, Update
 from potara_jax.federated.registry import algorithm
+from potara_jax.keys import subkey
+
+_SETTLED = 10  # passes whose losses are compared
 
 
 @algorithm(
@@ -26,16 +34,31 @@ from potara_jax.federated.registry import algorithm
     "learns a mix of server and client before training",
 )
 def fedala(
-    task: Task, train: Train, *, blocks: int = 1, rate: float = 1.0
+    task: Task,
+    train: Train,
+    *,
+    blocks: int = 1,
+    rate: float = 1.0,
+    share: float = 0.8,
+    threshold: float = 0.1,
+    passes: int = 20,
 ) -> Algorithm:
-    """FedALA on the last `blocks`; `rate` is of the weights' gradient descent."""
+    """FedALA.
 
-    def init_client(adapter, client):
+    blocks: the last ones, whose modules are mixed.
+    rate: of the weights' gradient descent.
+    share: of a client's examples that a round learns the weights on.
+    threshold: standard deviation of ten losses that have settled.
+    passes: at most, of a client's first; the paper's code has no limit.
+    """
+
+    def init_client(adapter, client, key):
         upper, _ = divide(adapter, last_modules(adapter, blocks))
-        return {"own": adapter, "weights": jax.tree.map(jnp.ones_like, upper)}
+        weights = jax.tree.map(jnp.ones_like, upper)
+        return {"own": adapter, "weights": weights, "settled": jnp.array(False)}
 
     def client(shared, received, state, examples, key):
-        loss = task.objective(shared.base)
+        loss, first = task.objective(shared.base), shared.round == 0
         start = lambda weights: _mixed(state["own"], received, weights)
 
         def descend(weights, row):
@@ -45,23 +68,72 @@ def fedala(
             move = lambda w, g: jnp.clip(w - rate * g, 0, 1)
             return jax.tree.map(move, weights, grads), value
 
-        rows, first = train.batches(examples, key), shared.round == 0
-        weights, before = jax.lax.scan(descend, state["weights"], rows)
-        keep = lambda old, new: jnp.where(first, old, new)
-        weights = jax.tree.map(keep, state["weights"], weights)
-        begin = jax.tree.map(keep, received, start(weights))
+        sample = _sampled(examples, share, subkey(key, "samples"))
+        rows = train.batches(sample, key)
+        learn = lambda weights: run_steps(descend, weights, rows, examples)
+        limit = jnp.where(first, 0, jnp.where(state["settled"], 1, passes))
+        weights, before = _until_settled(
+            learn, state["weights"], (passes, train.steps), limit, threshold
+        )
+        begin = jax.tree.map(
+            lambda old, new: jnp.where(first, old, new), received, start(weights)
+        )
         adapter, losses = train(loss, begin, shared.pool, examples, key)
-        before = jnp.where(first, jnp.nan, before)
-        state = {"own": adapter, "weights": weights}
-        return Update(state, adapter, jnp.append(before, losses))
+        settled = state["settled"] | ~first
+        state = {"own": adapter, "weights": weights, "settled": settled}
+        return Update(state, adapter, jnp.append(before, losses), received)
 
     return fedit(task, train)._replace(
         name="FedALA",
         init_client=init_client,
         client=client,
-        personalise=lambda shared, received, state: state["own"],
+        personalise=lambda shared, received, state, examples: state["own"],
         personal=True,
     )
+
+
+def _sampled(examples: Ragged, share: float, key: Array) -> Ragged:
+    """A random share of a client's examples, at least one."""
+    shuffled = batch_index(key, examples, steps=len(examples.index), batch_size=1)
+    count = jnp.maximum(jnp.floor(share * examples.count), 1).astype(jnp.int32)
+    return examples._replace(index=shuffled[:, 0], count=count)
+
+
+def _until_settled(
+    learn: Callable[[Adapter], tuple[Adapter, Array]],
+    weights: Adapter,
+    shape: tuple[int, int],
+    limit: Array,
+    threshold: float,
+) -> tuple[Adapter, Array]:
+    """The weights after passes until the losses at their ends settle, and all losses.
+
+    Args:
+        learn: a pass, which gives its losses `[S]`.
+        weights: to begin with.
+        shape: of all losses, the number of passes at most and `S`; those of passes that
+            are not made are NaN.
+        limit: passes of this client, at most.
+        threshold: of the last losses' standard deviation.
+    """
+    passes = shape[0]
+
+    def go_on(carry):
+        number, _, _, ends = carry
+        last = (jnp.arange(passes) < number) & (jnp.arange(passes) >= number - _SETTLED)
+        spread = jnp.std(ends, where=last)
+        return (number < limit) & ~((number > _SETTLED) & (spread < threshold))
+
+    def one_pass(carry):
+        number, weights, losses, ends = carry
+        weights, new = learn(weights)
+        end = new[jnp.maximum(jnp.isfinite(new).sum() - 1, 0)]
+        return number + 1, weights, losses.at[number].set(new), ends.at[number].set(end)
+
+    losses, ends = jnp.full(shape, jnp.nan), jnp.zeros(passes)
+    begin = jnp.int32(0), weights, losses, ends
+    _, weights, losses, _ = jax.lax.while_loop(go_on, one_pass, begin)
+    return weights, losses.ravel()
 
 
 def _mixed(own: Adapter, received: Adapter, weights: Adapter) -> Adapter:

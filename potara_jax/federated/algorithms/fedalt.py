@@ -4,7 +4,7 @@
 
 (Bian et al. 2026, arXiv 2503.11880). `a_R`, `b_R` are the means of the other clients'
 factors, fixed in a round; the client's factors and the gates `G` are trained and never
-overwritten. The gates are private.
+overwritten. The gates are private, and drawn for each client.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from potara_jax.federated.aggregation import weighted_mean
 from potara_jax.federated.factors import add, factors, whole
 from potara_jax.federated.interface import Algorithm, Update
 from potara_jax.federated.registry import algorithm
+from potara_jax.keys import subkey
 
 
 @algorithm(
@@ -31,29 +32,42 @@ from potara_jax.federated.registry import algorithm
 def fedalt(task: Task, train: Train) -> Algorithm:
     """FedALT. A client sends how its factors have changed; the server keeps their sum.
 
-    Modules that are trained whole stay with the client.
+    A client keeps account of what the sum has of it, which compression and clipping
+    make differ from its factors; of a client that joins later it has nothing. Modules
+    that are trained whole stay with the client.
     """
 
     def init(adapter, size):
         total = jax.tree.map(lambda x: size.clients * x, factors(adapter))
-        return {"sum": total, "clients": jnp.float32(size.clients)}
+        return {"sum": total, "clients": jnp.int32(size.clients)}
 
-    def init_client(adapter, client):
-        del client
-        return {"own": adapter, "gates": _gates(factors(adapter), jax.random.key(0))}
+    def init_client(adapter, client, key):
+        gates = _gates(factors(adapter), subkey(key, "factors"))
+        summed = factors(adapter)
+        model = {"own": adapter, "gates": gates}
+        return {
+            "model": model,
+            "summed": summed,
+            "client": jnp.asarray(client, jnp.int32),
+        }
 
     def broadcast(server, state):
-        others = jnp.maximum(server["clients"] - 1, 1)
-        rest = lambda total, own: (total - own) / others
-        return jax.tree.map(rest, server["sum"], factors(state["own"]))
+        inside = state["client"] < server["clients"]
+        others = jnp.maximum(server["clients"] - inside, 1)
+        rest = lambda total, summed: (total - inside * summed) / others
+        return jax.tree.map(rest, server["sum"], state["summed"])
 
     def client(shared, rest, state, examples, key):
-        loss = task.objective(shared.base)
-        objective = lambda state, batch: loss(_mixed(state, rest), batch)
-        new, losses = train(objective, state, shared.pool, examples, key)
-        old = factors(state["own"])
-        change = jax.tree.map(jnp.subtract, factors(new["own"]), old)
-        return Update(new, change, losses)
+        loss, old = task.objective(shared.base), state["model"]
+        objective = lambda model, batch: loss(_mixed(model, rest), batch)
+        new, losses = train(objective, old, shared.pool, examples, key)
+        of_own = map(factors, (new["own"], old["own"]))
+        change = jax.tree.map(jnp.subtract, *of_own)
+        nothing = jax.tree.map(jnp.zeros_like, change)
+        return Update(state | {"model": new}, change, losses, nothing)
+
+    def settle(state, change):
+        return state | {"summed": jax.tree.map(jnp.add, state["summed"], change)}
 
     def aggregate(server, uploads, weights):
         change = weighted_mean(uploads, (weights > 0).astype(jnp.float32))
@@ -67,14 +81,15 @@ def fedalt(task: Task, train: Train) -> Algorithm:
         broadcast=broadcast,
         client=client,
         aggregate=aggregate,
-        personalise=lambda shared, rest, state: _mixed(state, rest),
+        personalise=lambda shared, rest, state, examples: _mixed(state["model"], rest),
         personal=True,
+        settle=settle,
         sum_only=False,  # what a client receives depends on its factors
     )
 
 
 def _gates(adapter: Adapter, key: Array) -> dict[str, Array]:
-    """Kaiming-uniform gates `[..., D, 2]`, one for either adapter; alike on all."""
+    """Kaiming-uniform gates `[..., D, 2]`, one for either adapter."""
 
     def gate(e, key):
         *stack, inputs, _ = e["a"].shape
@@ -85,7 +100,7 @@ def _gates(adapter: Adapter, key: Array) -> dict[str, Array]:
     return {p: gate(adapter[p], k) for p, k in zip(sorted(adapter), keys, strict=True)}
 
 
-def _mixed(state: dict[str, Any], rest: Adapter) -> Adapter:
-    both = add(factors(state["own"]), rest)
-    gated = {path: e | {"g": state["gates"][path]} for path, e in both.items()}
-    return whole(state["own"]) | gated
+def _mixed(model: dict[str, Any], rest: Adapter) -> Adapter:
+    both = add(factors(model["own"]), rest)
+    gated = {path: e | {"g": model["gates"][path]} for path, e in both.items()}
+    return whole(model["own"]) | gated

@@ -49,27 +49,22 @@ def feddpa_t(
 ) -> Algorithm:
     """FedDPA-T; `share` is the local adapter's in training. Round 0 is FedIT's."""
 
-    def client(shared, received, state, examples, key):
+    def client(shared, received, local, examples, key):
         loss, first = task.objective(shared.base), shared.round == 0
         mixed = lambda own, batch: loss(mix(own, received, share), batch)
-        own, before = train(mixed, state["local"], shared.pool, examples, key)
-        own = select(first, state["local"], own)
+        own, before = train(mixed, local, shared.pool, examples, key)
+        own = select(first, local, own)
         before = jnp.where(first, jnp.nan, before)
         common, losses = train(loss, received, shared.pool, examples, key)
-        near = anchor_index(examples, anchors)
-        state = {"local": own, "anchors": near}
-        return Update(state, common, jnp.append(before, losses))
+        return Update(own, common, jnp.append(before, losses), received)
 
-    def personalise(shared, received, state):
-        near = take(shared.pool, state["anchors"])
-        return {"federated": received, "local": state["local"], "anchors": near}
+    def personalise(shared, received, own, examples):
+        near = take(shared.pool, anchor_index(examples, anchors))
+        return {"federated": received, "local": own, "anchors": near}
 
     return fedit(task, train)._replace(
         name="FedDPA-T",
-        init_client=lambda adapter, client: {
-            "local": adapter,
-            "anchors": jnp.zeros(anchors, jnp.int32),
-        },
+        init_client=lambda adapter, client, key: adapter,
         client=client,
         personalise=personalise,
         personal=True,

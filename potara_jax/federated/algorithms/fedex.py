@@ -3,17 +3,15 @@
     W <- W + s R,    R = sum_k p_k a_k b_k - (sum_k p_k a_k) (sum_k p_k b_k)
 
 (Singhal et al. 2024, arXiv 2410.09432). `R` is sent to all as factors of rank
-`(K + 1) r`, or dense where that is smaller.
+`(K - 1) r`, for `K` clients that arrive (the paper's have rank `(K + 1) r`), or dense
+where that is smaller.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from potara_jax.adapters import algebra
 from potara_jax.adapters.lora import Adapter, Array
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
@@ -36,17 +34,22 @@ def fedex(task: Task, train: Train) -> Algorithm:
 
     def init(adapter, size):
         rows = jax.tree.map(lambda x: jnp.zeros((size.cohort, *x.shape)), adapter)
-        nothing = jax.tree.map(jnp.zeros_like, adapter)
-        residual = _residual(rows, nothing, jnp.zeros(size.cohort))
-        deltas = factors.zero_deltas(adapter)
-        return {"adapter": adapter, "deltas": deltas, "residual": residual}
+        nobody = jnp.zeros(size.cohort)
+        return {
+            "adapter": adapter,
+            "deltas": factors.zero_deltas(adapter),
+            "residual": _residual(rows, nobody),
+            "kept": _rank(rows, nobody),
+        }
 
     def aggregate(server, uploads, weights):
-        mean = weighted_mean(uploads, weights)
-        residual = _residual(uploads, mean, weights)
-        dense = {path: _dense(value) for path, value in residual.items()}
-        deltas = factors.add_deltas(server["deltas"], dense)
-        return {"adapter": mean, "deltas": deltas, "residual": residual}
+        residual = _residual(uploads, weights)
+        return {
+            "adapter": weighted_mean(uploads, weights),
+            "deltas": factors.add_deltas(server["deltas"], factors.deltas(residual)),
+            "residual": residual,
+            "kept": _rank(uploads, weights),
+        }
 
     return fedit(task, train)._replace(
         name="FedEx-LoRA",
@@ -55,24 +58,27 @@ def fedex(task: Task, train: Train) -> Algorithm:
         aggregate=aggregate,
         sum_only=False,
         changes_base=True,
-        announce=lambda server: server["residual"],
+        announce=lambda server: factors.cheapest(server["residual"], server["kept"]),
         rebase=lambda base, server: add(base, server["deltas"]),
     )
 
 
-def _residual(uploads: Adapter, mean: Adapter, weights: Array) -> dict[str, Any]:
-    """Of every module with factors, the smaller of factors and dense."""
-    stack = factors.stacked(uploads, weights)
+def _residual(uploads: Adapter, weights: Array) -> Adapter:
+    """`sum_k p_k (a_k - mean a) (b_k - b_j)`, stacked, for a client `j` that arrived.
 
-    def smaller(path, entry):
-        minus = {"a": -mean[path]["a"], "b": mean[path]["b"]}
-        both = algebra.concatenate(entry, minus)
-        rows, columns = both["a"].shape[-2], both["b"].shape[-1]
-        rank = both["a"].shape[-1]
-        return both if rank * (rows + columns) < rows * columns else _dense(both)
+    That is `R`, since the `p_k (a_k - mean a)` add up to zero.
+    """
+    one = jnp.argmax(weights)
+    known = factors.factors(uploads)
+    mean = weighted_mean(known, weights)
+    centred = {
+        path: {"a": e["a"] - mean[path]["a"], "b": e["b"] - e["b"][one]}
+        for path, e in known.items()
+    }
+    return factors.stacked(centred, weights)
 
-    return {path: smaller(path, entry) for path, entry in stack.items()}
 
-
-def _dense(value: Any) -> Array:
-    return algebra.delta(value) if isinstance(value, dict) else value
+def _rank(uploads: Adapter, weights: Array) -> Array:
+    """The rank of `R`: that of all clients that arrived but one."""
+    others = jnp.maximum((weights > 0).sum() - 1, 0)
+    return (others * factors.rank_of(uploads)).astype(jnp.int32)

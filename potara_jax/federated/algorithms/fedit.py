@@ -22,16 +22,16 @@ def fedit(task: Task, train: Train) -> Algorithm:
     def client(shared, received, state, examples, key):
         objective = task.objective(shared.base)
         adapter, losses = train(objective, received, shared.pool, examples, key)
-        return Update(state, adapter, losses)
+        return Update(state, adapter, losses, received)
 
     return Algorithm(
         name="FedIT",
         init=lambda adapter, size: adapter,
-        init_client=lambda adapter, client: (),
+        init_client=lambda adapter, client, key: (),
         broadcast=lambda server, state: server,
         client=client,
         aggregate=lambda server, uploads, weights: weighted_mean(uploads, weights),
-        personalise=lambda shared, received, state: received,
+        personalise=lambda shared, received, state, examples: received,
         personal=False,
         sum_only=True,
     )

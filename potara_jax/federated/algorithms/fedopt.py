@@ -31,7 +31,9 @@ def with_server_optimizer(
     """An algorithm whose server's numbers are updated by an Optax optimiser.
 
     The gradient is minus the change that the algorithm's aggregate would make, so
-    `optax.sgd(1.0)` changes nothing.
+    `optax.sgd(1.0)` changes nothing. The server's state must be the model alone: a step
+    along sums of control variates, or along deltas that are in the base, has no
+    meaning.
     """
     of_model = lambda fn: lambda server, *more: fn(server["model"], *more)
 

@@ -29,6 +29,6 @@ def fedprox(task: Task, train: Train, *, mu: float = 0.01) -> Algorithm:
             return loss(adapter, batch) + mu / 2 * pull
 
         adapter, losses = train(objective, received, shared.pool, examples, key)
-        return Update(state, adapter, losses)
+        return Update(state, adapter, losses, received)
 
     return fedit(task, train)._replace(name="FedProx", client=client)

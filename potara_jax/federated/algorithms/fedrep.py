@@ -27,7 +27,7 @@ def fedper(task: Task, train: Train) -> Algorithm:
         objective, start = task.objective(shared.base), received | head
         adapter, losses = train(objective, start, shared.pool, examples, key)
         head, body = divide(adapter, set(head))
-        return Update(head, body, losses)
+        return Update(head, body, losses, received)
 
     return _with_head("FedPer", client)
 
@@ -44,7 +44,7 @@ def fedrep(task: Task, train: Train) -> Algorithm:
         head, first = train(of_head, head, pool, examples, key)
         of_body = lambda body, batch: loss(body | head, batch)
         body, second = train(of_body, received, pool, examples, key)
-        return Update(head, body, jnp.append(first, second))
+        return Update(head, body, jnp.append(first, second), received)
 
     return _with_head("FedRep", client)
 
@@ -54,11 +54,11 @@ def _with_head(name: str, client: Callable[..., Update]) -> Algorithm:
     return Algorithm(
         name=name,
         init=lambda adapter, size: split(adapter)[1],
-        init_client=lambda adapter, client: split(adapter)[0],
+        init_client=lambda adapter, client, key: split(adapter)[0],
         broadcast=lambda server, state: server,
         client=client,
         aggregate=lambda server, uploads, weights: weighted_mean(uploads, weights),
-        personalise=lambda shared, received, head: received | head,
+        personalise=lambda shared, received, head, examples: received | head,
         personal=True,
         sum_only=True,
     )

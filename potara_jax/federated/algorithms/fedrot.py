@@ -33,7 +33,7 @@ def fedrot(task: Task, train: Train, *, strength: float = 0.5) -> Algorithm:
         turned = algebra.map_factors(
             rotate, factors.factors(adapter), factors.factors(received)
         )
-        return Update(state, adapter | turned, losses)
+        return Update(state, adapter | turned, losses, received)
 
     return fedit(task, train)._replace(name="FedRot-LoRA", client=client)
 

@@ -32,10 +32,12 @@ def fedrpca(
     """FedRPCA; `boost` 1 is FedIT up to the split's tolerance."""
 
     def aggregate(server, uploads, weights):
+        number = (weights > 0).sum()
+
         def leaf(old, new):
             change = (new - old) * (weights > 0).reshape(-1, *[1] * old.ndim)
             columns = change.reshape(len(weights), -1).T
-            low, sparse = robust_pca(columns, iterations=iterations)
+            low, sparse = robust_pca(columns, iterations=iterations, columns=number)
             return old + ((low + boost * sparse) @ weights).reshape(old.shape)
 
         amplified = {
@@ -50,12 +52,21 @@ def fedrpca(
     )
 
 
-def robust_pca(matrix: Array, *, iterations: int) -> tuple[Array, Array]:
-    """`(L, S)` of principal component pursuit (Candes et al. 2011), inexact ALM."""
+def robust_pca(
+    matrix: Array, *, iterations: int, columns: Array | int
+) -> tuple[Array, Array]:
+    """`(L, S)` of principal component pursuit (Candes et al. 2011), inexact ALM.
+
+    Args:
+        matrix: `[N, C]`.
+        iterations: of the alternating updates.
+        columns: the number of columns that count; the others are zero, and change
+            nothing.
+    """
     shrink = lambda x, by: jnp.sign(x) * jnp.maximum(jnp.abs(x) - by, 0)
-    share = 1 / jnp.sqrt(max(matrix.shape))
+    share = 1 / jnp.sqrt(jnp.maximum(len(matrix), columns))
     total = jnp.abs(matrix).sum()
-    penalty = matrix.size / (4 * jnp.where(total > 0, total, 1))
+    penalty = len(matrix) * columns / (4 * jnp.where(total > 0, total, 1))
 
     def step(_, carry):
         _, sparse, dual = carry

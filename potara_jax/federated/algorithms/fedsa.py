@@ -21,16 +21,16 @@ def fedsa(task: Task, train: Train) -> Algorithm:
     def client(shared, received, private, examples, key):
         objective, start = task.objective(shared.base), join(received, private)
         adapter, losses = train(objective, start, shared.pool, examples, key)
-        return Update(all_but_a(adapter), only_a(adapter), losses)
+        return Update(all_but_a(adapter), only_a(adapter), losses, received)
 
     return Algorithm(
         name="FedSA-LoRA",
         init=lambda adapter, size: only_a(adapter),
-        init_client=lambda adapter, client: all_but_a(adapter),
+        init_client=lambda adapter, client, key: all_but_a(adapter),
         broadcast=lambda server, state: server,
         client=client,
         aggregate=lambda server, uploads, weights: weighted_mean(uploads, weights),
-        personalise=lambda shared, received, private: join(received, private),
+        personalise=lambda shared, received, private, examples: join(received, private),
         personal=True,
         sum_only=True,
     )

@@ -22,18 +22,20 @@ def ffa(task: Task, train: Train) -> Algorithm:
         loss = task.objective(shared.base)
         objective = lambda b, batch: loss(join(shared.common, b), batch)
         b, losses = train(objective, received, shared.pool, examples, key)
-        return Update(state, b, losses)
+        return Update(state, b, losses, received)
 
     return Algorithm(
         name="FFA-LoRA",
         init=lambda adapter, size: {"a": only_a(adapter), "rest": all_but_a(adapter)},
-        init_client=lambda adapter, client: (),
+        init_client=lambda adapter, client, key: (),
         broadcast=lambda server, state: server["rest"],
         client=client,
         aggregate=lambda server, uploads, weights: (
             server | {"rest": weighted_mean(uploads, weights)}
         ),
-        personalise=lambda shared, received, state: join(shared.common, received),
+        personalise=lambda shared, received, state, examples: join(
+            shared.common, received
+        ),
         personal=False,
         sum_only=True,
         common=lambda server: server["a"],

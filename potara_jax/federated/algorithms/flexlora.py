@@ -36,7 +36,7 @@ def flexlora(task: Task, train: Train, *, ranks: tuple[int, ...] = ()) -> Algori
     def client(shared, received, rank, examples, key):
         objective, start = task.objective(shared.base), opened(received)
         adapter, losses = train(objective, start, shared.pool, examples, key)
-        return Update(rank, sent(adapter, rank), losses)
+        return Update(rank, sent(adapter, rank), losses, received)
 
     def aggregate(server, uploads, weights):
         uploads, rank = opened(uploads), factors.rank_of(server)
@@ -48,11 +48,13 @@ def flexlora(task: Task, train: Train, *, ranks: tuple[int, ...] = ()) -> Algori
     return Algorithm(
         name="FlexLoRA",
         init=lambda adapter, size: adapter,
-        init_client=lambda adapter, client: factors.rank_for(adapter, ranks, client),
+        init_client=lambda adapter, client, key: factors.rank_for(
+            adapter, ranks, client
+        ),
         broadcast=broadcast,
         client=client,
         aggregate=aggregate,
-        personalise=lambda shared, received, rank: opened(received),
+        personalise=lambda shared, received, rank, examples: opened(received),
         personal=len(set(ranks)) > 1,
         sum_only=False,
     )

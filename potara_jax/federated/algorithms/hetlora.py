@@ -48,7 +48,8 @@ def hetlora(
 
         adapter, losses = train(objective, start, shared.pool, examples, key)
         rank = jnp.where(_tail(adapter, kept) < _tail(start, kept), kept, rank)
-        return Update(rank, sent(factors.cut(adapter, rank), rank), losses)
+        upload = sent(factors.cut(adapter, rank), rank)
+        return Update(rank, upload, losses, received)
 
     def aggregate(server, uploads, weights):
         uploads = opened(uploads)

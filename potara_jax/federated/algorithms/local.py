@@ -20,16 +20,16 @@ def local_only(task: Task, train: Train) -> Algorithm:
         del received
         objective = task.objective(shared.base)
         adapter, losses = train(objective, adapter, shared.pool, examples, key)
-        return Update(adapter, (), losses)
+        return Update(adapter, (), losses, ())
 
     return Algorithm(
         name="local",
         init=lambda adapter, size: (),
-        init_client=lambda adapter, client: adapter,
+        init_client=lambda adapter, client, key: adapter,
         broadcast=lambda server, state: (),
         client=client,
         aggregate=lambda server, uploads, weights: server,
-        personalise=lambda shared, received, state: state,
+        personalise=lambda shared, received, state, examples: state,
         personal=True,
         sum_only=True,  # nothing is uploaded
     )

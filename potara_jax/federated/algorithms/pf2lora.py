@@ -2,8 +2,9 @@
 
     y = x W + s (x a b + x c_k d_k)
 
-(2025, arXiv 2503.03920). The private factors are trained on the received ones, then the
-common on the private; the hypergradient's second-order term is left out.
+(2025, arXiv 2503.03920). The private factors, drawn for each client, are trained on the
+received ones, then the common on the private; the hypergradient's second-order term is
+left out.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from potara_jax.adapters.lora import Adapter
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.federated.algorithms.fedit import fedit
-from potara_jax.federated.factors import add, emptied, factors
+from potara_jax.federated.factors import add, drawn, factors, rank_of
 from potara_jax.federated.interface import Algorithm, Update
 from potara_jax.federated.registry import algorithm
+from potara_jax.keys import subkey
 
 
 @algorithm(
@@ -27,12 +29,10 @@ from potara_jax.federated.registry import algorithm
 def pf2lora(task: Task, train: Train, *, share: float = 0.5) -> Algorithm:
     """PF2LoRA; private factors have `share` of the rank."""
 
-    def small(adapter):
-        def entry(e):
-            rank = max(1, round(share * e["a"].shape[-1]))
-            return {"a": e["a"][..., :rank], "b": e["b"][..., :rank, :]}
-
-        return {path: entry(e) for path, e in emptied(adapter).items()}
+    def init_client(adapter, client, key):
+        del client
+        rank = max(1, round(share * rank_of(adapter)))
+        return drawn(adapter, subkey(key, "factors"), rank=rank)
 
     def client(shared, received, own, examples, key):
         loss, pool = task.objective(shared.base), shared.pool
@@ -40,13 +40,14 @@ def pf2lora(task: Task, train: Train, *, share: float = 0.5) -> Algorithm:
         own, first = train(of_own, own, pool, examples, key)
         of_common = lambda common, batch: loss(_both(common, own), batch)
         common, second = train(of_common, received, pool, examples, key)
-        return Update(own, common, jnp.append(first, second))
+        losses = jnp.append(first, second)
+        return Update(own, common, losses, received)
 
     return fedit(task, train)._replace(
         name="PF2LoRA",
-        init_client=lambda adapter, client: small(adapter),
+        init_client=init_client,
         client=client,
-        personalise=lambda shared, received, own: _both(received, own),
+        personalise=lambda shared, received, own, examples: _both(received, own),
         personal=True,
     )
 

@@ -61,12 +61,12 @@ def pfedme(
         start = received, received, train.optimizer.init(received)
         rows = train.batches(examples, key)
         (common, theta, _), losses = run_steps(step, start, rows, examples)
-        return Update(theta, common, losses.ravel())
+        return Update(theta, common, losses.ravel(), received)
 
     return fedit(task, train)._replace(
         name="pFedMe",
-        init_client=lambda adapter, client: adapter,
+        init_client=lambda adapter, client, key: adapter,
         client=client,
-        personalise=lambda shared, received, theta: theta,
+        personalise=lambda shared, received, theta, examples: theta,
         personal=True,
     )

@@ -42,18 +42,18 @@ def _turn(task: Task, train: Train, *, trained: Half, fixed: Half) -> Algorithm:
         objective = lambda half, batch: loss(join(other, half), batch)
         start = trained(shared.common)
         half, losses = train(objective, start, shared.pool, examples, key)
-        return Update(state, half, losses)
+        return Update(state, half, losses, start)
 
     return Algorithm(
         name="RoLoRA",
         init=lambda adapter, size: adapter,
-        init_client=lambda adapter, client: (),
+        init_client=lambda adapter, client, key: (),
         broadcast=lambda server, state: (),
         client=client,
         aggregate=lambda server, uploads, weights: join(
             server, weighted_mean(uploads, weights)
         ),
-        personalise=lambda shared, received, state: shared.common,
+        personalise=lambda shared, received, state, examples: shared.common,
         personal=False,
         sum_only=True,
         announce=fixed,

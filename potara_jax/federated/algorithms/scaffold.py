@@ -3,7 +3,8 @@
     y <- y - eta (g + c - c_k),     c_k' = c_k - c + (x - y) / (K eta)
     x <- x + mean(y - x),           c <- c + |S| / N mean(c_k' - c_k)
 
-(arXiv 1910.06378, algorithm 1, option II). It holds for SGD alone, so clients use it.
+(arXiv 1910.06378, algorithm 1, option II), where `S` are the clients that arrive: `c`
+stays the mean of all `c_k`. It holds for SGD alone, so clients use it.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from potara_jax.federated.registry import algorithm
     "corrects client drift by control variates",
 )
 def scaffold(task: Task, train: Train, *, learning_rate: float = 0.5) -> Algorithm:
-    """SCAFFOLD with SGD of a learning rate. A client sends `y` and `c + c_k' - c_k`."""
+    """SCAFFOLD with SGD of a learning rate. A client sends `y` and `c_k' - c_k`."""
     train = dataclasses.replace(train, optimizer=optax.sgd(learning_rate))
 
     def init(adapter, size):
-        share = jnp.float32(size.cohort / size.clients)
-        return {"x": adapter, "c": _zeros(adapter), "share": share}
+        number = jnp.float32(size.clients)
+        return {"x": adapter, "c": _zeros(adapter), "clients": number}
 
     def client(shared, received, own, examples, key):
         loss, start = task.objective(shared.base), received["x"]
@@ -48,27 +49,30 @@ def scaffold(task: Task, train: Train, *, learning_rate: float = 0.5) -> Algorit
         change = jax.tree.map(
             lambda x, y, c: drift(x, y) - c, start, adapter, received["c"]
         )
-        own = jax.tree.map(jnp.add, own, change)
-        control = jax.tree.map(jnp.add, received["c"], change)
-        return Update(own, {"x": adapter, "c": control}, losses)
+        upload = {"x": adapter, "change": change}
+        reference = {"x": start, "change": _zeros(change)}
+        return Update(own, upload, losses, reference)
+
+    def settle(own, upload):
+        return jax.tree.map(jnp.add, own, upload["change"])
 
     def aggregate(server, uploads, weights):
-        there = (weights > 0) / jnp.maximum((weights > 0).sum(), 1)
-        moved = weighted_mean(uploads["c"], there)
-        step = lambda old, new: old + server["share"] * (new - old)
-        control = jax.tree.map(step, server["c"], moved)
+        arrived = (weights > 0) / server["clients"]
+        change = weighted_mean(uploads["change"], arrived)
+        control = jax.tree.map(jnp.add, server["c"], change)
         return server | {"x": weighted_mean(uploads["x"], weights), "c": control}
 
     return Algorithm(
         name="SCAFFOLD",
         init=init,
-        init_client=lambda adapter, client: _zeros(adapter),
+        init_client=lambda adapter, client, key: _zeros(adapter),
         broadcast=lambda server, state: {"x": server["x"], "c": server["c"]},
         client=client,
         aggregate=aggregate,
-        personalise=lambda shared, received, state: received["x"],
+        personalise=lambda shared, received, state, examples: received["x"],
         personal=False,
         sum_only=True,
+        settle=settle,
     )
 
 

@@ -1,0 +1,43 @@
+"""Random keys by purpose: what one purpose draws says nothing about another.
+
+A purpose's key is folded with a hash of its name. So it does not depend on which other
+purposes there are, and is none of the keys that are folded with small numbers: those of
+clients, rounds and examples, or the parts of `jax.random.split`.
+"""
+
+from __future__ import annotations
+
+import typing
+import zlib
+from typing import Literal
+
+import jax
+
+Purpose = Literal[
+    # of a cell: what it trains, and what it measures
+    "adapter",
+    "federated",
+    "local",
+    "fine-tuning",
+    "independent",
+    "merging",
+    "newcomers",
+    # of a federation: who is drawn for a round, and the clients' own keys
+    "cohorts",
+    "clients",
+    "states",
+    # of a client in a round
+    "batches",
+    "samples",
+    "factors",
+    "stragglers",
+    "dropout",
+    "compression",
+    "noise",
+]
+PURPOSES: tuple[Purpose, ...] = typing.get_args(Purpose)
+
+
+def subkey(key: jax.Array, purpose: Purpose) -> jax.Array:
+    """The key of one purpose; `key` may be used for the others too."""
+    return jax.random.fold_in(key, zlib.crc32(purpose.encode()))
