@@ -47,4 +47,5 @@ def client_curvature(
         client.weight,
         client.key,
         chunk=chunk,
+        used=coordinates.used,
     )

@@ -19,6 +19,7 @@ from potara_jax.merging.damping import Damping
 
 Tree = Any
 _CLAMP = 1 - 1e-6
+_ROUNDING = 1e-6  # of a trace, relative
 
 
 class Traces(NamedTuple):
@@ -90,9 +91,11 @@ def best_weight(traces: Traces) -> Array:
 
     `c` is clamped to the paper's assumption `c <= min(a, b)`, so `w*` is in [0, 1] with
     no clipping; where the two models are one (`a = b = c`), or a trace is not a number,
-    it is 1/2. Scaling all three by one constant changes nothing.
+    it is 1/2. Scaling all three by one constant changes nothing. Traces `a` and `b`
+    that differ by rounding alone are equal.
     """
     a, b, c = traces
+    b = jnp.where(jnp.abs(a - b) <= _ROUNDING * a, a, b)
     c = jnp.minimum(c, _CLAMP * jnp.minimum(a, b))
     log_odds = jnp.log(b - c) - jnp.log(a - c)
     return jax.nn.sigmoid(jnp.where(jnp.isnan(log_odds), 0.0, log_odds))
@@ -120,11 +123,18 @@ def variance_traces(
         raise ValueError(f"one weight per '{per}': use client, module or parameter")
     variances = damping(curvature, examples)
     d_f, d_l = jax.tree.map(lambda s: _kept(jnp.sqrt(s)), variances)
+    if curvature.used is not None:
+        d_f, d_l = (_where_used(curvature.used, d) for d in (d_f, d_l))
     if per == "parameter":
         return jax.tree.map(_traces, d_f, d_l, curvature.correlation)
     if per == "module":
         return {m: _total(d_f[m], d_l[m], curvature.correlation[m]) for m in d_f}
     return _total(d_f, d_l, curvature.correlation)
+
+
+def _where_used(used: Tree, deviations: Tree) -> Tree:
+    """Posterior standard deviations, zero where a coordinate stands for nothing."""
+    return jax.tree.map(lambda u, x: jnp.where(u, x, 0), used, deviations)
 
 
 def _total(d_f: Tree, d_l: Tree, rho: Tree) -> Traces:

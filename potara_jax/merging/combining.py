@@ -1,10 +1,14 @@
 """Merging: one adapter out of several, in a space, with given weights.
 
 `merge` is the one way to use a `Merge`. Weights `w_i` are scalars (one a client),
-dictionaries by module path, or pytrees like the coordinates; methods that were
-published as a plain sum of `n` task vectors take `n w_i`, which is 1 at equal weights.
+dictionaries by module path, or pytrees like the coordinates.
 Everything is for one client; `jax.vmap` gives the client axis. Letters: `n` adapters,
 `D` inputs, `K` outputs.
+
+A scalar weight is of the delta, in every space. In `factor` and `aligned`, where the
+delta is a product `a b`, the factors are therefore averaged with the shares `w_i / W`,
+`W = sum_i w_i`, and `b` is multiplied by `W`; negative weights have no meaning there
+and are refused. A pytree like the coordinates weighs the coordinates as they are.
 
 Modules that are trained whole are averaged with the weights, whatever the method.
 """
@@ -51,13 +55,13 @@ def merge(
     method = method or AVERAGE
     if not isinstance(method, Merge):
         raise ValueError(f"method is {method!r:.40}: it must be one such as linear()")
-    space = _checked_space(method, space)
+    space = checked_space(method, space)
     _check(adapters, weights, method, key)
     count = len(adapters)
     weights = [1 / count] * count if weights is None else weights
     by_path = [per_module(w, adapters[0]) for w in weights]
     coordinates = spaces.SPACES[space].coordinates(adapters)
-    theta = _combined(coordinates.thetas, by_path, method, adapters[0], key)
+    theta = _combined(coordinates, by_path, method, space, adapters[0], key)
     merged = spaces.plain(coordinates.assemble(theta))
     return merged if rank is None else truncate(merged, rank=rank)
 
@@ -115,7 +119,8 @@ def certainly(condition: Any) -> bool:
 # --- Checks --------------------------------------------------------------------------
 
 
-def _checked_space(method: Merge, space: str | None) -> str:
+def checked_space(method: Merge, space: str | None) -> str:
+    """The space to merge in; raises `ValueError` where the method has no such one."""
     if space is None:
         return method.spaces[0]
     if space not in method.spaces:
@@ -187,24 +192,66 @@ def _check_weight(weight: Weight, adapter: Adapter) -> None:
 
 
 def _combined(
-    thetas: Sequence[Adapter],
+    coordinates: spaces.Coordinates,
     weights: Sequence[Mapping[str, Weight]],
     method: Merge,
+    space: str,
     adapter: Adapter,
     key: Array | None,
 ) -> Adapter:
     """Every module's arrays combined; whole modules by their weighted sum."""
     combined = {}
     for number, path in enumerate(sorted(adapter)):
-        chosen = method if is_factors(adapter[path]) else AVERAGE
+        entries = [theta[path] for theta in coordinates.thetas]
+        of_module = [w[path] for w in weights]
         place = Place(path, None if key is None else jax.random.fold_in(key, number))
-        entries = [theta[path] for theta in thetas]
-        combined[path] = _module(entries, [w[path] for w in weights], chosen, place)
+        if is_factors(adapter[path]):
+            used = None if coordinates.used is None else coordinates.used[path]
+            combined[path] = _factors(entries, of_module, method, space, place, used)
+        else:
+            combined[path] = _module(entries, of_module, AVERAGE, place)
     return {path: combined[path] for path in adapter}
 
 
+def _factors(
+    entries: Sequence[Entry],
+    weights: Sequence[Weight],
+    method: Merge,
+    space: str,
+    place: Place,
+    used: Entry | None,
+) -> Entry:
+    """The coordinates of an adapted module, with the delta at its full size."""
+    size: Any = method.scale * (len(entries) if method.adds else 1)
+    bilinear = spaces.SPACES[space].bilinear
+    if bilinear and not any(isinstance(w, Mapping) for w in weights):
+        weights, total = _shares(weights, space)
+        size = size if method.relative else size * total
+    combined = _module(entries, weights, method, place, used)
+    scaled = ("b",) if bilinear else tuple(combined)
+    return combined | {name: size * combined[name] for name in scaled}
+
+
+def _shares(weights: Sequence[Any], space: str) -> tuple[list[Any], Any]:
+    """The weights over their sum, and the sum."""
+    if negative := [w for w in weights if certainly(w < 0)]:
+        raise ValueError(
+            f"a weight of {negative[0]:g} cannot scale the delta in '{space}' space, "
+            "which merges a and b by themselves; use delta, core or knots"
+        )
+    total: Any = sum(weights)
+    if certainly(total == 0):
+        return list(weights), total
+    safe = total if certainly(total != 0) else jnp.where(total != 0, total, 1)
+    return [w / safe for w in weights], total
+
+
 def _module(
-    entries: Sequence[Entry], weights: Sequence[Weight], method: Merge, place: Place
+    entries: Sequence[Entry],
+    weights: Sequence[Weight],
+    method: Merge,
+    place: Place,
+    used: Entry | None = None,
 ) -> Entry:
     for weight in weights:
         _check_coordinates(place.path, weight, entries[0])
@@ -212,8 +259,8 @@ def _module(
     def one(number: int, name: str) -> Array:
         of_array = [w[name] if isinstance(w, Mapping) else w for w in weights]
         key = None if place.key is None else jax.random.fold_in(place.key, number)
-        values = [entry[name] for entry in entries]
-        return method.combine(values, of_array, place._replace(key=key))
+        at = Place(place.path, key, None if used is None else used[name])
+        return method.combine([entry[name] for entry in entries], of_array, at)
 
     return {name: one(i, name) for i, name in enumerate(sorted(entries[0]))}
 

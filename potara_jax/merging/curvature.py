@@ -31,6 +31,8 @@ class Curvature(NamedTuple):
     `mean`: of all entries of both Fishers, a scalar.
     `square`: the squared norm of both models' coordinates together, a scalar.
     `distance`: the squared distance between them, a scalar.
+    `used`: False for coordinates that stand for nothing, see `spaces.Coordinates`,
+      which then count nowhere; None where all stand for something.
     """
 
     federated: Tree
@@ -39,6 +41,7 @@ class Curvature(NamedTuple):
     mean: Array
     square: Array
     distance: Array
+    used: Tree | None = None
 
 
 # --- Accumulation --------------------------------------------------------------------
@@ -125,11 +128,14 @@ def real(examples: Example, count: Array) -> Array:
     return (jnp.arange(size) < count).astype(jnp.float32)
 
 
-def mean_of(tree: Tree) -> Array:
-    """The mean of all entries."""
+def mean_of(tree: Tree, used: Tree | None = None) -> Array:
+    """The mean of all entries, or of those that are used."""
     leaves = jax.tree.leaves(tree)
     total: Any = sum(x.sum() for x in leaves)
-    return total / sum(x.size for x in leaves)
+    if used is None:
+        return total / sum(x.size for x in leaves)
+    count: Any = sum(x.sum() for x in jax.tree.leaves(used))
+    return total / jnp.maximum(count, 1)
 
 
 def geometry(federated: Tree, local: Tree) -> tuple[Array, Array]:
@@ -161,6 +167,7 @@ def curvature(
     key: Array,
     *,
     chunk: int = 10,
+    used: Tree | None = None,
 ) -> Curvature:
     """The diagonal Fisher of two models in shared coordinates on a client's samples.
 
@@ -172,12 +179,14 @@ def curvature(
       weight: `[N]`, of every sample: see `real` for padded ones; a bootstrap draws it.
       key: consumed; sample `i` uses `fold_in(key, i)` for both models.
       chunk: samples whose scores are held at once: memory is `2 chunk Q` gradients.
+      used: booleans like `federated`, see `Curvature`.
     """
     thetas = federated, local
     m = accumulate(_moments, likelihood, thetas, examples, weight, key, chunk=chunk)
     rho = jax.tree.map(_correlation, *m.mean, *m.square, m.cross)
     squares, sizes = m.square, geometry(*thetas)
-    return Curvature(squares[0], squares[1], rho, mean_of(squares), *sizes)
+    mean = mean_of(squares, None if used is None else (used, used))
+    return Curvature(squares[0], squares[1], rho, mean, *sizes, used)
 
 
 def _moments(federated: Scores, local: Scores) -> _Moments:

@@ -100,8 +100,9 @@ def harmonic(epsilon: float) -> Damping:
     """
 
     def variances(curvature: Curvature, examples: Array) -> tuple[Tree, Tree]:
+        used = curvature.used or {}
         averaged = [
-            {path: _flat(module) for path, module in tree.items()}
+            {path: _flat(module, used.get(path)) for path, module in tree.items()}
             for tree in (curvature.federated, curvature.local)
         ]
         flat = curvature._replace(federated=averaged[0], local=averaged[1])
@@ -119,8 +120,8 @@ def _inverted(
     return inverse(curvature.federated), inverse(curvature.local)
 
 
-def _flat(module: Tree) -> Tree:
-    mean = mean_of(module)
+def _flat(module: Tree, used: Tree | None) -> Tree:
+    mean = mean_of(module, used)
     return jax.tree.map(lambda x: jnp.full_like(x, mean), module)
 
 

@@ -20,23 +20,37 @@ DENSE = ("core", "knots", "factor", "aligned")
 
 
 class Place(NamedTuple):
-    """The array being merged: its module's `path`, and its random `key` (or None)."""
+    """The array being merged.
+
+    `path`: of its module. `key`: for what is drawn at random, or None. `used`
+    `[..., rows, columns]`: False for entries of directions that no adapter uses, which
+    are zero in all of them; None where every entry counts.
+    """
 
     path: str
-    key: Array | None
+    key: Array | None = None
+    used: Array | None = None
 
 
 class Merge(NamedTuple):
     """How to combine the arrays `[..., rows, columns]` that adapters have in a space.
 
     `combine(arrays, weights, place)` returns one array; `spaces` are those where that
-    makes sense, the best first; `random` says that `place.key` is needed.
+    makes sense, the best first; `random` says that `place.key` is needed. Three fields
+    say how large the merged delta is, so that it is so in every space:
+
+    `scale`: multiplies it. `adds`: the method is published as a sum of `n` task
+    vectors, not as a mean: it is multiplied by `n`, so that weights of `1/n` give the
+    sum. `relative`: only the ratios of the weights matter.
     """
 
     name: str
     combine: Callable[[Sequence[Array], Sequence[Any], Place], Array]
     spaces: tuple[str, ...]
     random: bool = False
+    scale: float = 1.0
+    adds: bool = False
+    relative: bool = False
 
 
 class Client(NamedTuple):

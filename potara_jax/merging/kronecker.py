@@ -40,6 +40,7 @@ def kronecker(
     key: Array,
     *,
     chunk: int = 10,
+    used: Tree | None = None,
 ) -> Curvature:
     """The Kronecker-factored Fisher of two models; arguments as in `curvature`.
 
@@ -71,8 +72,11 @@ def kronecker(
     rho = jax.tree.map(_cosine, *traces, inner)
     fishers = [jax.tree.map(_eigenvalues, side.rows, side.columns) for side in sides]
     rho = _spread(rho, fishers[0])
+    if used is not None:
+        used = jax.tree.map(lambda x: _used_eigenvalues(_as_matrix(x)), used)
+    mean = mean_of(fishers, None if used is None else (used, used))
     first, second = fishers
-    return Curvature(first, second, rho, mean_of(fishers), *geometry(*thetas))
+    return Curvature(first, second, rho, mean, *geometry(*thetas), used)
 
 
 def _spread(rho: Tree, like: Tree) -> Tree:
@@ -100,6 +104,12 @@ def _sides(scores: Scores) -> _Sides:
 def _cosine(square_f: Array, square_l: Array, inner: Array) -> Array:
     root = jnp.sqrt(square_f * square_l)
     return jnp.where(root > 0, jnp.clip(inner / jnp.where(root > 0, root, 1), 0, 1), 0)
+
+
+def _used_eigenvalues(used: Array) -> Array:
+    """Which eigenvalues can differ from zero: the largest, as many as are used."""
+    rows, columns = (jnp.sort(used.any(axis), descending=True) for axis in (1, 0))
+    return rows[:, None] & columns
 
 
 def _eigenvalues(rows: Array, columns: Array) -> Array:

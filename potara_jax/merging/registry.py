@@ -36,6 +36,29 @@ WeightNeeds = Literal["nothing", "loss", "logits", "likelihood"]
 Samples = Literal["none", "train", "heldout"]
 Labels = Literal["any", "one"]
 
+# Rows of a table beside those of the registered merges and weights: no other row can
+# have their names.
+RESERVED = frozenset(
+    {
+        "base",
+        "best constant weight",
+        "best weight per client",
+        "ensemble",
+        "federated",
+        "federated + fine-tuning",
+        "largest class",
+        "local",
+        "potara core",
+        "potara core, held-out",
+        "potara core, per module",
+        "potara core, train",
+        "potara delta",
+        "potara delta, rank r",
+        "potara factor",
+        "uniform",
+    }
+)
+
 _MakeMerge = TypeVar("_MakeMerge", bound=Callable[..., Merge])
 _MakeWeight = TypeVar("_MakeWeight", bound=Callable[..., Estimator])
 
@@ -102,6 +125,7 @@ class WeightEntry:
     `passes(work)`: its cost a sample, in forward-backward passes of one model.
     `labels`: `one` where every example must have one label.
     `costly`: that a table of many settings had better leave it out.
+    `bounded`: whether every weight is in [0, 1].
     `from_curvature(curvature, examples)`: the weight from curvature that another
       weight has measured already, or None.
     """
@@ -116,6 +140,7 @@ class WeightEntry:
     reference: str
     labels: Labels = "any"
     costly: bool = False
+    bounded: bool = True
     from_curvature: Callable[[Curvature, jax.Array], Weight] | None = None
 
     @property
@@ -208,6 +233,7 @@ def weight(
     space: str = "delta",
     labels: Labels = "any",
     costly: bool = False,
+    bounded: bool = True,
     from_curvature: Callable[[Curvature, jax.Array], Weight] | None = None,
 ) -> Callable[[_MakeWeight], _MakeWeight]:
     """Register a function that makes an `Estimator`; arguments as in `WeightEntry`.
@@ -232,6 +258,7 @@ def weight(
             reference=reference,
             labels=labels,
             costly=costly,
+            bounded=bounded,
             from_curvature=from_curvature,
         )
         _check_free("weight", _WEIGHTS, entry, lambda e: {e.name})
@@ -261,15 +288,20 @@ def _check_free(
     entry: Any,
     names: Callable[[Any], set[str]],
 ) -> None:
-    """Raise `ValueError` for a name that another function has.
+    """Raise `ValueError` for a name that another function or row of a table has.
 
     The same function may come again, as when a cell of a notebook is run twice.
     """
+    if reserved := sorted(names(entry) & RESERVED):
+        raise ValueError(
+            f"a {kind} cannot be called '{reserved[0]}', which is another row of the "
+            "table: choose another name"
+        )
     for known in entries.values():
         taken = sorted(names(known) & names(entry))
         if taken and _origin(known.make) != _origin(entry.make):
             raise ValueError(
-                f"there is a {kind} '{taken[0]}' already, from "
+                f"the {kind} '{taken[0]}' is already registered, by "
                 f"{known.make.__module__}: choose another name"
             )
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from potara_jax.adapters import algebra
@@ -31,21 +32,26 @@ class Coordinates(NamedTuple):
 
     `thetas`: coordinates of every adapter, all of one structure, by module path.
     `assemble`: coordinates to the adapter that they stand for.
+    `used`: booleans like the coordinates, False where a joint basis has a direction
+    that no adapter uses; None where there are none such.
     """
 
     thetas: tuple[Adapter, ...]
     assemble: Callable[[Adapter], Adapter]
+    used: Adapter | None = None
 
 
 class Space(NamedTuple):
     """A space: a line on its use, and its source.
 
-    `coordinates` maps adapters of one client to their `Coordinates`.
+    `coordinates` maps adapters of one client to their `Coordinates`. `bilinear`: the
+    delta is a product of the coordinates `a` and `b`, not linear in them.
     """
 
     coordinates: Callable[[Sequence[Adapter]], Coordinates]
     summary: str
     reference: str
+    bilinear: bool = False
 
 
 def factor(adapters: Sequence[Adapter]) -> Coordinates:
@@ -99,7 +105,11 @@ def core(adapters: Sequence[Adapter]) -> Coordinates:
     def project(path: str, entry: Entry) -> Entry:
         return {"m": algebra.coordinates(algebra.Basis(**basis[path]), entry)}
 
-    return _projected(adapters, basis, project, around)
+    def used(path: str) -> Entry:
+        rows, columns = _used_left(basis[path]["left"]), _used(basis[path]["right"])
+        return {"m": rows[..., :, None] & columns[..., None, :]}
+
+    return _projected(adapters, basis, project, around, used)
 
 
 def _joint(*entries: Entry) -> Entry:
@@ -118,7 +128,10 @@ def knots(adapters: Sequence[Adapter]) -> Coordinates:
     def beside(path: str, theta: Entry) -> Entry:
         return {"a": theta["c"], "b": basis[path]["right"]}
 
-    return _projected(adapters, basis, project, beside)
+    def used(path: str) -> Entry:
+        return {"c": _used(basis[path]["right"])[..., None, :]}
+
+    return _projected(adapters, basis, project, beside, used)
 
 
 def _projected(
@@ -126,13 +139,31 @@ def _projected(
     basis: Adapter,
     project: Callable[[str, Entry], Entry],
     build: Callable[[str, Entry], Entry],
+    used: Callable[[str], Entry],
 ) -> Coordinates:
     """Coordinates by a projection of every adapted module, and back by `build`."""
     thetas = [
         _replace(adapter, {path: project(path, adapter[path]) for path in basis})
         for adapter in adapters
     ]
-    return Coordinates(tuple(thetas), _assembler(basis, build))
+    masks = _replace(jax.tree.map(_all_used, thetas[0]), {p: used(p) for p in basis})
+    like = lambda x, mask: jnp.broadcast_to(mask, x.shape)
+    masks = jax.tree.map(like, thetas[0], masks)
+    return Coordinates(tuple(thetas), _assembler(basis, build), masks)
+
+
+def _used(right: Array) -> Array:
+    """Which rows of a joint basis some adapter uses: the others are zero."""
+    return (right != 0).any(-1)
+
+
+def _used_left(left: Array) -> Array:
+    """The same of columns."""
+    return (left != 0).any(-2)
+
+
+def _all_used(x: Array) -> Array:
+    return jnp.ones(jnp.shape(x), bool)
 
 
 def _assembler(
@@ -144,9 +175,6 @@ def _assembler(
 def _replace(adapter: Adapter, entries: Adapter) -> Adapter:
     """The adapter with some entries replaced, in the same order."""
     return {path: entries.get(path, entry) for path, entry in adapter.items()}
-
-
-EQUAL_RANKS = ("factor", "aligned")
 
 
 def check_equal_ranks(adapters: Sequence[Adapter], space: str) -> None:
@@ -180,8 +208,16 @@ SPACES: dict[str, Space] = {
         core, "between joint bases; exact, gauge-invariant", "arXiv 2509.17786"
     ),
     "knots": Space(knots, "rows in a joint output basis; exact", "arXiv 2410.19735"),
-    "factor": Space(factor, "the factors a and b, each by itself", "arXiv 2602.18658"),
+    "factor": Space(
+        factor,
+        "the factors a and b, each by itself",
+        "arXiv 2602.18658",
+        bilinear=True,
+    ),
     "aligned": Space(
-        aligned, "balanced factors, turned to the first's", "Procrustes rotation"
+        aligned,
+        "balanced factors, turned to the first's",
+        "Procrustes rotation",
+        bilinear=True,
     ),
 }

@@ -184,6 +184,25 @@ def test_only_laplace_sees_the_number_of_examples(name):
     assert_close(few_of_them, many, atol=0)
 
 
+def padded(tree, value=0.0):
+    """Every array with a row and a column more."""
+    pad = lambda x: np.pad(x, ((0, 1), (0, 1)), constant_values=value)
+    return jax.tree.map(pad, tree)
+
+
+@pytest.mark.parametrize("name", damping.DAMPINGS)
+@pytest.mark.parametrize("per", ["client", "module"])
+def test_directions_that_no_adapter_uses_change_no_weight(name, per):
+    used = padded(jax.tree.map(lambda x: np.ones(x.shape, bool), FEDERATED), False)
+    more = curvature(*map(padded, (FEDERATED, LOCAL, CORRELATION)))
+    more = more._replace(mean=CURVATURE.mean, used=used)
+    weight = lambda c: closed_form.potara_weight(
+        c, damping.DAMPINGS[name](0.3), EXAMPLES, per=per
+    )
+    assert_close(weight(more), weight(CURVATURE))
+    assert np.abs(flat(weight(CURVATURE)) - 0.5).max() > 1e-3
+
+
 @pytest.mark.parametrize("name", damping.DAMPINGS)
 @pytest.mark.parametrize("per", ["client", "module"])
 def test_models_without_any_curvature_get_a_half_each(name, per):

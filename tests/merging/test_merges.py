@@ -92,6 +92,17 @@ def test_tsv_makes_the_singular_vectors_orthogonal():
     close(first(merging.tsv(), (0.3, 0.7)), expected)
 
 
+@pytest.mark.parametrize("shared", ["a", "b"])
+def test_tsv_of_adapters_that_share_a_factor_has_the_norm_of_all_others(shared):
+    other = {"first": TWO["first"] | {shared: ONE["first"][shared]}}
+    sigma = [thin(dense(x["first"]), RANK)[1] for x in (ONE, other)]
+    nearly = {"first": other["first"] | {shared: other["first"][shared] + 1e-3}}
+    expected = np.sqrt(np.sum(np.square(sigma)))
+    for second in (other, nearly):
+        found = merged(merging.tsv(), [{"first": ONE["first"]}, second])["first"]
+        assert np.linalg.norm(found) == pytest.approx(expected, rel=1e-2)
+
+
 def test_iso_makes_the_used_singular_values_equal():
     total = FIRST + SECOND
     u, sigma, v = thin(total, 2 * RANK)
@@ -119,9 +130,7 @@ def test_a_strong_ridge_draws_wudi_to_the_sum():
 
 
 def naive_ties(values, weights, density):
-    kept = [
-        np.sort(np.abs(x).ravel())[::-1][round(density * x.size) - 1] for x in values
-    ]
+    kept = [np.sort(np.abs(x).ravel())[::-1][int(density * x.size) - 1] for x in values]
     trimmed = [x * (np.abs(x) >= k) for x, k in zip(values, kept, strict=True)]
     sign = np.where(
         sum(w * x for w, x in zip(weights, trimmed, strict=True)) >= 0, 1, -1
@@ -134,11 +143,11 @@ def naive_ties(values, weights, density):
 def test_ties_by_hand():
     values = [jnp.array([[4.0, -1.0, 3.0, 0.5]]), jnp.array([[2.0, 5.0, -6.0, 1.0]])]
     combine = merging.ties(density=0.5).combine
-    found = combine(values, [0.5, 0.5], None)  # 4 0 3 0 and 0 5 -6 0
+    found = combine(values, [0.5, 0.5], merging.Place(""))  # 4 0 3 0 and 0 5 -6 0
     np.testing.assert_allclose(found, [[4, 5, -6, 0]])
-    found = combine(values, [0.75, 0.25], None)
+    found = combine(values, [0.75, 0.25], merging.Place(""))
     np.testing.assert_allclose(found, [[4, 5, 3, 0]])
-    found = merging.ties(density=1.0).combine(values, [0.75, 0.25], None)
+    found = merging.ties(density=1.0).combine(values, [0.75, 0.25], merging.Place(""))
     np.testing.assert_allclose(found, [[3.5, 5, 3, 0.625]])
 
 
@@ -150,6 +159,32 @@ def test_ties_of_factors_is_the_loops(density):
     for name in "ab":
         values = [np.asarray(x["first"][name], np.float64) for x in (ONE, TWO)]
         assert_close(out["first"][name], naive_ties(values, (0.4, 0.6), density))
+
+
+@pytest.mark.parametrize(("size", "kept"), [((2, 5), 2), ((2, 3), 1), ((1, 3), 1)])
+def test_ties_keeps_as_many_entries_as_peft_and_at_least_one(size, kept):
+    """Of density .29: int(2.9), int(1.74), and int(.87) which is none."""
+    x = 1.0 + jnp.arange(np.prod(size)).reshape(size)
+    found = merging.ties(density=0.29).combine([x], [1.0], merging.Place(""))
+    assert np.count_nonzero(found) == kept
+
+
+@pytest.mark.parametrize("space", ["core", "knots"])
+def test_ties_does_not_count_directions_that_no_adapter_uses(space):
+    """Zeros after an adapter's rank, and an adapter merged with itself."""
+    exact = {"first": ONE["first"]}
+    padding = ((0, 0), (0, 3)), ((0, 3), (0, 0))
+    padded = {
+        "first": {
+            name: jnp.pad(exact["first"][name], p)
+            for name, p in zip("ab", padding, strict=True)
+        }
+    }
+    method = merging.ties(density=0.3)
+    expected = merged(method, [exact], [1.0], space=space)["first"]
+    assert np.abs(expected - FIRST).max() > 0.1
+    for pair in ([exact, exact], [padded, exact], [exact, padded]):
+        close(merged(method, pair, space=space)["first"], expected, atol=1e-3)
 
 
 def test_ties_in_knots_space_is_that_of_the_dense_svd():
@@ -194,7 +229,7 @@ def test_slerp_keeps_to_the_arc():
 @pytest.mark.parametrize("sign", [1, -1])
 def test_slerp_of_parallel_adapters_is_linear(sign):
     x = jnp.array([[1.0, 2.0]])
-    found = merging.slerp().combine([x, sign * 2 * x], [0.25, 0.75], None)
+    found = merging.slerp().combine([x, sign * 2 * x], [0.25, 0.75], merging.Place(""))
     np.testing.assert_allclose(found, 0.25 * x + 0.75 * sign * 2 * x, rtol=1e-6)
 
 
@@ -244,6 +279,70 @@ def test_whole_modules_are_averaged(name, space):
     out = merged(name, weights=[0.25, 0.75], space=space)
     expected = 0.25 * ONE["head"]["bias"] + 0.75 * TWO["head"]["bias"]
     assert_close(out["head"]["bias"], expected)
+
+
+SCALED = [(n, s) for n, s in EVERYWHERE if "scale" in MERGES[n].options]
+
+
+@pytest.mark.parametrize(("name", "space"), SCALED)
+def test_a_scale_is_of_the_delta(name, space):
+    make = MERGES[name].make
+    whole = merged(make(scale=1.0), space=space)
+    for scale in (0.5, 2.0, -1.0):
+        part = merged(make(scale=scale), space=space)
+        close(part["first"], scale * whole["first"])
+        assert_close(part["head"], whole["head"])
+
+
+@everywhere
+def test_weights_scale_the_delta_or_only_their_ratios_matter(name, space):
+    method, weights = plain_method(name), [0.25, 0.75]
+    expected = merged(name, weights=weights, space=space)["first"]
+    for factor in (0.5, 2.0, 3.0):
+        scaled = merged(name, weights=[factor * w for w in weights], space=space)
+        size = 1 if method.relative else factor
+        close(scaled["first"], size * expected, atol=1e-3)
+
+
+SUMS = {
+    "linear": merging.linear(),
+    "task_arithmetic": merging.task_arithmetic(scale=1.0),
+    "dare": merging.dare(density=1.0),
+    "tsv": merging.tsv(),
+}
+
+
+@pytest.mark.parametrize(("name", "space"), [x for x in EVERYWHERE if x[0] in SUMS])
+def test_one_adapter_with_a_weight_is_that_multiple(name, space):
+    for weight in (1.0, 2.0, 0.5):
+        found = merged(SUMS[name], [ONE], [weight], space=space)["first"]
+        close(found, weight * FIRST, atol=1e-3)
+    alone = lambda: merging.merge(
+        [ONE], [-1.0], method=SUMS[name], space=space, key=KEY
+    )
+    if spaces.SPACES[space].bilinear:
+        with pytest.raises(
+            ValueError, match=rf"weight of -1 cannot .* '{space}' space"
+        ):
+            alone()
+    else:
+        close(dense(alone()["first"]), -FIRST, atol=1e-3)
+
+
+@pytest.mark.parametrize("space", ["delta", "core", "knots", "factor", "aligned"])
+def test_task_arithmetic_of_an_adapter_with_itself_is_twice_it(space):
+    found = merged(merging.task_arithmetic(scale=1.0), (ONE, ONE), space=space)
+    close(found["first"], 2 * FIRST, atol=1e-3)
+
+
+@pytest.mark.parametrize("space", ["factor", "aligned"])
+def test_weights_of_zero_give_zero_and_traced_weights_are_scaled_alike(space):
+    zero = merging.merge([ONE, TWO], [0.0, 0.0], space=space)
+    assert not dense(zero["first"]).any()
+    run = jax.jit(lambda w: merging.merge([ONE, TWO], w, space=space)["first"])
+    expected = merging.merge([ONE, TWO], [0.4, 1.2], space=space)["first"]
+    close(dense(run((jnp.float32(0.4), jnp.float32(1.2)))), dense(expected))
+    assert not dense(run((jnp.float32(0), jnp.float32(0)))).any()
 
 
 @pytest.mark.parametrize("name", DATA_FREE)

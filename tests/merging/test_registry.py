@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from potara_jax import merging
+from potara_jax.experiment import methods, rows
+from potara_jax.experiments import digits
 from potara_jax.merging import Estimator, Measured, Merge, registry
 from potara_jax.merging.registry import Variant, Work
 from potara_jax.merging.spaces import SPACES
@@ -192,15 +194,33 @@ def test_a_users_merge_and_weight_appear(blank):
     ],
 )
 def test_a_merges_name_is_not_taken_twice(register, blank):
-    with pytest.raises(ValueError, match=r"there is a merge '(ties|slerp).* already"):
+    with pytest.raises(ValueError, match=r"the merge '(ties|slerp).* is already"):
         register()
     assert registry.merges() == MERGES
 
 
 def test_a_weights_name_is_not_taken_twice(blank):
-    with pytest.raises(ValueError, match=r"weight 'soup' already, from .*\.soup: choo"):
+    with pytest.raises(ValueError, match=r"weight 'soup' is already regis.*\.soup: c"):
         register_third("soup")
     assert registry.weights() == WEIGHTS
+
+
+@pytest.mark.parametrize("name", ["local", "uniform", "potara core", "base"])
+def test_rows_that_every_table_has_are_not_taken(name, blank):
+    for register in (register_largest, register_third):
+        with pytest.raises(ValueError, match=f"cannot be called '{name}', which is an"):
+            register(name)
+    with pytest.raises(ValueError, match="cannot be called 'federated'"):
+        register_largest(variants=[("federated", "core")])
+    assert (registry.merges(), registry.weights()) == (MERGES, WEIGHTS)
+
+
+@pytest.mark.parametrize("on", ["train", "heldout"])
+def test_every_other_row_is_reserved(on):
+    experiment = digits.EXPERIMENT.set({"merging.curvature_on": on})
+    variants = {v.name for entry in MERGES.values() for v in entry.variants}
+    merged = {m.name for m in methods.all_methods(experiment)} - variants - set(WEIGHTS)
+    assert merged | {"base", "federated", "local", rows.TUNED} <= registry.RESERVED
 
 
 def test_the_same_function_may_register_again(blank):
@@ -248,4 +268,4 @@ def test_merging_imports_nothing_that_a_merge_does_not_need():
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     unwanted, packages = out.splitlines()
     assert unwanted == "[]"
-    assert set(packages.split()) <= {"adapters", "clients", "data", "merging"}
+    assert set(packages.split()) <= {"adapters", "clients", "data", "keys", "merging"}

@@ -46,6 +46,29 @@ def test_potara_is_the_closed_form_of_what_it_measured(how):
     assert float(found.weight) == pytest.approx(float(expected), abs=1e-5)
 
 
+@pytest.mark.parametrize("factorisation", ["diagonal", "kronecker"])
+@pytest.mark.parametrize("space", ["core", "knots"])
+def test_ranks_that_no_adapter_uses_change_no_weight(space, factorisation):
+    pad = lambda entry: {
+        "a": jnp.pad(entry["a"], ((0, 0), (0, 1))),
+        "b": jnp.pad(entry["b"], ((0, 1), (0, 0))),
+    }
+    only = lambda adapter: {"one": adapter["one"]}
+    two = lambda adapter: adapter | {"two": FEDERATED["two"]}
+    padded = lambda adapter: {"one": pad(adapter["one"])}
+    likelihood = merging.exact(lambda base, x, e: one_example(base, two(x), e))
+    estimator = merging.potara(
+        likelihood, merging.relative(0.3), space=space, factorisation=factorisation
+    )
+    exact, more = (
+        CLIENT._replace(federated=change(FEDERATED), local=change(LOCAL))
+        for change in (only, padded)
+    )
+    found = float(measure(estimator, more).weight)
+    assert found == pytest.approx(float(measure(estimator, exact).weight), abs=1e-4)
+    assert abs(found - 0.5) > 0.01
+
+
 def test_both_factorisations_have_one_trace():
     of = lambda how: (
         measure(
@@ -127,10 +150,23 @@ def test_a_learned_weight_is_where_the_grid_is():
 
 def test_lorahub_is_no_worse_than_nothing_and_within_its_bounds():
     weight = measure(merging.lorahub(loss, bound=0.8)).weight
-    assert max(map(abs, map(float, weight))) <= 0.8
+    values = np.array(jax.tree.leaves(weight)).reshape(2, 4)
+    assert np.abs(values).max() <= 0.8
+    assert (values == values[:, :1]).all()  # one weight for all factors of an adapter
     at = segment_loss(loss, CLIENT, "factor")
-    cost = lambda w: float(at(w)) + 0.05 * np.abs(w).mean()
-    assert cost(weight) <= cost((jnp.float32(0), jnp.float32(0))) + 1e-6
+    cost = lambda w: float(at(w)) + 0.05 * np.abs(jax.tree.leaves(w)).mean()
+    zero = jax.tree.map(jnp.zeros_like, weight)
+    assert cost(weight) <= cost(zero) + 1e-6
+
+
+def test_lorahubs_weights_multiply_both_factors():
+    weight = measure(merging.lorahub(loss)).weight
+    first, second = (jax.tree.leaves(w)[0] for w in weight)
+    both = CLIENT.federated, CLIENT.local
+    out = merging.merge(both, weight, space="factor")["one"]
+    for name in "ab":
+        expected = first * both[0]["one"][name] + second * both[1]["one"][name]
+        assert_close(out[name], expected)
 
 
 def test_padded_samples_change_no_weight():

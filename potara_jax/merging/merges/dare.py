@@ -45,9 +45,9 @@ def dare(*, density: float = 0.5, draws: int = 1, scale: float = 1.0) -> Merge:
             return total + draw(jax.random.fold_in(first_key, i))
 
         start = jnp.zeros_like(values[0])
-        return scale / draws * jax.lax.fori_loop(0, draws, add, start)
+        return 1 / draws * jax.lax.fori_loop(0, draws, add, start)
 
-    return Merge("dare", combine, DENSE, random=True)
+    return Merge("dare", combine, DENSE, random=True, scale=scale)
 
 
 def _drop(key: Array, x: Array, density: float) -> Array:

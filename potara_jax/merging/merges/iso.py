@@ -33,10 +33,10 @@ def iso(*, scale: float = 1.0) -> Merge:
 
     def combine(values: Sequence[Array], weights: Sequence[Any], place: Place) -> Array:
         del place
-        u, sigma, v = algebra.thin_svd(len(values) * weighted_sum(values, weights))
+        u, sigma, v = algebra.thin_svd(weighted_sum(values, weights))
         used = sigma > 0
         count = jnp.maximum(used.sum(-1, keepdims=True), 1)
         mean = sigma.sum(-1, keepdims=True) / count
-        return scale * algebra.product(u * (used * mean)[..., None, :], v)
+        return algebra.product(u * (used * mean)[..., None, :], v)
 
-    return Merge("iso", combine, _SPACES)
+    return Merge("iso", combine, _SPACES, scale=scale, adds=True)

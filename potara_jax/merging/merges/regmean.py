@@ -48,7 +48,7 @@ def regmean(
         mean = weighted_sum(values, weights) / sum(weights)
         return algebra.solve(total + ridge * jnp.eye(size), towards + ridge * mean)
 
-    return Merge("regmean", combine, _SPACES)
+    return Merge("regmean", combine, _SPACES, relative=True)
 
 
 def _shrunk(gram: Array, off_diagonal: float) -> Array:

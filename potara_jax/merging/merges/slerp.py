@@ -27,7 +27,7 @@ def slerp() -> Merge:
     with `W` the angle between `x` and `y`; linear where they are parallel (cosine above
     0.9995, as in mergekit). Merging raises `ValueError` for more than two adapters.
     """
-    return Merge("slerp", _interpolated, DENSE)
+    return Merge("slerp", _interpolated, DENSE, relative=True)
 
 
 def _interpolated(

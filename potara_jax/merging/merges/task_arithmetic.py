@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from potara_jax.adapters.lora import Array
 from potara_jax.merging import registry
 from potara_jax.merging.combining import check_finite, weighted_sum
-from potara_jax.merging.interface import ANY, Merge, Place
+from potara_jax.merging.interface import ANY, Merge
 
 
 @registry.merge(
@@ -23,9 +19,4 @@ def task_arithmetic(*, scale: float = 0.3) -> Merge:
     Ilharco et al. 2023 (arXiv 2212.04089); their 0.3 was for eight tasks.
     """
     check_finite("scale", scale)
-
-    def combine(values: Sequence[Array], weights: Sequence[Any], place: Place) -> Array:
-        del place
-        return scale * len(values) * weighted_sum(values, weights)
-
-    return Merge("task_arithmetic", combine, ANY)
+    return Merge("task_arithmetic", weighted_sum, ANY, scale=scale, adds=True)

@@ -23,33 +23,45 @@ from potara_jax.merging.interface import DENSE, Merge, Place
 def ties(*, density: float = 0.2, scale: float = 1.0) -> Merge:
     """Trim, elect signs, and average what agrees (TIES).
 
-    Of every array the share `density` of largest magnitude is kept; the sign of an
-    entry is that of the weighted sum; the entries of that sign are averaged with their
-    weights (as in mergekit; the divisor is the weights that agree), times `scale`.
-    Yadav et al. 2023 (arXiv 2306.01708).
+    Of every array the share `density` of largest magnitude is kept, `int(density n)` of
+    `n` entries as in PEFT and mergekit, but at least one; the sign of an entry is that
+    of the weighted sum; the entries of that sign are averaged with their weights, times
+    `scale`. Only ratios of weights matter. Yadav et al. 2023 (arXiv 2306.01708).
+
+    In `core` and `knots`, `n` counts the directions that some adapter uses. The average
+    is over `sum |w_i|` of the entries that agree: mergekit's is over `sum w_i`, which
+    is the same but for negative weights, where it amplifies; PEFT's weights do not
+    elect, and its average is over the number of entries.
     """
     check_share("density", density)
     check_finite("scale", scale)
 
     def combine(values: Sequence[Array], weights: Sequence[Any], place: Place) -> Array:
-        del place
-        trimmed = [_trim(x, density) for x in values]
+        trimmed = [_trim(x, density, place.used) for x in values]
         sign = jnp.where(weighted_sum(trimmed, weights) >= 0, 1.0, -1.0)
         pairs = zip(trimmed, weights, strict=True)
         agree = [(w * x * sign > 0) * w for x, w in pairs]
         total = sum(map(jnp.abs, agree))
-        mean = weighted_sum(trimmed, agree) / jnp.where(total > 0, total, 1)
-        return scale * mean
+        return weighted_sum(trimmed, agree) / jnp.where(total > 0, total, 1)
 
-    return Merge("ties", combine, DENSE)
+    return Merge("ties", combine, DENSE, scale=scale, relative=True)
 
 
-def _trim(x: Array, density: float) -> Array:
+def _trim(x: Array, density: float, used: Array | None) -> Array:
     """The entries of largest magnitude of every `[rows, columns]`; the rest zero."""
     size = x.shape[-2] * x.shape[-1]
-    kept = max(1, round(density * size))
-    if kept == size:
-        return x
-    flat = jnp.abs(x).reshape(*x.shape[:-2], size)
-    threshold = jnp.sort(flat, -1)[..., size - kept, None, None]
+    ordered = jnp.sort(jnp.abs(x).reshape(*x.shape[:-2], size), -1)
+    place = size - _kept(size, density, used)
+    place = jnp.broadcast_to(place, ordered.shape[:-1])[..., None]
+    threshold = jnp.take_along_axis(ordered, place, -1)[..., None]
     return jnp.where(jnp.abs(x) >= threshold, x, 0)
+
+
+def _kept(size: int, density: float, used: Array | None) -> Any:
+    """How many of an array's entries are kept, at least one."""
+    of_all = max(1, int(density * size))
+    if used is None:
+        return of_all
+    count = used.sum((-2, -1))
+    of_used = jnp.maximum(1, jnp.floor(density * count).astype(int))
+    return jnp.where(count == size, of_all, of_used)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from potara_jax.adapters.lora import Array
-from potara_jax.merging import registry
-from potara_jax.merging.interface import Client, Estimator, Measured
+from potara_jax.merging import registry, spaces
+from potara_jax.merging.interface import Client, Estimator, Measured, Weight
 from potara_jax.merging.likelihoods import Loss
 from potara_jax.merging.segment import segment_loss
 
@@ -23,6 +23,7 @@ _Carry = tuple[Array, Array, Array]
     samples="heldout",
     space="factor",
     passes=lambda work: _EVALUATIONS / 3,
+    bounded=False,
     summary="free weights of the factors, without gradients",
     reference="arXiv 2307.13269",
 )
@@ -36,16 +37,25 @@ def lorahub(
     """A free weight for each adapter's factors, by an evolution strategy on the loss.
 
     From zero, within `+-bound`, with `penalty` times the mean size of the weights on
-    the loss; the weights multiply the factors, so merge in `factor` space. Huang et al.
-    2023 (arXiv 2307.13269), with a (1 + 1) evolution strategy (one-fifth rule) in place
-    of their NGOpt.
+    the loss. A weight multiplies both factors of its adapter, so that the delta is
+    quadratic in it: merge in `factor` space. Huang et al. 2023 (arXiv 2307.13269), with
+    a (1 + 1) evolution strategy (one-fifth rule) in place of their NGOpt.
     """
 
     def measure(client: Client) -> Measured:
         at = segment_loss(loss, client, "factor")
+        arrays = spaces.plain(client.local)
+
+        def of_arrays(weights: Array) -> tuple[Weight, Weight]:
+            """Each adapter's weight for each of its arrays."""
+            first, second = (
+                {path: dict.fromkeys(entry, w) for path, entry in arrays.items()}
+                for w in (weights[0], weights[1])
+            )
+            return first, second
 
         def cost(weights: Array) -> Array:
-            return at((weights[0], weights[1])) + penalty * jnp.abs(weights).mean()
+            return at(of_arrays(weights)) + penalty * jnp.abs(weights).mean()
 
         def step(carry: _Carry, key: Array) -> tuple[_Carry, None]:
             best, least, width = carry
@@ -61,6 +71,6 @@ def lorahub(
         keys = jax.random.split(client.key, evaluations - 1)
         first: Any = (start, cost(start), 0.5)
         carry, _ = jax.lax.scan(step, first, keys)
-        return Measured((carry[0][0], carry[0][1]))
+        return Measured(of_arrays(carry[0]))
 
     return Estimator("lorahub", measure)
