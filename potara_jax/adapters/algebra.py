@@ -38,8 +38,11 @@ def _one_by_one(
     """A matrix decomposition over leading axes, one matrix at a time on a CPU.
 
     Batched LAPACK calls of jaxlib (0.10) wait for tasks on the thread pool that they
-    run on: as many calls at once as the pool has threads never end.
+    run on: as many calls at once as the pool has threads never end. LAPACK's SVD does
+    not end either for a matrix with an infinity, so a matrix that is not finite gives
+    NaN and is not decomposed.
     """
+    decompose = _finite_or_nan(decompose)
     one = jax.custom_batching.sequential_vmap(decompose)
 
     def batched(*matrices: Array) -> tuple[Array, ...]:
@@ -49,6 +52,20 @@ def _one_by_one(
         return jax.lax.platform_dependent(*matrices, cpu=sequential, default=decompose)
 
     return batched
+
+
+def _finite_or_nan(
+    decompose: Callable[..., tuple[Array, ...]],
+) -> Callable[..., tuple[Array, ...]]:
+    """A decomposition that is NaN for matrices with an entry that is not finite."""
+
+    def guarded(*matrices: Array) -> tuple[Array, ...]:
+        finite = jnp.stack([jnp.isfinite(x).all((-2, -1)) for x in matrices]).all(0)
+        like = lambda x: finite.reshape(finite.shape + (1,) * (x.ndim - finite.ndim))
+        results = decompose(*(jnp.where(like(x), x, 0) for x in matrices))
+        return tuple(jnp.where(like(x), x, jnp.nan) for x in results)
+
+    return guarded
 
 
 qr = _one_by_one(lambda x: tuple(jnp.linalg.qr(x)))

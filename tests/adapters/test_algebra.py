@@ -55,6 +55,29 @@ def test_concatenation_is_the_sum_of_deltas():
     assert_close(dense(both), dense(first) + dense(second))
 
 
+# --- Matrices that are not finite ----------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_gives_nan_and_leaves_the_other_matrices_alone(bad):
+    """LAPACK's SVD of a matrix with an infinity does not return."""
+    square = np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32)
+    broken = square.copy()
+    broken[1, 0, 2] = bad
+    for decompose in (algebra.svd, algebra.qr, lambda x: (algebra.solve(x, x),)):
+        expected, found = (jax.jit(decompose)(x) for x in (square, broken))
+        for x, y in zip(expected, found, strict=True):
+            assert np.isnan(y[1]).all()
+            np.testing.assert_array_equal(y[::2], x[::2])
+
+
+@pytest.mark.parametrize("side", ["matrix", "target"])
+def test_a_solution_is_nan_where_either_side_is_not_finite(side):
+    sides = {"matrix": np.eye(3, dtype=np.float32), "target": np.ones((3, 2), "f4")}
+    sides[side][0, 1] = np.inf
+    assert np.isnan(algebra.solve(**sides)).all()
+
+
 # --- Truncation ----------------------------------------------------------------------
 
 
