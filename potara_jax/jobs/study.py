@@ -225,20 +225,19 @@ def _closed_form(
     task: Task, curvature: _Curvature, numbers: tuple[int, ...], layout: Layout
 ) -> Callable[..., Any]:
     """Potara's weights `[C, n, D]` from one curvature, at every damping."""
-    dampings = lambda names: [DAMPINGS[name](value) for name, value in names]
+    dampings = [DAMPINGS[name](value) for name, value in _DAMPINGS]
+    bias_aware = [DAMPINGS[name](value) for name, value in _BIAS_AWARE]
     potara = merging.potara(
         likelihood(curvature.fisher, task),
-        damping=dampings(_DAMPINGS)[0],
+        damping=dampings[0],
         space=curvature.space,
         factorisation=curvature.factorisation,
     )
 
     def weights(client: Client) -> jax.Array:
         measured, n = potara.measure(client).curvature, client.trained_on
-        plain = [merging.potara_weight(measured, d, n) for d in dampings(_DAMPINGS)]
-        aware = [
-            merging.bias_aware_weight(measured, d, n) for d in dampings(_BIAS_AWARE)
-        ]
+        plain = [merging.potara_weight(measured, d, n) for d in dampings]
+        aware = [merging.bias_aware_weight(measured, d, n) for d in bias_aware]
         return jnp.stack([*plain, *aware])
 
     return merging.over_each(_by_number(weights, numbers), layout=layout)
@@ -251,8 +250,12 @@ def _by_number(
 
     def measured(client: Client) -> Any:
         place = jnp.arange(client.weight.shape[0])
-        first = lambda n: client._replace(weight=client.weight * (place < n))
-        return jax.vmap(lambda n: measure(first(n)))(jnp.array(numbers))
+
+        def on_first(number: jax.Array) -> Any:
+            weight = client.weight * (place < number)
+            return measure(client._replace(weight=weight))
+
+        return jax.vmap(on_first)(jnp.array(numbers))
 
     return measured
 
@@ -300,8 +303,10 @@ def _curve(at: Context, pair: Pair, space: str) -> np.ndarray:
 
 
 def _merged(at: Context, pair: Pair, space: str, weight: Any) -> Adapter:
-    make = lambda: merging.combine(space=space, layout=at.programs.layout)
-    program = at.programs.once(("study", space), make)
+    program = at.programs.once(
+        ("study", space),
+        lambda: merging.combine(space=space, layout=at.programs.layout),
+    )
     return program(*_arguments(at, pair, "heldout"), weight)
 
 
@@ -351,12 +356,13 @@ def _scored(
         return [_estimate(fields, mean, accuracy.mean())]
     if weights.ndim == 1:
         return [_read_off(at, fields, weights, curves["delta"])]
-    damped = lambda name, value, space: {
-        **fields,
-        **{"damping": name, "value": value, "merge": space},
-    }
     return [
-        _read_off(at, damped(name, value, space), weights[:, d], curves[space])
+        _read_off(
+            at,
+            fields | {"damping": name, "value": value, "merge": space},
+            weights[:, d],
+            curves[space],
+        )
         for d, (name, value) in enumerate(_ALL_DAMPINGS)
         for space in weighed.spaces
     ]

@@ -60,7 +60,7 @@ def export(cache):
     )
 
 
-def test_every_client_has_an_adapter_and_there_is_the_base(finished, problem, export):
+def test_every_client_has_an_adapter_beside_the_base(finished, problem, export):
     folder, adapters = finished
     assert export(folder) == 0
     out = folder / "export"
@@ -80,7 +80,7 @@ def test_every_client_has_an_adapter_and_there_is_the_base(finished, problem, ex
     assert export(folder, "--overwrite") == 0
 
 
-def test_one_client_folded_says_what_its_adapter_says(finished, problem, export):
+def test_a_folded_model_computes_what_its_adapter_computes(finished, problem, export):
     folder, adapters = finished
     assert export(folder, "--folded", "--clients", 1) == 0
     (made,) = (folder / "export" / CELL.name).iterdir()
@@ -94,7 +94,7 @@ def test_one_client_folded_says_what_its_adapter_says(finished, problem, export)
     assert (made / "tokenizer.json").is_file()
 
 
-def test_nothing_but_its_like_is_replaced(finished, export, capsys):
+def test_only_an_exported_model_is_replaced(finished, export, capsys):
     folder, out = finished[0], finished[0] / "export"
     assert export(folder, "--clients", 0) == 0
     assert export(folder, "--clients", 1) == 0  # for the same base
@@ -151,7 +151,7 @@ def test_damaged_settings_of_a_run_are_named(finished, export, change, reason, c
     assert status == 2 and reason in error and error.count("\n") == 1
 
 
-def test_data_that_are_not_there_are_named(finished, export, capsys):
+def test_missing_data_are_named(finished, export, capsys):
     path = finished[0] / "config.json"
     settings = {"experiment": "images", "source.data": ["nowhere.npz"]}
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
@@ -168,11 +168,11 @@ def test_data_that_are_not_there_are_named(finished, export, capsys):
         (("--method", "local"), "the run is not finished"),
     ],
 )
-def test_what_is_not_there_is_named(finished, export, more, reason, capsys):
+def test_unknown_parts_of_a_run_are_named(finished, export, more, reason, capsys):
     assert export(finished[0], *more) == 2
     assert reason in capsys.readouterr().err
 
 
-def test_no_run_folder_is_named(export, tmp_path, capsys):
+def test_a_folder_that_is_not_a_run_is_named(export, tmp_path, capsys):
     assert export(tmp_path / "nothing") == 2
     assert "is no run folder" in capsys.readouterr().err

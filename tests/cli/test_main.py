@@ -113,7 +113,7 @@ def test_a_wrong_setting_is_one_line_and_status_two(tmp_path, capsys, words, nam
     assert not (tmp_path / "bases").exists()
 
 
-def test_a_defect_is_no_users_mistake(tmp_path, monkeypatch):
+def test_a_defect_is_not_reported_as_a_users_mistake(tmp_path, monkeypatch):
     def broken(*args):
         raise ValueError("of the code")
 
@@ -123,7 +123,7 @@ def test_a_defect_is_no_users_mistake(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [["--help"], ["inspect", "--help"]])
-def test_a_reader_that_leaves_is_no_error(words):
+def test_a_closed_pipe_is_not_an_error(words):
     read, write = os.pipe()
     os.close(read)
     words = [sys.executable, "-m", "potara_jax.cli.main", *words]

@@ -34,7 +34,7 @@ def deltas(folder):
 def mixed(weights, folders):
     each = [deltas(folder) for folder in folders]
     return {
-        path: sum(w * own[path] for w, own in zip(weights, each, strict=True))
+        path: sum(w * x[path] for w, x in zip(weights, each, strict=True))
         for path in each[0]
     }
 
@@ -133,13 +133,13 @@ def test_whole_modules_are_averaged(tmp_path):
     assert peft.read(tmp_path / "out").config["task_type"] == "SEQ_CLS"
 
 
-def test_the_dtype_is_the_widest_unless_told(tmp_path):
+def test_the_dtype_is_the_widest_by_default(tmp_path):
     halves = ["--adapters", FIXTURES / "bfloat16", FIXTURES / "bfloat16"]
     mixture = ["--adapters", FIXTURES / "bfloat16", FIXTURES / "float16"]
     assert merge(tmp_path / "halves", *halves, pair=[]) == 0
     assert merge(tmp_path / "mixture", *mixture, pair=[]) == 0
-    assert merge(tmp_path / "told", "--dtype", "bfloat16") == 0
-    dtypes = [peft.read(tmp_path / n).dtype for n in ("halves", "mixture", "told")]
+    assert merge(tmp_path / "narrow", "--dtype", "bfloat16") == 0
+    dtypes = [peft.read(tmp_path / n).dtype for n in ("halves", "mixture", "narrow")]
     assert dtypes == ["bfloat16", "float32", "bfloat16"]
 
 
@@ -152,7 +152,7 @@ def test_modules_that_only_one_adapts_count_as_zero(tmp_path):
     assert set(both) == set(only) | set(deltas(FEDERATED))
 
 
-def test_one_adapter_is_written_anew_with_one_rank(tmp_path):
+def test_a_single_adapter_is_rewritten_with_one_rank(tmp_path):
     words = ["--adapters", FIXTURES / "patterns", "--weights", 1]
     assert merge(tmp_path / "out", *words, pair=[]) == 0
     assert_close(deltas(tmp_path / "out"), deltas(FIXTURES / "patterns"), atol=1e-6)
@@ -205,7 +205,7 @@ def test_a_mistake_is_one_line_and_status_two(tmp_path, capsys, words, named):
         ),
     ],
 )
-def test_a_mistake_in_which_adapters(tmp_path, capsys, words, named):
+def test_a_wrong_choice_of_adapters_is_refused(tmp_path, capsys, words, named):
     assert merge(tmp_path / "out", *words, pair=[]) == 2
     assert named in capsys.readouterr().err
 
@@ -225,7 +225,7 @@ def test_a_damaged_adapter_is_named(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_is_replaced_only_if_asked(tmp_path, capsys):
+def test_an_output_is_replaced_only_with_overwrite(tmp_path, capsys):
     assert merge(tmp_path / "out", "--weight", 1) == 0
     assert merge(tmp_path / "out", "--weight", 0) == 2
     assert "already exists" in capsys.readouterr().err
@@ -254,7 +254,7 @@ def test_a_folder_that_holds_more_than_an_adapter_is_not_overwritten(tmp_path, c
         (["--seed", 2**70], "--seed is"),
     ],
 )
-def test_options_that_cannot_be_are_one_line(tmp_path, capsys, words, message):
+def test_invalid_options_are_refused_in_one_line(tmp_path, capsys, words, message):
     pair = ["--adapters", str(FEDERATED), str(LOCAL)]
     assert merge(tmp_path / "out", *words, pair=pair) == 2
     said = capsys.readouterr().err

@@ -118,7 +118,7 @@ def test_a_run_folder_among_the_data_is_refused(tmp_path, monkeypatch, capsys):
     assert "DATA/out" in error and not (tmp_path / "DATA" / "out").exists()
 
 
-def test_a_cache_that_cannot_be_is_refused_at_once(tmp_path, capsys):
+def test_an_invalid_cache_is_refused_at_once(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     cache = tmp_path / "file" / "cache"
     words = ["run", "digits", "--out", tmp_path / "out", "--cache", cache]

@@ -54,8 +54,8 @@ def test_a_users_algorithm_is_in_the_table(finished):
     assert len(lines) <= 40
 
 
-def test_every_row_is_there_once(finished):
-    found = [record["method"] for record in finished[1]["methods"]]
+def test_every_row_occurs_once(finished):
+    names = [record["method"] for record in finished[1]["methods"]]
     expected = {"base", "federated", "local", "federated + fine-tuning", "fedsa"}
     expected |= {
         "local, 2 rounds",
@@ -65,31 +65,31 @@ def test_every_row_is_there_once(finished):
         "fdlora + fusion",
     }
     expected |= {"potara core", "potara core (fedsa)", "hermite_bayes (mine)"}
-    assert expected <= set(found)
-    assert len(set(found)) == len(found)
-    assert "potara core (flora)" not in found, "its base is another one"
+    assert expected <= set(names)
+    assert len(set(names)) == len(names)
+    assert "potara core (flora)" not in names, "its base is another one"
 
 
 def test_budgets_are_kept_where_they_can_be(finished):
     _, results = finished
     budget = rows(results)["potara core"]
-    most = budget["bytes_up"] + budget["bytes_down"]
+    limit = budget["bytes_up"] + budget["bytes_down"]
     for record in results["methods"]:
         spent = record["bytes_up"] + record["bytes_down"]
-        fits = spent <= most and record["local_steps"] <= budget["local_steps"]
+        fits = spent <= limit and record["local_steps"] <= budget["local_steps"]
         assert record["over"] == (not fits)
-        assert (record["equal_bytes"] is None) <= (spent > most)
+        assert (record["equal_bytes"] is None) <= (spent > limit)
 
 
 def test_a_row_is_its_curve_at_the_last_round_within_the_budget(finished):
     _, results = finished
     budget = rows(results)["potara core"]
-    most = budget["bytes_up"] + budget["bytes_down"]
+    limit = budget["bytes_up"] + budget["bytes_down"]
     record = rows(results)["fedsa"]
     fit = [
         p
         for p in record["curve"]
-        if p["bytes"] <= most and p["steps"] <= budget["local_steps"]
+        if p["bytes"] <= limit and p["steps"] <= budget["local_steps"]
     ]
     assert record["mean"] == fit[-1]["mean"]
     assert record["bytes_up"] + record["bytes_down"] == fit[-1]["bytes"]
@@ -97,7 +97,7 @@ def test_a_row_is_its_curve_at_the_last_round_within_the_budget(finished):
     assert record["equal_steps"] == steps[-1]["mean"]
 
 
-def test_newcomers_are_scored_apart(finished):
+def test_newcomers_are_scored_separately(finished):
     _, results = finished
     for record in results["methods"]:
         assert record["newcomers"] == pytest.approx(record["accuracy"][3])

@@ -99,7 +99,7 @@ def test_the_table_has_both_parents_and_the_default_merges(result):
     assert "potara core" in result.table()._repr_html_()
 
 
-def test_adapters_are_stacked_over_foldersby_method(result):
+def test_adapters_are_stacked_over_clients_by_method(result):
     assert {*ROWS, *MERGED} <= set(result.adapters)
     for name in ("federated", "local"):
         (entry,) = result.adapters[name].values()
@@ -144,7 +144,7 @@ def test_training_lowers_the_loss_on_the_clients_tests(result):
     assert loss["local"] < loss["base"]
 
 
-def test_the_report_and_the_models_are_written_where_they_are_wanted(result, tmp_path):
+def test_the_report_and_the_models_are_written_to_given_folders(result, tmp_path):
     page = result.report(tmp_path / "report")
     assert page.is_file() and "potara core" in page.read_text()
     out = result.export(tmp_path / "peft", method="local")
@@ -179,7 +179,7 @@ def test_a_regression_has_a_report(regressed, tmp_path):
     assert "loss" in (tmp_path / "clients.csv").read_text().splitlines()[0]
 
 
-def test_statistics_of_batches_stay_as_they_are():
+def test_batch_statistics_stay_frozen():
     model = Classifier(normalise=True)
     base = variables(model)
     before = jax.tree.map(np.array, base)
@@ -191,7 +191,7 @@ def test_statistics_of_batches_stay_as_they_are():
     assert np.isfinite(entry["b"]).all() and np.abs(entry["b"]).max() > 0
 
 
-def test_every_merge_that_the_task_allows_can_be_asked_for(result):
+def test_every_merge_that_the_task_allows_can_be_selected(result):
     methods = ("uniform", "ties", "regmean", "fisher", "grid", "learned")
     merging = pj.Merging(curvature="exact", samples=6, grid_points=3, methods=methods)
     rows = {r["method"] for r in classified(merging=merging).results["methods"]}
@@ -223,7 +223,7 @@ def test_another_algorithm_under_conditions():
         ({"federated": pj.Federated("mine")}, "federated.algorithm is mine"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(changes, reason):
+def test_invalid_arguments_are_refused_in_one_line(changes, reason):
     with pytest.raises(ValueError, match=reason) as refused:
         classified(**changes)
     assert "\n" not in str(refused.value)

@@ -112,11 +112,13 @@ def test_oracles_are_marked_and_bound_the_constant_weights(undisturbed):
 
 def test_rows_say_how_they_were_merged(undisturbed):
     rows = {m["method"]: m for m in results(undisturbed)["methods"]}
-    how = lambda name: tuple(rows[name][key] for key in ("weighing", "merge", "parent"))
-    assert how("local") == how("base") == (None, None, None)
-    assert how("uniform") == ("constant", "linear", "federated")
-    assert how("potara core") == ("potara core", "linear", "federated")
-    assert how("grid") == ("grid", "linear", "federated")
+    merged_by = lambda name: tuple(
+        rows[name][key] for key in ("weighing", "merge", "parent")
+    )
+    assert merged_by("local") == merged_by("base") == (None, None, None)
+    assert merged_by("uniform") == ("constant", "linear", "federated")
+    assert merged_by("potara core") == ("potara core", "linear", "federated")
+    assert merged_by("grid") == ("grid", "linear", "federated")
 
 
 @pytest.mark.parametrize("lines", [2, 7])
@@ -158,7 +160,7 @@ def test_another_configuration_in_the_folder_is_refused(cache, undisturbed):
     assert "lora.rank 2, not 3" in error
 
 
-def test_a_run_is_traced_where_that_is_asked_for(cache, tmp_path):
+def test_a_run_is_traced_if_profiling_is_on(cache, tmp_path):
     settings = TINY | {"federated.longer_rounds": 0}
     words = ("--profile", "--out", tmp_path / "run", "--cache", cache)
     assert potara("run", settings, *words) == 0
@@ -259,7 +261,7 @@ def test_adapters_are_those_that_a_folder_keeps(in_memory, undisturbed):
         jax.tree.map(np.testing.assert_array_equal, adapter, mine)
 
 
-def test_adapters_of_several_cells_are_asked_for_by_cell(in_memory):
+def test_adapters_of_several_cells_are_selected_by_cell(in_memory):
     other = in_memory.experiment.set({"cells.seeds": (3, 4)})
     several = pj.Result(
         in_memory.job,
@@ -327,7 +329,7 @@ def test_the_configuration_leaves_out_what_does_not_change_results():
         ({"cells.clients": 5000}, "5000 clients"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(
+def test_invalid_settings_are_refused_before_anything_is_written(
     changes, reason, tmp_path
 ):
     with pytest.raises(Refused, match=reason) as refused:

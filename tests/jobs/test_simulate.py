@@ -67,7 +67,7 @@ def test_a_simulation_says_what_it_was(undisturbed):
 
 
 @pytest.mark.parametrize("after", [1, 3])
-def test_a_broken_off_simulation_ends_with_the_same_results(
+def test_an_interrupted_simulation_ends_with_the_same_results(
     cache, undisturbed, tmp_path, monkeypatch, after
 ):
     name_left_out = phases.name_left_out
@@ -127,7 +127,7 @@ def test_more_clients_than_images_need_a_number_of_examples(capsys, cache, tmp_p
     assert "set examples" in capsys.readouterr().err
 
 
-def test_nobody_scored_is_refused(capsys, cache, tmp_path):
+def test_scoring_no_clients_is_refused(capsys, cache, tmp_path):
     assert simulated(cache, tmp_path / "run", scored=0) == 2
     assert "scored is 0: it must be 1 or more" in capsys.readouterr().err
 

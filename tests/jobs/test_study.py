@@ -69,7 +69,7 @@ def test_every_weight_is_within_the_models_and_scored(finished):
     assert max(e["mean"] for e in scored) <= best + 1e-9
 
 
-def test_costly_estimators_look_at_held_out_samples_alone(finished):
+def test_costly_estimators_use_only_held_out_samples(finished):
     _, all_ = estimates(finished)
     newton = {
         (e["samples"], e["number"]) for e in all_ if e["estimator"] == "gauss_newton"
@@ -94,7 +94,7 @@ def test_passes_are_counted(finished):
     assert passes["uniform"] == 0
 
 
-def test_the_first_samples_are_looked_at():
+def test_estimators_use_the_first_samples():
     """Weights at 5 of 8 samples are those of the estimator on 5 samples alone."""
     mean = lambda c: Measured((c.weight * c.examples).sum() / c.weight.sum())
     client = Client(*[None] * 3, jnp.arange(8.0), jnp.ones(8).at[7].set(0), None, None)
