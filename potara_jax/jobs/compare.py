@@ -239,12 +239,12 @@ def _train_all(at: Context, phases: _Phases) -> Trained:
     first = until(federated, experiment.federated.rounds)
     tuned = train(at, phases.fine_tuning, first.models, at.key_for("fine-tuning"))
     parents = Parents(first, until(local, experiment.local.rounds), tuned)
-    alike = stack(at.problem.adapter(at.key_for("adapter")), clients=at.clients)
+    adapters = stack(at.problem.adapter(at.key_for("adapter")), clients=at.clients)
     outcomes = {"federated": federated, "local": local}
     budget = contenders.budget_of(at, parents)
     for name, contender in phases.contenders.items():
         phase = contender.phase._replace(budget=budget)
-        outcome = train(at, phase, alike, at.key_for("federated"))
+        outcome = train(at, phase, adapters, at.key_for("federated"))
         outcomes[name] = welcome(at, contender.joining, outcome)
     return Trained(parents, outcomes, _train_doubled(at, phases.doubled, budget))
 
@@ -253,11 +253,11 @@ def _train_doubled(
     at: Context, phases: tuple[Phase, ...], budget: Budget
 ) -> list[Outcome]:
     wide = at.problem.adapter(at.key_for("adapter"), 2 * at.experiment.lora.rank)
-    alike = stack(wide, clients=at.clients)
+    adapters = stack(wide, clients=at.clients)
     federated, local, tuning = phases
     federated = federated._replace(budget=budget)
-    first = train(at, federated, alike, at.key_for("federated"))
-    second = train(at, local, alike, at.key_for("local"))
+    first = train(at, federated, adapters, at.key_for("federated"))
+    second = train(at, local, adapters, at.key_for("local"))
     begin = until(first, at.experiment.federated.rounds)
     tuned = train(at, tuning, begin.models, at.key_for("fine-tuning"))
     return [first, second, tuned]

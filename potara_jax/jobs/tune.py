@@ -1,7 +1,7 @@
 """Step sizes for every federated algorithm.
 
 Every algorithm has four trials: learning rates of its clients, or values of another
-step size where that matters more. All else is as in its paper. A trial is scored by the
+step size if that matters more. All else is as in its paper. A trial is scored by the
 clients' accuracy on held-out examples, after as many rounds as Potara federates, on a
 seed that is in no table. The best trials are written to `tuned.json` in the run folder,
 which an experiment may have as its `tuned`.
@@ -12,13 +12,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 
-from potara_jax.data.federation import Weighted
+from potara_jax.data.federation import evenly_weighted
 from potara_jax.experiment import federating
 from potara_jax.experiment.cell import train
 from potara_jax.experiment.context import Context
@@ -36,7 +36,7 @@ from potara_jax.reports.document import Report
 from potara_jax.runs.store import Store
 
 RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)
-_OTHER = {  # where a step size of another kind matters more than the clients'
+_OTHER = {  # if a step size of another kind matters more than the clients'
     "scaffold": ("learning_rate", (0.1, 0.3, 1.0, 0.03)),
     "fedadam": ("rate", (0.003, 0.01, 0.03, 0.1)),
     "fedyogi": ("rate", (0.003, 0.01, 0.03, 0.1)),
@@ -55,14 +55,12 @@ class Tune:
     presets: ClassVar[Mapping[str, Any]] = {"cells.seeds": (100,)}
 
     def check(self, experiment: Experiment) -> None:
-        """Raise `ValueError` where an algorithm is not registered."""
+        """Raise `ValueError` if an algorithm is not registered."""
         for name in self.algorithms:
             require_one_of(name, "algorithms", algorithms())
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
-        """Raise `ValueError` where an algorithm that is asked for needs more than the
-        task gives.
-        """
+        """Raise `ValueError` if an algorithm needs more than the task provides."""
         for name in self.algorithms:
             federating.make_algorithm(experiment, problem.task, name)
 
@@ -77,12 +75,12 @@ class Tune:
 
     def run_cell(self, at: Context) -> Record:
         """Every trial of a cell, scored on held-out examples."""
-        alike = stack(at.problem.adapter(at.key_for("adapter")), clients=at.clients)
+        adapters = stack(at.problem.adapter(at.key_for("adapter")), clients=at.clients)
         scored = []
         for name in possible(at.experiment, at.problem, self.names()):
             for number, trial in enumerate(trials(name)):
                 phase = _phase(at, name, number, trial)
-                outcome = train(at, phase, alike, at.key_for("federated"))
+                outcome = train(at, phase, adapters, at.key_for("federated"))
                 mean = _heldout_accuracy(at, phase, outcome)
                 scored.append({"algorithm": name, "trial": trial, "mean": mean})
         return {**at.cell._asdict(), "trials": scored}
@@ -103,12 +101,14 @@ class Tune:
         by_name: dict[str, list[Record]] = {}
         for trial in means:
             by_name.setdefault(trial["algorithm"], []).append(trial)
-        score = lambda trial: trial["mean"]
-        best = {name: max(tried, key=score)["trial"] for name, tried in by_name.items()}
+        best = {
+            name: max(tried, key=itemgetter("mean"))["trial"]
+            for name, tried in by_name.items()
+        }
         return {"trials": means, "best": best}
 
     def files(self, results: Record) -> Mapping[str, str]:
-        """What an experiment can have as its `tuned`."""
+        """The values for an experiment's `tuned`."""
         return {"tuned.json": json.dumps(results["best"], indent=1) + "\n"}
 
     def tables(self, results: Record, store: Store) -> list[document.Table]:
@@ -141,7 +141,5 @@ def _phase(at: Context, name: str, number: int, trial: dict[str, float]) -> Phas
 
 
 def _heldout_accuracy(at: Context, phase: Phase, outcome: Outcome) -> float:
-    index, count, _ = at.federation.heldout
-    real = jnp.arange(index.shape[1]) < count[:, None]
-    test = Weighted(index, real / jnp.maximum(count[:, None], 1))
+    test = evenly_weighted(at.federation.heldout)
     return mean_accuracy(at, phase.score(outcome.shared, outcome.models, test))
