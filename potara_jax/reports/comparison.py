@@ -83,7 +83,6 @@ def report(results: Results, folder: Path) -> Report:
         ],
         settings=results["settings"],
         versions=results["versions"],
-        summary=brief(results),
     )
 
 

@@ -118,7 +118,6 @@ class Report:
       sections: everything else, in order.
       settings: of the run, by name.
       versions: of the software, by name.
-      summary: the tables that a terminal shows.
     """
 
     title: str
@@ -126,10 +125,6 @@ class Report:
     sections: Sequence[Section]
     settings: Mapping[str, object]
     versions: Mapping[str, str]
-    summary: Sequence[Table] = ()
-
-    def _repr_html_(self) -> str:
-        return _render("report_fragment.html.jinja", report=self)
 
 
 def figure_sections(figures: Sequence[Figure]) -> list[Section]:
@@ -202,15 +197,8 @@ def _plain_text(table: Table) -> str:
     return captured.get()
 
 
-def terminal(part: Report | Table) -> rich.console.RenderableType:
-    """A table, or a report's summary, for `rich` to print."""
-    if isinstance(part, Report):
-        return rich.console.Group(*map(_terminal_table, part.summary))
-    return _terminal_table(part)
-
-
-def _terminal_table(table: Table) -> rich.table.Table:
-    """A table in which the best row is bold, and oracles are dim."""
+def terminal(table: Table) -> rich.table.Table:
+    """A table for `rich` to print: the best row is bold, and oracles are dim."""
     shown = rich.table.Table(
         box=rich.box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -58,6 +58,11 @@ class Metric(NamedTuple):
         """A score with its unit, for a sentence: `86.1 %` or `0.312`."""
         return self.text(score) + " %" * self.percent
 
+    def phrase(self, score: float) -> str:
+        """What a method reaches: `86.1 %` or `a loss of 0.312`."""
+        kind = "" if self.percent else f"a {self.name} of "
+        return kind + self.quantity(score)
+
     def deviation(self, value: float) -> str:
         """A spread of scores."""
         return f"{self.scale * value:.1f}" if self.percent else significant(value, 2)

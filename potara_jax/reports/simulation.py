@@ -53,7 +53,6 @@ def report(results: Results, folder: Path, *, speed: Sequence[Record] = ()) -> R
         ],
         settings=results["settings"],
         versions=results["versions"],
-        summary=brief(results, speed=speed),
     )
 
 
@@ -66,10 +65,9 @@ def finding(results: Results) -> str:
     """The result of the first federation, in a sentence."""
     cell, metric = results["cells"][0], metric_of(results)
     last = cell["curve"][-1]
-    kind = "" if metric.percent else f"a {metric.name} of "
     return (
         f"{cell['algorithm']} with {cell['clients']:,} clients, {cell['cohort']:,} of "
-        f"them in a round, reaches {kind}{metric.quantity(last['mean'])} after "
+        f"them in a round, reaches {metric.phrase(last['mean'])} after "
         f"{last['round']} rounds."
     )
 

@@ -65,6 +65,15 @@ def by_heterogeneity(results: Results) -> Groups:
     return groups
 
 
+def of_seeds(results: Results, key: str) -> dict[str, list[Any]]:
+    """One diagnostic of every seed, `{heterogeneity: [value]}`, if recorded."""
+    groups: dict[str, list[Any]] = {}
+    for entry in results["diagnostics"]:
+        if entry.get(key):
+            groups.setdefault(entry["heterogeneity"], []).append(entry[key])
+    return groups
+
+
 def summarise(results: Results) -> list[Summary]:
     """A summary of every method at every heterogeneity, in the order of the records."""
     return [

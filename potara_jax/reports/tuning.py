@@ -27,7 +27,6 @@ def report(results: Results, folder: Path) -> Report:
         sections=[Section("Trials", (Text(_EXPLANATION), table(results)))],
         settings=results["settings"],
         versions=results["versions"],
-        summary=brief(results),
     )
 
 

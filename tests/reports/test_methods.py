@@ -7,78 +7,9 @@ from rich.console import Console
 
 from potara_jax.reports import document, methods
 from potara_jax.reports.formats import metric_of
-from potara_jax.reports.summary import PARENTS, summarise
+from potara_jax.reports.summary import summarise
 from tests.reports.records import by_hand
 from tests.reports.synthetic import METHODS, as_losses, synthetic
-
-# --- The findings --------------------------------------------------------------------
-
-
-def sentence(means):
-    """The finding of one heterogeneity; `means` are lists over seeds."""
-    results = synthetic(clients=1, heterogeneities=("0.1",), seeds=1, methods=1)
-    template = results["methods"][0]
-    results["methods"] = [
-        template | {"method": method, "seed": seed, "mean": mean}
-        for method, values in means.items()
-        for seed, mean in enumerate(values)
-    ]
-    (text,) = methods.findings(results)
-    return text
-
-
-def parents(federated, local):
-    return {PARENTS[0]: federated, PARENTS[1]: local}
-
-
-def test_the_lead_of_a_gain():
-    assert sentence(parents([0.841], [0.899]) | {"potara core": [0.912]}) == (
-        "With Dirichlet 0.1, potara core reaches 91.2 % against 84.1 % federated and "
-        "89.9 % local, a gain of +1.3 points over the better parent (one seed, so the "
-        "spread is unknown)."
-    )
-
-
-@pytest.mark.parametrize("mean", [0.88, 0.899, 0.8994])
-def test_the_lead_says_when_a_parent_is_not_beaten(mean):
-    text = sentence(parents([0.841], [0.899]) | {"potara core": [mean]})
-    assert "does not beat both of its parents" in text
-    assert "reaches" not in text
-
-
-def test_the_lead_says_when_a_gain_is_within_the_spread():
-    both = parents([0.5, 0.5], [0.6, 0.6])
-    assert "within the spread" in sentence(both | {"potara core": [0.60, 0.64]})
-    assert "within the spread" not in sentence(both | {"potara core": [0.68, 0.69]})
-
-
-def test_the_lead_names_a_better_method():
-    both = parents([0.5], [0.6]) | {"potara core": [0.7]}
-    assert sentence(both | {"Hermite": [0.75]}).endswith(
-        "; the best method that sees no test data is Hermite with 75.0 %."
-    )
-    assert "Hermite" not in sentence(both | {"Hermite": [0.65]})
-
-
-def test_the_lead_does_without_parents():
-    text = sentence({"potara core": [0.7]})
-    assert text == "With Dirichlet 0.1, potara core reaches 70.0 %."
-
-
-def test_the_lead_of_losses():
-    results = synthetic(clients=1, heterogeneities=("0.1",), seeds=1, methods=1)
-    template = results["methods"][0]
-    means = {"federated": -0.5, "local": -0.75, "potara core": -0.25}
-    results["methods"] = [
-        template | {"method": method, "mean": mean} for method, mean in means.items()
-    ]
-    results["metric"] = {"name": "loss", "percent": False}
-    assert methods.findings(results) == [
-        "With Dirichlet 0.1, potara core reaches a loss of 0.250 against 0.500 "
-        "federated and 0.750 local, a gain of +0.250 over the better parent (one seed, "
-        "so the spread is unknown)."
-    ]
-
 
 # --- The table -----------------------------------------------------------------------
 
@@ -198,46 +129,6 @@ def test_the_report_of_losses(tmp_path):
     results = as_losses(synthetic(clients=2, seeds=1))
     page = document.html(methods.report(results, tmp_path))
     assert "Accuracy" not in page.replace("accuracy", "Accuracy").split("<details>")[0]
-
-
-def test_certainty_is_in_shares_of_clients():
-    results = synthetic(clients=2, heterogeneities=("0.1",), seeds=1)
-    entry = results["diagnostics"][0]
-    entry["segment"]["barrier"] = [0.0, 0.1]
-    entry["certainty"] = {
-        "moves_in_a_decade": [0.2, 0.3],
-        "low": [0.1, 0.2],
-        "high": [0.3, 0.6],
-    }
-    ((rows, _),) = methods.certainty(results).groups
-    assert [row.texts for row in rows] == [["Dirichlet 0.1", "100 %", "50 %", "0.30"]]
-
-
-def test_clients_left_out_are_listed_by_run():
-    results = synthetic(heterogeneities=("0.1",), seeds=1)
-    entry, left_out = results["diagnostics"][0], []
-    for number, client in [(1, 7), (4, 7), (2, 3)]:
-        left_out.append({"phase": "local", "round": number, "client": client})
-    entry["left_out"] = left_out
-    ((rows, _),) = methods.left_out(results).groups
-    assert [row.texts for row in rows] == [
-        [
-            *("Dirichlet 0.1", "0", "local"),
-            "client 7 (2 rounds, from 1 on), client 3 (round 2)",
-        ]
-    ]
-    entry["left_out"] = []
-    assert methods.left_out(results).text == "None: every update was finite."
-
-
-def test_seconds_are_means_over_seeds():
-    results = synthetic(heterogeneities=("0.1",), seeds=2)
-    for entry, spent in zip(results["diagnostics"], (10.0, 20.0), strict=True):
-        entry["seconds"] = {"base": 1.0, "merge": spent}
-    table = methods.seconds(results)
-    assert table.columns == ("Heterogeneity", "base", "merge", "total")
-    ((rows, _),) = table.groups
-    assert [row.texts for row in rows] == [["Dirichlet 0.1", "1.0", "15.0", "16.0"]]
 
 
 @pytest.mark.parametrize(

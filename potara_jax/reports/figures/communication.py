@@ -12,16 +12,16 @@ from matplotlib.figure import Figure
 
 from potara_jax.reports import drawing
 from potara_jax.reports.drawing import Drawing
-from potara_jax.reports.figures.styles import Style, diagnostics, line, plot, styles
+from potara_jax.reports.figures.styles import Style, line, plot, styles
 from potara_jax.reports.formats import Metric, metric_of
-from potara_jax.reports.summary import Record, Results, by_heterogeneity
+from potara_jax.reports.summary import Record, Results, by_heterogeneity, of_seeds
 
 Curve = tuple[np.ndarray, np.ndarray]
 
 
 def draw(results: Results) -> Figure | None:
     """One line per method that communicates, a level for every other one."""
-    groups, metric = diagnostics(results, "communication"), metric_of(results)
+    groups, metric = of_seeds(results, "communication"), metric_of(results)
     curves = {name: _curves(seeds) for name, seeds in groups.items()}
     if not any(curves.values()):
         return None

@@ -17,19 +17,18 @@ from potara_jax.reports import drawing
 from potara_jax.reports.drawing import DASHED, FAINT, INK, Drawing
 from potara_jax.reports.figures.styles import (
     Style,
-    diagnostics,
     finite,
     line,
     plot,
     stroke,
     styles,
 )
-from potara_jax.reports.summary import Record, Results
+from potara_jax.reports.summary import Record, Results, of_seeds
 
 
 def draw(results: Results) -> Figure | None:
     """Mean and spread over clients of every estimator's weight."""
-    groups = diagnostics(results, "damping")
+    groups = of_seeds(results, "damping")
     if not groups:
         return None
     looks = styles(results)

@@ -16,20 +16,19 @@ from potara_jax.reports import drawing
 from potara_jax.reports.drawing import FAINT, INK, Drawing
 from potara_jax.reports.figures.styles import (
     Style,
-    diagnostics,
     dot,
     finite,
     stroke,
     styles,
 )
-from potara_jax.reports.summary import Record, Results
+from potara_jax.reports.summary import Record, Results, of_seeds
 
 _CLIENT = "#9aa5b1"
 
 
 def draw(results: Results) -> Figure | None:
     """Every client's loss from the local to the federated model, in the first seed."""
-    firsts = {name: each[0] for name, each in diagnostics(results, "segment").items()}
+    firsts = {name: each[0] for name, each in of_seeds(results, "segment").items()}
     if not firsts:
         return None
     looks, curves = styles(results), [finite(s["losses"]) for s in firsts.values()]

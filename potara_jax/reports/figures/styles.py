@@ -60,15 +60,6 @@ def _sharing_panels(results: Results) -> list[str]:
     return [*chosen, *damped, *sent]
 
 
-def diagnostics(results: Results, key: str) -> dict[str, list[Any]]:
-    """One diagnostic of every seed, `{heterogeneity: [value]}`, if recorded."""
-    groups: dict[str, list[Any]] = {}
-    for entry in results["diagnostics"]:
-        if entry.get(key):
-            groups.setdefault(entry["heterogeneity"], []).append(entry[key])
-    return groups
-
-
 def finite(values: Any) -> np.ndarray:
     """Numbers as an array, with NaN for nulls and for infinities."""
     array = np.asarray(values, np.float64)

@@ -1,0 +1,72 @@
+"""What a run has shown, in a sentence for each heterogeneity."""
+
+from __future__ import annotations
+
+from potara_jax.reports.formats import Metric, label, metric_of
+from potara_jax.reports.summary import (
+    PARENTS,
+    Results,
+    Summary,
+    best,
+    grouped,
+    summarise,
+)
+
+
+def sentences(results: Results) -> list[str]:
+    """A sentence for each heterogeneity, about `potara core` or what stands for it.
+
+    It says so if the method does not beat both of its parents.
+    """
+    metric, found = metric_of(results), []
+    for group in grouped(summarise(results)).values():
+        subject = _subject(group)
+        if subject is not None:
+            found.append(_sentence(subject, group, metric))
+    return found
+
+
+def _subject(summaries: list[Summary]) -> Summary | None:
+    """`potara core`, else the first Potara, else the best method that is no parent."""
+    fair = [s for s in summaries if not s.oracle and s.method not in PARENTS]
+    core = [s for s in fair if s.method == "potara core"]
+    potara = [s for s in fair if s.method.startswith("potara")]
+    ranked = sorted(fair, key=lambda s: -s.mean)
+    return next(iter([*core, *potara, *ranked]), None)
+
+
+def _sentence(subject: Summary, group: list[Summary], metric: Metric) -> str:
+    start = f"With {label(subject.heterogeneity)}, {subject.method}"
+    mean, rival = metric.phrase(subject.mean), _rival(subject, group, metric)
+    if subject.gain is None:
+        return f"{start} reaches {mean}{rival}."
+    means = {other.method: metric.quantity(other.mean) for other in group}
+    federated, local = (means[name] for name in PARENTS)
+    against = f"{mean} against {federated} federated and {local} local"
+    gains = round(subject.gain, 3 if metric.percent else 6) > 0
+    verb = "reaches" if gains else "does not beat both of its parents:"
+    margin = _margin(subject, metric)
+    return f"{start} {verb} {against}, {margin}{rival}."
+
+
+def _margin(subject: Summary, metric: Metric) -> str:
+    """The gain over the better parent, and whether it stands out from the seeds."""
+    gain, deviation = subject.gain or 0.0, subject.gain_spread or 0.0
+    difference = f"{metric.difference(gain)}{metric.points}"
+    text = f"a gain of {difference} over the better parent"
+    if subject.seeds == 1:
+        return f"{text} (one seed, so the spread is unknown)"
+    within = ", within the spread" if abs(gain) <= deviation else ""
+    return (
+        f"{text} (± {metric.deviation(deviation)} over {subject.seeds} seeds{within})"
+    )
+
+
+def _rival(subject: Summary, group: list[Summary], metric: Metric) -> str:
+    """The best method that sees no test data, unless the sentence names it already."""
+    others = [other for other in best(group) if other.method not in PARENTS]
+    if not others or others[0].mean <= subject.mean:
+        return ""
+    top = others[0]
+    score = metric.quantity(top.mean)
+    return f"; the best method that sees no test data is {top.method} with {score}"
