@@ -16,7 +16,13 @@ from potara_jax.cli.jobs import CACHE
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.methods import KEPT, POTARA
 from potara_jax.experiment.problem import Problem, Resources
-from potara_jax.jobs.export import Dtype, ExportOptions, check_free, write_models
+from potara_jax.jobs.export import (
+    Dtype,
+    ExportOptions,
+    Transformers,
+    check_free,
+    write_models,
+)
 from potara_jax.models import weights
 from potara_jax.runs import files
 from potara_jax.runs.loading import load_file
@@ -46,6 +52,9 @@ class Export:
     """Write whole models, with the adapters in their weights."""
     dtype: Dtype = "float32"
     """The dtype of the written tensors."""
+    transformers: Transformers = 5
+    """The major version of transformers that loads the adapters. A ViT's modules have
+    other names in 4 and 5; whole models and bases load in both."""
     overwrite: bool = False
     """Replace existing models."""
     cache: Path = CACHE
@@ -61,7 +70,9 @@ class Export:
         adapters = {c: RunFolder(self.run, log).adapters(c, self.method) for c in cells}
         clients = _clients(self, config["cells.clients"])
         out = self.out or self.run / "export"
-        options = ExportOptions(self.folded, self.dtype, self.overwrite)
+        options = ExportOptions(
+            self.folded, self.dtype, self.transformers, self.overwrite
+        )
         check_free(out, cells, clients, options)
         problem = _problem(self, experiment, log)
         number = write_models(problem, adapters, out, clients=clients, options=options)

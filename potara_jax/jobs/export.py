@@ -15,6 +15,7 @@ from potara_jax.models import publishing
 from potara_jax.runs.store import Cell
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Transformers = Literal[4, 5]
 
 
 class ExportOptions(NamedTuple):
@@ -22,11 +23,13 @@ class ExportOptions(NamedTuple):
 
     folded: whole models that transformers loads, with the adapters in their weights;
       otherwise adapters that PEFT and vLLM load, and the base beside them. dtype: of
-      the tensors. overwrite: replace existing models.
+      the tensors. transformers: the major version that loads the adapters; a ViT's
+      modules have other names in 4 and 5. overwrite: replace existing models.
     """
 
     folded: bool = False
     dtype: Dtype = "float32"
+    transformers: Transformers = 5
     overwrite: bool = False
 
 
@@ -65,6 +68,7 @@ def write_models(
     published = problem.form
     if published is None:
         raise ValueError("these models have no form to be written in")
+    _check_clients(clients, adapters)
     folders = check_free(out, list(adapters), clients, options)
     base = _base(problem.base, published, out, options)
     for (cell, client), folder in folders.items():
@@ -73,15 +77,29 @@ def write_models(
     return len(folders)
 
 
+def _check_clients(clients: Sequence[int], adapters: Mapping[Cell, Adapter]) -> None:
+    """Raise `ValueError` for a client that is not among those of every cell."""
+    number = min(len(jax.tree.leaves(adapter)[0]) for adapter in adapters.values())
+    for client in clients:
+        if not 0 <= client < number:
+            raise ValueError(
+                f"there is no client {client}: clients are numbered 0 to {number - 1}"
+            )
+
+
 def _base(
     params: Params, published: publishing.Form, out: Path, options: ExportOptions
-) -> str:
-    """What adapters are for: the checkpoint, or the base beside them."""
+) -> str | None:
+    """What adapters are for: the checkpoint, or the base beside them; None for a model
+    that has no checkpoint format.
+    """
     if checkpoint := published.checkpoint:
         path = Path(checkpoint).expanduser()
         return str(path.resolve()) if path.is_dir() else checkpoint
+    if published.table is None:
+        return None
     folder = out / "base"
-    if not options.folded and published.table is not None:
+    if not options.folded:
         publishing.write_base(folder, params, published, dtype=options.dtype)
     return str(folder.resolve())
 
@@ -91,7 +109,7 @@ def _write(
     adapter: Adapter,
     params: Params,
     published: publishing.Form,
-    base: str,
+    base: str | None,
     options: ExportOptions,
 ) -> None:
     if options.folded:
@@ -103,5 +121,6 @@ def _write(
         published,
         base=base,
         dtype=options.dtype,
+        transformers=options.transformers,
         overwrite=options.overwrite,
     )

@@ -11,8 +11,8 @@ from potara_jax.adapters.lora import Adapter
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.methods import POTARA
 from potara_jax.experiment.problem import Problem
-from potara_jax.jobs.export import Dtype, ExportOptions, write_models
-from potara_jax.jobs.job import Job, Record
+from potara_jax.jobs.export import Dtype, ExportOptions, Transformers, write_models
+from potara_jax.jobs.job import Job, Record, cells_of
 from potara_jax.reports import document
 from potara_jax.reports.document import Report
 from potara_jax.runs import files
@@ -61,6 +61,7 @@ class Result:
         clients: Sequence[int] | None = None,
         folded: bool = False,
         dtype: Dtype = "float32",
+        transformers: Transformers = 5,
         overwrite: bool = False,
     ) -> Path:
         """Write clients' models as PEFT's folders, `CELL/client-000` and so on.
@@ -71,15 +72,17 @@ class Result:
           clients: which clients, from 0; default: all.
           folded: write whole models, with the adapters in their weights.
           dtype: of the tensors.
+          transformers: the major version of transformers that loads the adapters.
           overwrite: replace existing models.
 
         Returns:
           The folder.
 
         Raises:
-          ValueError: the method was not kept, or the folder cannot be written.
+          ValueError: the method was not kept, a client does not exist, or the folder
+            cannot be written.
         """
-        options = ExportOptions(folded, dtype, overwrite)
+        options = ExportOptions(folded, dtype, transformers, overwrite)
         adapters = {cell: self.store.adapters(cell, method) for cell in self.cells}
         chosen = range(self.experiment.cells.clients) if clients is None else clients
         write_models(
@@ -93,8 +96,7 @@ class Result:
     @property
     def cells(self) -> list[Cell]:
         """Every heterogeneity with every seed."""
-        cells = self.experiment.cells
-        return [Cell(h, seed) for h in cells.heterogeneity for seed in cells.seeds]
+        return cells_of(self.experiment)
 
     @property
     def adapters(self) -> Mapping[str, Adapter]:

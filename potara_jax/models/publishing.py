@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from potara_jax.adapters.lora import Adapter, Entry, Params, Site, is_factors
 from potara_jax.models import weights
 from potara_jax.models.weights import Table
 
+NEWEST = 5  # the major version of transformers whose names of modules are the default
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -61,10 +63,11 @@ def _text(path: Path) -> str:
 # --- Adapters ------------------------------------------------------------------------
 
 
-def as_peft(adapter: Adapter, form: Form) -> Adapter:
+def as_peft(adapter: Adapter, form: Form, *, transformers: int = NEWEST) -> Adapter:
     """One client's adapter by PEFT's paths, with the scale in `b`; NumPy, float32.
 
-    A module that the model scans over its layers becomes one module per layer.
+    A module that the model scans over its layers becomes one module per layer. The
+    paths are the names of the modules in a major version of transformers.
     """
     modules: Adapter = {}
     for path, entry in adapter.items():
@@ -72,7 +75,10 @@ def as_peft(adapter: Adapter, form: Form) -> Adapter:
             modules |= _factors(path, entry, form)
         else:
             modules |= _whole(path, entry, form)
-    return modules
+    if form.table is None:
+        return modules
+    name = functools.partial(form.table.module, transformers=transformers)
+    return {name(path): entry for path, entry in modules.items()}
 
 
 def _factors(path: str, entry: Entry, form: Form) -> dict[str, dict[str, Any]]:
@@ -115,8 +121,9 @@ def write_adapter(
     adapter: Adapter,
     form: Form,
     *,
-    base: str,
+    base: str | None,
     dtype: str = "float32",
+    transformers: int = NEWEST,
     overwrite: bool = False,
 ) -> None:
     """Write a client's adapter as PEFT does.
@@ -125,8 +132,9 @@ def write_adapter(
       folder: the folder to write.
       adapter: one client's.
       form: the model's.
-      base: the name or folder of the base model.
+      base: the name or folder of the base model, or None.
       dtype: of the tensors.
+      transformers: the major version that loads it, whose names of modules it gets.
       overwrite: replace an adapter in the folder.
 
     Raises:
@@ -134,7 +142,8 @@ def write_adapter(
         factors.
     """
     config = {"base_model_name_or_path": base, "task_type": form.task}
-    peft.write(folder, as_peft(adapter, form), config, dtype=dtype, overwrite=overwrite)
+    modules = as_peft(adapter, form, transformers=transformers)
+    peft.write(folder, modules, config, dtype=dtype, overwrite=overwrite)
 
 
 # --- Whole models --------------------------------------------------------------------

@@ -31,6 +31,7 @@ from potara_jax.models.weights import (
 )
 
 Array = jax.Array
+Implementation = Literal["xla", "cudnn"]
 
 # By Hugging Face's names.
 ACTIVATIONS = {
@@ -66,7 +67,7 @@ class ViTConfig:
     activation: str = "gelu_new"
     dtype: str = "float32"
     remat: bool = False
-    attention: Literal["xla", "cudnn"] = "xla"
+    attention: Implementation = "xla"
 
 
 class Attention(nn.Module):
@@ -81,10 +82,38 @@ class Attention(nn.Module):
             nn.DenseGeneral((heads, width // heads), dtype=dtype, name=name)(x_BLD)
             for name in ("query", "key", "value")
         )
-        mixed = jax.nn.dot_product_attention(
-            query, key, value, implementation=self.config.attention
-        )
+        mixed = attend(query, key, value, self.config.attention)
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=dtype, name="out")(mixed)
+
+
+def attend(
+    query: Array, key: Array, value: Array, implementation: Implementation
+) -> Array:
+    """Attention of heads `[B, L, N, H]` over all tokens.
+
+    cuDNN has no gradient for an odd number of tokens, so these get one more.
+    """
+    if implementation == "cudnn" and query.shape[1] % 2:
+        return attend_padded(query, key, value, implementation)
+    return jax.nn.dot_product_attention(
+        query, key, value, implementation=implementation
+    )
+
+
+def attend_padded(
+    query: Array, key: Array, value: Array, implementation: Implementation
+) -> Array:
+    """The same, computed with one more token, which no other attends to."""
+    batch, tokens = query.shape[:2]
+    lengths = jnp.full(batch, tokens, jnp.int32)
+    longer = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (query, key, value))
+    mixed = jax.nn.dot_product_attention(
+        *longer,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation=implementation,
+    )
+    return mixed[:, :tokens]
 
 
 class MLP(nn.Module):
@@ -188,6 +217,15 @@ TABLE = Table(
     ),
     ignored=("*pooler.dense.*",),
     prefix="vit.",
+    renamed=(
+        ("encoder.layer.", "layers."),
+        ("attention.attention.query", "attention.q_proj"),
+        ("attention.attention.key", "attention.k_proj"),
+        ("attention.attention.value", "attention.v_proj"),
+        ("attention.output.dense", "attention.o_proj"),
+        ("intermediate.dense", "mlp.fc1"),
+        ("output.dense", "mlp.fc2"),
+    ),
 )
 
 

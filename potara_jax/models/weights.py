@@ -79,11 +79,24 @@ class Table(NamedTuple):
 
     ignored: `fnmatch` patterns of tensors in the files that the model does not use.
     prefix: of all names; missing in checkpoints of the model without its head.
+    renamed: what transformers 5 calls modules whose names in the files are older: parts
+      of names, and what stands in their places, in order.
     """
 
     rules: Sequence[Rule]
     ignored: Sequence[str] = ()
     prefix: str = ""
+    renamed: Sequence[tuple[str, str]] = ()
+
+    def module(self, name: str, *, transformers: int) -> str:
+        """The name in a version of transformers of a module with a name in the files.
+
+        The names of tensors in checkpoints are the same in all versions; an adapter's
+        are those of the modules.
+        """
+        for before, after in self.renamed if transformers >= 5 else ():
+            name = name.replace(before, after)
+        return name
 
     def of(self, names: Iterable[str]) -> Table:
         """The table for a checkpoint whose tensors have these names."""

@@ -152,9 +152,19 @@ def test_the_report_and_the_models_are_written_to_given_folders(result, tmp_path
     folders = sorted(path.name for path in cell.iterdir())
     assert folders == ["client-000", "client-001", "client-002"]
     (entry,) = result.adapters["local"].values()
-    read = peft.read(cell / "client-001").adapter["hidden"]
+    source = peft.read(cell / "client-001")
+    assert source.config["base_model_name_or_path"] is None  # no base is written
+    read = source.adapter["hidden"]
     expected = 8 * np.float64(entry["a"][1]) @ np.float64(entry["b"][1])
     np.testing.assert_allclose(np.float64(read["a"]) @ read["b"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("clients", [[3], [-1], [0, 7]])
+def test_a_client_that_does_not_exist_is_not_exported(result, tmp_path, clients):
+    number = clients[-1]
+    with pytest.raises(ValueError, match=f"no client {number}: .* numbered 0 to 2"):
+        result.export(tmp_path / "peft", method="local", clients=clients)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- Other tasks ---------------------------------------------------------------------

@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +63,8 @@ def test_a_folded_model_is_read_back_and_computes_the_same(make, tmp_path):
 @pytest.mark.parametrize("make", [languages, images])
 def test_an_adapter_has_the_deltas_of_every_layer_by_name(make, tmp_path):
     base, adapter, form = make()[2:]
-    publishing.write_adapter(tmp_path / "adapter", adapter, form, base="somewhere")
+    names = {"base": "somewhere", "transformers": 4}  # the names of tensors in files
+    publishing.write_adapter(tmp_path / "adapter", adapter, form, **names)
     read = peft.read(tmp_path / "adapter")
     assert read.config["base_model_name_or_path"] == "somewhere"
     publishing.write_base(tmp_path / "base", base, form)
@@ -78,6 +82,31 @@ def test_an_adapter_has_the_deltas_of_every_layer_by_name(make, tmp_path):
                 stored["base"].pop(key)
                 np.testing.assert_array_equal(stored["folded"].pop(key), value)
     jax.tree.map(np.testing.assert_array_equal, stored["base"], stored["folded"])
+
+
+NAMES = json.loads((Path(__file__).parent / "fixtures/module_names.json").read_text())
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_modules_are_called_as_in_transformers(version):
+    """See `make_module_names`: a version in which they have other names finds none."""
+    model, image = ViT(VIT), jnp.zeros((1, 8, 8, 3))
+    form = of(model, image, (".*(attention|mlp)/.*",), ("head",), vit.TABLE, {})
+    adapter = publishing.as_peft(*form[3:], transformers=version)
+    assert sorted(adapter) == NAMES[str(version)]["vit"]
+    if version == publishing.NEWEST:
+        assert adapter.keys() == publishing.as_peft(*form[3:]).keys()
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_a_llamas_modules_are_called_alike_in_both(name):
+    text = Text(jnp.zeros((1, 6), jnp.int32), jnp.array([[2, 5]]))
+    model = Llama(LLAMAS[name])
+    form = of(model, text, (".*_proj",), (), llama.TABLE, {})
+    for version in (4, 5):
+        expected = [x for x in NAMES[str(version)][name] if x != "lm_head"]
+        found = publishing.as_peft(*form[3:], transformers=version)
+        assert sorted(found) == expected
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
