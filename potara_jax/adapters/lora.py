@@ -345,27 +345,40 @@ def trained_modules(base: Params, paths: Sequence[str]) -> Adapter:
     return {path: _params_at(base, path) for path in paths}
 
 
+def check_apart(sites: Mapping[str, Site], whole: Sequence[str]) -> None:
+    """Raise `ValueError` where a module trained whole is, or holds, an adapted one."""
+    for path in whole:
+        inside = [site for site in sites if f"{site}/".startswith(f"{path}/")]
+        if inside:
+            raise ValueError(
+                f"'{path}' is trained whole, but '{inside[0]}' in it is a target too: "
+                "leave one of the two out"
+            )
+
+
 def _params_at(base: Params, path: str) -> Entry:
-    flat, prefix = _flat_params(base), f"{path}/"
+    flat, prefix = flat_params(base), f"{path}/"
     values = {
         k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)
     }
     if not values:
         modules = sorted({key.split("/")[0] for key in flat})
-        raise ValueError(f"no module '{path}' to train; there are: {_summary(modules)}")
+        raise ValueError(
+            f"no module '{path}' to train; the modules are: {_summary(modules)}"
+        )
     return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
 
 
 # --- A base: parameters, or all variables --------------------------------------------
 
 
-def _flat_params(base: Params) -> dict[str, Array]:
+def flat_params(base: Params) -> dict[str, Array]:
     """The parameters of a base by path, in a new dictionary."""
     flat: Any = flatten_dict(dict(base.get(_PARAMS, base)), sep="/")
     return flat
 
 
-def _with_params(base: Params, flat: Mapping[str, Array]) -> Params:
+def with_params(base: Params, flat: Mapping[str, Array]) -> Params:
     """The base with other parameters, given by path."""
     params = unflatten_dict(flat, sep="/")
     return {**base, _PARAMS: params} if _PARAMS in base else params
@@ -373,12 +386,12 @@ def _with_params(base: Params, flat: Mapping[str, Array]) -> Params:
 
 def _with_whole(base: Params, adapter: Adapter) -> Params:
     """The base with the modules that an adapter has trained whole."""
-    flat = _flat_params(base)
+    flat = flat_params(base)
     for path, entry in adapter.items():
         if not is_factors(entry):
             flat.pop(f"{path}/{INT8_SCALE}", None)
             flat |= {f"{path}/{name}": value for name, value in entry.items()}
-    return _with_params(base, flat)
+    return with_params(base, flat)
 
 
 def _variables(base: Params, adapter: Adapter) -> Params:
@@ -526,7 +539,7 @@ def bind_add(
     """
 
     def add(base: Params, deltas: dict[str, Array]) -> Params:
-        flat = _flat_params(base)
+        flat = flat_params(base)
         for path, delta in deltas.items():
             kernel = flat[f"{path}/kernel"]
             if not jnp.issubdtype(kernel.dtype, jnp.floating):
@@ -535,7 +548,7 @@ def bind_add(
                 )
             added = kernel + scale * _as_kernel(delta, sites[path])
             flat[f"{path}/kernel"] = added.astype(kernel.dtype)
-        return _with_params(base, flat)
+        return with_params(base, flat)
 
     return add
 
@@ -553,7 +566,7 @@ def fold(
 
 def _dense(entry: Entry) -> Array:
     if "g" in entry:
-        raise ValueError("gates depend on the input: there is no one delta to fold")
+        raise ValueError("gates depend on the input, so no single delta can be folded")
     inner = entry["a"] @ entry["m"] if "m" in entry else entry["a"]
     return jnp.matmul(inner, entry["b"], precision="highest")
 

@@ -35,6 +35,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 _FILES = {CONFIG, WEIGHTS, "README.md"}
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<path>.+)\.lora_(?P<side>[AB])\.weight")
+_NUMBERED = re.compile(r"\.\d+\.")  # after the name of a list of layers
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _UNSUPPORTED_KEYS = {
     "lora_magnitude_vector": "is DoRA's, which is not plain LoRA",
@@ -67,8 +68,15 @@ class PeftAdapter(NamedTuple):
 # --- Reading -------------------------------------------------------------------------
 
 
-def read(folder: str | os.PathLike[str]) -> PeftAdapter:
+def read(
+    folder: str | os.PathLike[str], *, allow_unknown_settings: bool = False
+) -> PeftAdapter:
     """Read the adapter in a folder that PEFT wrote with `save_pretrained`.
+
+    Args:
+      folder: the folder.
+      allow_unknown_settings: read an adapter although its configuration sets something
+        that PEFT's plain LoRA does not have.
 
     Raises:
       ValueError: the folder holds no adapter, damaged files, values that are not
@@ -76,7 +84,7 @@ def read(folder: str | os.PathLike[str]) -> PeftAdapter:
         or module, and what to do.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = _read_config(folder, allow_unknown_settings)
     stored = _read_tensors(folder)
     tensors = {name: _as_float32(name, x, folder) for name, x in stored.items()}
     factors, whole = _by_module(tensors, config, folder)
@@ -89,7 +97,7 @@ def read(folder: str | os.PathLike[str]) -> PeftAdapter:
     return PeftAdapter(folder, adapter | whole, config, dtype, scales)
 
 
-def _read_config(folder: Path) -> Config:
+def _read_config(folder: Path, allow_unknown: bool) -> Config:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; name one that PEFT wrote")
     path = folder / CONFIG
@@ -101,7 +109,7 @@ def _read_config(folder: Path) -> Config:
         raise ValueError(f"{path} is not JSON ({error}); copy it again") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no JSON object; copy it again")
-    peft_config.check_config(config, str(path))
+    peft_config.check_config(config, str(path), allow_unknown=allow_unknown)
     return config
 
 
@@ -183,6 +191,11 @@ def _check_factors(path: str, sides: _Tensors, config: Config, folder: Path) -> 
             f"{where} has lora_{present} but no lora_{absent}; save it again"
         )
     first, second = sides["A"].shape, sides["B"].shape
+    if 0 in (*first, *second):
+        raise ValueError(
+            f"{where} has empty factors {first} and {second}: DeepSpeed ZeRO-3 or FSDP "
+            "saved a part only; gather the parameters before save_pretrained"
+        )
     if len(first) != 2 or len(second) != 2:
         raise ValueError(
             f"{where} has factors {first} and {second}, not two matrices: only linear "
@@ -231,6 +244,7 @@ def align(
         if not allow_different_base:
             _check_same_base(adapters[0], other)
         _check_same_task(adapters[0], other)
+    _check_one_naming(adapters)
     entries: dict[str, tuple[Path, Entry]] = {}
     for source in adapters:
         for path, entry in source.adapter.items():
@@ -240,17 +254,17 @@ def align(
 
 
 def _check_same_base(one: PeftAdapter, two: PeftAdapter) -> None:
-    first, second = map(_base_of, (one, two))
+    first, second = (peft_config.base_of(x.config) for x in (one, two))
     if first != second:
+        alike = first[1] == second[1]
+        names = [
+            repr(name) if alike else f"{name!r} at revision {revision!r}"
+            for name, revision in (first, second)
+        ]
         raise ValueError(
-            f"{one.path} is for base model {first}, but {two.path} for {second}; use "
-            "--allow-different-base if these are the same weights"
+            f"{one.path} is for base model {names[0]}, but {two.path} for {names[1]}; "
+            "use --allow-different-base if these are the same weights"
         )
-
-
-def _base_of(source: PeftAdapter) -> str:
-    name, revision = map(source.config.get, ("base_model_name_or_path", "revision"))
-    return f"{name!r} at revision {revision!r}" if revision else repr(name)
 
 
 def _check_same_task(one: PeftAdapter, two: PeftAdapter) -> None:
@@ -260,6 +274,30 @@ def _check_same_task(one: PeftAdapter, two: PeftAdapter) -> None:
             f"{one.path} is for task {first!r}, but {two.path} for {second!r}; merge "
             "adapters of one task"
         )
+
+
+def _check_one_naming(adapters: Sequence[PeftAdapter]) -> None:
+    """Raise `ValueError` where two adapters name the same layers differently."""
+    first, *others = [
+        [path for path, entry in source.adapter.items() if is_factors(entry)]
+        for source in adapters
+    ]
+    for source, paths in zip(adapters[1:], others, strict=True):
+        if not set(first) & set(paths) and _renamed(first[0], paths[0]):
+            raise ValueError(
+                f"'{first[0]}' of {adapters[0].path} and '{paths[0]}' of {source.path} "
+                "are layers of one model under two names: the adapters were saved from "
+                "other wrappers of it, or by transformers 4 and 5; save both alike"
+            )
+
+
+def _renamed(one: str, two: str) -> bool:
+    """Whether layers are named with another prefix, or as in transformers 4 and 5."""
+    first, second = (f".{_NUMBERED.split(path)[0]}" for path in (one, two))
+    if first == second:
+        return False
+    first, second = (x.replace(".encoder.layer", ".layers") for x in (first, second))
+    return first.endswith(second) or second.endswith(first)
 
 
 def _check_same_shapes(
@@ -312,7 +350,9 @@ def write(
     """Write an adapter that PEFT, transformers and vLLM load without conversion.
 
     All modules get the same rank (factors of a smaller one are padded with zeros, as
-    vLLM supports a single rank) and scale 1. The folder appears whole or not at all.
+    vLLM supports a single rank) and scale 1. In float16, whose range is small, a power
+    of two moves from one factor of a module to the other, so that their largest entries
+    are alike; it changes no delta. The folder appears whole or not at all.
 
     Args:
       folder: the folder to write.
@@ -325,8 +365,8 @@ def write(
       overwrite: replace an adapter in a folder that holds nothing else.
 
     Raises:
-      ValueError: the folder exists, factors are not matrices, or values are not finite
-        in `dtype`.
+      ValueError: the folder exists, factors are not matrices, or `dtype` cannot hold
+        their values: they overflow, or are so small that it loses more than rounding.
     """
     folder = Path(folder)
     check_free(folder, overwrite=overwrite)
@@ -335,6 +375,9 @@ def write(
     if not factors:
         raise ValueError(f"there are no factors to write to {folder}")
     rank = max(_checked_rank(path, entry) for path, entry in factors.items())
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}: it must be {', '.join(DTYPES)}")
+    adapter = _balanced(adapter) if dtype == "float16" else adapter
     tensors = {
         f"{_PREFIX}{path}.{name}": _stored(path, value, dtype)
         for path, entry in adapter.items()
@@ -377,14 +420,39 @@ def _named(entry: Entry, rank: int) -> _Tensors:
     }
 
 
+def _balanced(adapter: Mapping[str, Entry]) -> Adapter:
+    """The same deltas, with factors whose largest entries differ by less than four."""
+    return {
+        path: _with_equal_sizes(entry) if is_factors(entry) else entry
+        for path, entry in adapter.items()
+    }
+
+
+def _with_equal_sizes(entry: Entry) -> dict[str, Any]:
+    a, b = (np.asarray(entry[name], np.float32) for name in "ab")
+    largest = np.abs(a).max(initial=0), np.abs(b).max(initial=0)
+    if not (np.isfinite(largest).all() and min(largest) > 0):
+        return {"a": a, "b": b}
+    exponents = [int(np.frexp(x)[1]) for x in largest]
+    shift = (exponents[1] - exponents[0]) // 2
+    return {"a": np.ldexp(a, shift), "b": np.ldexp(b, -shift)}
+
+
 def _stored(path: str, value: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}: it must be {', '.join(DTYPES)}")
+    """The values in a dtype; raises `ValueError` where it cannot hold them."""
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(value.astype(jnp.dtype(dtype)))
-    if not np.isfinite(stored.astype(np.float32)).all():
+    again = stored.astype(np.float32)
+    if not np.isfinite(again).all():
         raise ValueError(
             f"'{path}' has values that {dtype} cannot hold; choose dtype float32, or "
             "other weights if they are not finite"
+        )
+    size = np.linalg.norm(value.astype(np.float64))
+    error = np.linalg.norm(again.astype(np.float64) - value) / max(size, 1e-300)
+    if error > float(jnp.finfo(dtype).eps):
+        raise ValueError(
+            f"'{path}' has values so small that {dtype} would change them by "
+            f"{100 * error:.2g} %; choose dtype float32 or bfloat16"
         )
     return stored

@@ -17,6 +17,42 @@ _MAX_ALPHA = 1e30  # so that float32 holds its products
 _LORA_DEFAULT = 8  # PEFT's default of `r` and of `lora_alpha`
 _KEPT = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+# Fields that do not change what a trained adapter computes, or whose meaning is checked
+# field by field.
+_KNOWN = frozenset(
+    {
+        "alpha_pattern",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "bias",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_core",
+        "modules_to_save",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "rank_pattern",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+        "velora_config",
+    }
+)
 _KINDS = {
     "rank_pattern": dict,
     "alpha_pattern": dict,
@@ -39,12 +75,13 @@ _UNSUPPORTED = {
 }
 
 
-def check_config(config: Config, where: str) -> None:
+def check_config(config: Config, where: str, *, allow_unknown: bool = False) -> None:
     """Check that a configuration is of plain LoRA.
 
     Args:
       config: `adapter_config.json`.
       where: its path, for the error.
+      allow_unknown: accept settings that are not known to be of plain LoRA.
 
     Raises:
       ValueError: it is of something else; names the field and what to do.
@@ -62,6 +99,20 @@ def check_config(config: Config, where: str) -> None:
         )
     _check_kinds(config, where)
     _check_features(config, where)
+    if not allow_unknown:
+        _check_known(config, where)
+
+
+def _check_known(config: Config, where: str) -> None:
+    """Raise `ValueError` where a setting is on whose meaning is not known."""
+    known = _KNOWN | set(_UNSUPPORTED)
+    unknown = sorted(k for k, value in config.items() if k not in known and value)
+    if unknown:
+        raise ValueError(
+            f"{where} sets {', '.join(unknown)}, which PEFT 0.21's plain LoRA does not "
+            "have; if this does not change what the adapter computes, use "
+            "--allow-unknown-settings"
+        )
 
 
 def _check_kinds(config: Config, where: str) -> None:
@@ -84,7 +135,7 @@ def _check_features(config: Config, where: str) -> None:
                 f"train without {field}"
             )
     start = config.get("init_lora_weights")
-    if start not in _PLAIN_STARTS:
+    if (start.lower() if isinstance(start, str) else start) not in _PLAIN_STARTS:
         raise ValueError(
             f"{where}: init_lora_weights is {start!r}, which changes the base's "
             "weights; save with path_initial_model_for_weight_conversion in PEFT, "
@@ -150,6 +201,13 @@ def names_cover(names: Iterable[str], paths: Iterable[str]) -> bool:
     """Whether every path is one of the names or ends with `.name`, as in PEFT."""
     ends = tuple(f".{name}" for name in names)
     return all(f".{path}".endswith(ends) for path in paths)
+
+
+def base_of(config: Config) -> tuple[str | None, str]:
+    """The name or path of the base, and its revision, each spelled in one way."""
+    name = config.get("base_model_name_or_path")
+    name = name.rstrip("/") or name if isinstance(name, str) else name
+    return name, config.get("revision") or "main"
 
 
 def merged_config(configs: Sequence[Config]) -> Config:

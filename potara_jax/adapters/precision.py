@@ -7,23 +7,31 @@ for a base in bfloat16 or int8.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from potara_jax.adapters.lora import INT8_SCALE, Array, Params, Site
+from potara_jax.adapters.lora import (
+    INT8_SCALE,
+    Array,
+    Params,
+    Site,
+    flat_params,
+    with_params,
+)
 
 
 def to_bfloat16(base: Params) -> Params:
-    """The base with its floating-point arrays in bfloat16, two bytes each number."""
+    """The base with its floating-point parameters in bfloat16, two bytes each number.
+
+    Other collections, such as the statistics of batch normalisation, stay as they are.
+    """
 
     def cast(x: Array) -> Array:
         floating = jnp.issubdtype(x.dtype, jnp.floating)
         return x.astype(jnp.bfloat16) if floating else x
 
-    return jax.tree.map(cast, base)
+    return with_params(base, jax.tree.map(cast, flat_params(base)))
 
 
 def to_int8(base: Params, sites: Mapping[str, Site]) -> Params:
@@ -35,10 +43,10 @@ def to_int8(base: Params, sites: Mapping[str, Site]) -> Params:
     `lora.bind` applies `s`. Activations and other arrays stay as they are.
 
     Args:
-      base: parameters in floating point.
+      base: parameters in floating point, or all variables.
       sites: the kernels to convert; `lora.find_sites` with the target `.*` gives all.
     """
-    flat: dict[str, Any] = dict(flatten_dict(dict(base), sep="/"))
+    flat = flat_params(base)
     for path, site in sites.items():
         kernel = flat[f"{path}/kernel"].astype(jnp.float32)
         scale = jnp.abs(kernel).max(site.inputs, keepdims=True) / 127
@@ -48,7 +56,7 @@ def to_int8(base: Params, sites: Mapping[str, Site]) -> Params:
         flat[f"{path}/{INT8_SCALE}"] = scale
         if f"{path}/bias" in flat:
             flat[f"{path}/bias"] = flat[f"{path}/bias"] / scale
-    return unflatten_dict(flat, sep="/")
+    return with_params(base, flat)
 
 
 # What makes a base of each precision, from the base and all its sites.

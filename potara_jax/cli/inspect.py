@@ -20,7 +20,8 @@ from rich.text import Text
 from potara_jax.adapters import peft
 from potara_jax.adapters.lora import Adapter, Entry, is_factors
 
-_VLLM_RANK = 16  # vLLM's default for --max-lora-rank
+# What vLLM accepts for --max-lora-rank, and its default.
+_VLLM_RANKS, _VLLM_RANK = (1, 8, 16, 32, 64, 128, 256, 320, 512), 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Inspect:
 
     folder: Annotated[Path, tyro.conf.Positional]
     """The adapter's folder."""
+    allow_unknown_settings: bool = False
+    """Read an adapter although it has settings that PEFT's plain LoRA has not."""
 
     def __call__(self) -> None:
         """Print what the adapter holds."""
@@ -42,7 +45,9 @@ def command(words: list[str]) -> tuple[Any, None]:
 
 def inspect(options: Inspect, console: Console) -> None:
     """Print what an adapter holds, with a row for every kind of module."""
-    source = peft.read(options.folder)
+    source = peft.read(
+        options.folder, allow_unknown_settings=options.allow_unknown_settings
+    )
     _print(console, _head(source))
     console.print(_table(source))
     _print(console, _tail(source))
@@ -160,7 +165,14 @@ def vllm_support(source: peft.PeftAdapter) -> str:
             "again with: potara merge --adapters DIR --weights 1 --out NEW"
         )
     rank = _largest_rank(source.adapter)
-    option = f", with --max-lora-rank {rank} or more" if rank > _VLLM_RANK else ""
+    if rank > _VLLM_RANKS[-1]:
+        return (
+            f"does not load it: rank {rank} is above {_VLLM_RANKS[-1]}; truncate it "
+            "with: potara merge --adapters DIR --weights 1 --rank "
+            f"{_VLLM_RANKS[-1]} --out NEW"
+        )
+    limit = next(r for r in _VLLM_RANKS if r >= rank)
+    option = f", with --max-lora-rank {limit}" if limit > _VLLM_RANK else ""
     return f"loads it as it is{option}"
 
 

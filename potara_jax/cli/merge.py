@@ -21,7 +21,7 @@ from rich.text import Text
 from potara_jax import merging
 from potara_jax.adapters import algebra, peft, peft_config
 from potara_jax.adapters.lora import Adapter, Array, Entry, is_factors
-from potara_jax.merging import registry, spaces
+from potara_jax.merging import combining, registry, spaces
 
 _HALF = 0.5
 
@@ -64,6 +64,8 @@ class Merge:
     it as unchanged in the others."""
     allow_different_base: bool = False
     """Merge even if the adapters name different base models, such as copies of one."""
+    allow_unknown_settings: bool = False
+    """Read adapters although they have settings that PEFT's plain LoRA has not."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the result. Default: the widest of the adapters'."""
     overwrite: bool = False
@@ -133,7 +135,10 @@ def merge(
     if not 0 <= options.seed < 2**32:
         raise ValueError(f"--seed is {options.seed}: it must be in 0 to 2**32 - 1")
     peft.check_free(options.out, overwrite=options.overwrite)
-    sources = [peft.read(folder) for folder in folders]
+    sources = [
+        peft.read(folder, allow_unknown_settings=options.allow_unknown_settings)
+        for folder in folders
+    ]
     adapters = peft.align(
         sources,
         missing=options.missing,
@@ -219,8 +224,8 @@ def _merged(
     Merges one module at a time, which takes little memory, and compiles one program for
     all modules of a shape.
     """
-    space = options.space or method.spaces[0]
-    if space in spaces.EQUAL_RANKS:
+    space = combining.checked_space(method, options.space)
+    if spaces.SPACES[space].bilinear:
         spaces.check_equal_ranks(adapters, space)
     merge_one = jax.jit(partial(_merge_one, weights, method, options))
     key = jax.random.key(options.seed)

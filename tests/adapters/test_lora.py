@@ -542,3 +542,13 @@ def test_kernels_of_all_variables_take_dense_deltas():
     kernel = variables["params"]["body"]["kernel"]
     assert_close(added["params"]["body"]["kernel"], kernel + SCALE)
     assert added["batch_stats"] is variables["batch_stats"]
+
+
+def test_a_module_is_adapted_or_trained_whole_and_not_both():
+    sites = dict.fromkeys(["block_0/query", "block_0/value", "head"])
+    lora.check_apart(sites, ["norm", "block", "block_0/q"])
+    for whole, site in (("head", "head"), ("block_0", "block_0/query")):
+        with pytest.raises(
+            ValueError, match=f"'{whole}' is trained whole, but '{site}"
+        ):
+            lora.check_apart(sites, [whole])

@@ -154,6 +154,7 @@ def test_what_is_no_adapter_folder_is_refused(tmp_path):
         ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
         ({"arrow_config": {"top_k": 1}}, "arrow_config"),
         ({"kasa_config": {"beta": 1}}, "kasa_config"),
+        ({"use_shiny": True, "shiny_config": {"a": 1}}, "sets shiny_config, use_shiny"),
         ({"init_lora_weights": "pissa"}, "'pissa'"),
         ({"init_lora_weights": "olora"}, "'olora'"),
         ({"r": 8}, f"'{QUERY}' has lora_A (4, 16)"),
@@ -169,6 +170,16 @@ def test_a_configuration_of_anything_else_is_refused(copied, config, named):
     message = refused(folder)
     assert named in message
     assert str(folder) in message
+
+
+def test_unknown_settings_are_read_where_they_are_off_or_allowed(copied):
+    off = {"use_shiny": False, "shiny_config": None, "shiny_names": [], "shiny": 0}
+    folder = copied(config=off | {"init_lora_weights": "Gaussian"})
+    assert peft.read(folder).adapter.keys() == read("federated").adapter.keys()
+    on = copied("local", config={"use_shiny": True})
+    assert "--allow-unknown-settings" in refused(on)
+    allowed = peft.read(on, allow_unknown_settings=True)
+    assert_close(allowed.adapter, read("local").adapter)
 
 
 def test_dora_is_refused():
@@ -192,7 +203,8 @@ MATRIX = np.zeros((4, 16), np.float32)
         ({f"{KEY}.lora_A.weight": MATRIX[:2]}, "lora_A (2, 16) and lora_B (16, 4)"),
         ({f"{KEY}.lora_A.weight": MATRIX[:, :, None, None]}, "only linear layers"),
         ({f"{KEY}.lora_A.weight": MATRIX * np.nan}, "not finite"),
-        ({f"{KEY}.lora_A.weight": MATRIX[:0]}, "lora_A (0, 16)"),
+        ({f"{KEY}.lora_A.weight": MATRIX[:0]}, "empty factors (0, 16)"),
+        ({f"{KEY}.lora_A.weight": MATRIX[0, :0]}, "DeepSpeed ZeRO-3"),
         ({f"{KEY}.lora_A.weight": MATRIX.astype(np.int8)}, "stored as I8"),
     ],
 )
@@ -238,6 +250,49 @@ def test_adapters_of_another_base_are_refused(copied):
     other = peft.read(copied(config={"base_model_name_or_path": "other"}))
     with pytest.raises(ValueError, match=r"'tiny/llama', but .* 'other'"):
         peft.align([read("federated"), other])
+
+
+def test_one_base_may_be_spelled_in_two_ways(copied):
+    slash = {"base_model_name_or_path": "tiny/llama/", "revision": "main"}
+    assert peft.align([read("federated"), peft.read(copied(config=slash))])
+    other = peft.read(copied("local", config={"revision": "v2"}))
+    with pytest.raises(ValueError, match=r"revision 'main', but .* revision 'v2'"):
+        peft.align([read("federated"), other])
+
+
+def test_layers_under_other_names_are_refused_also_as_zero():
+    federated = read("federated")
+    for names in (("model", "base.model"), ("model", "model.model")):
+        adapter = {p.replace(*names, 1): e for p, e in federated.adapter.items()}
+        for missing in ("refuse", "zero"):
+            with pytest.raises(ValueError, match="one model under two names"):
+                peft.align(
+                    [federated, federated._replace(adapter=adapter)], missing=missing
+                )
+
+
+def test_a_vits_layers_of_transformers_4_and_5_are_refused():
+    entry = factors(0)
+    pair = [
+        read("federated")._replace(adapter={path: entry})
+        for path in (
+            "vit.encoder.layer.0.attention.attention.query",
+            "vit.layers.0.attention.q_proj",
+        )
+    ]
+    with pytest.raises(ValueError, match="by transformers 4 and 5"):
+        peft.align(pair, missing="zero")
+
+
+def test_other_modules_of_the_same_layers_are_zero():
+    entry, layer = factors(0), "model.layers.0"
+    pair = [
+        read("federated")._replace(adapter={f"{layer}.{name}": entry})
+        for name in ("self_attn.q_proj", "mlp.up_proj")
+    ]
+    assert len(peft.align(pair, missing="zero")[0]) == 2
+    with pytest.raises(ValueError, match="is in"):
+        peft.align(pair)
 
 
 def test_adapters_of_another_task_are_refused(copied):
@@ -414,11 +469,32 @@ def test_the_old_folder_comes_back_where_the_new_one_cannot_come(tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path):
-    large = {"q": {"a": jnp.full((2, 1), 1e5), "b": jnp.ones((1, 2))}}
-    with pytest.raises(ValueError, match="'q' has values that float16 cannot hold"):
-        peft.write(tmp_path / "out", large, dtype="float16")
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("size", [1e-6, 1e-5, 1.0, 1e5])
+def test_float16_holds_small_and_large_deltas(tmp_path, size):
+    """Were the scale in one factor alone, it would underflow or overflow."""
+    entry = factors(0, inputs=8, outputs=8, rank=4)
+    adapter = {"q": entry | {"b": size * entry["b"]}}
+    peft.write(tmp_path / "out", adapter, dtype="float16")
+    again = peft.read(tmp_path / "out").adapter["q"]
+    assert_close(dense(again), size * dense(entry), atol=2**-9)
+
+
+def test_what_float16_would_change_by_more_than_rounding_is_refused(tmp_path):
+    of = lambda a, b: {"q": {"a": jnp.full((2, 1), a), "b": jnp.full((1, 2), b)}}
+    head = lambda x: of(1.0, 1.0) | {"head": {"kernel": jnp.full((2, 3), x)}}
+    for adapter, named in [
+        (of(1e5, 1e5), "'q' has values that float16 cannot hold"),
+        (of(1e-6, 1e-6), "'q' has values so small that float16"),
+        (head(1e-6), "'head' has values so small that float16"),
+        (head(1e5), "'head' has values that float16 cannot hold"),
+    ]:
+        with pytest.raises(ValueError, match=named):
+            peft.write(tmp_path / "out", adapter, dtype="float16")
+        peft.write(tmp_path / "wide", adapter, dtype="bfloat16", overwrite=True)
+    small = head(1e-42)
+    with pytest.raises(ValueError, match="'head' has values so small that bfloat16"):
+        peft.write(tmp_path / "out", small, dtype="bfloat16")
+    assert [path.name for path in tmp_path.iterdir()] == ["wide"]
 
 
 def test_stacked_factors_and_cores_cannot_be_written(tmp_path):

@@ -51,6 +51,19 @@ def test_int8_computes_what_the_rounded_base_computes():
     assert np.abs(expected - apply(BASE, ADAPTER, IMAGES)).max() > 1e-4
 
 
+@pytest.mark.parametrize("kind", precision.KINDS)
+def test_collections_beside_the_parameters_stay_as_they_are(kind):
+    statistics = {"norm": {"mean": jnp.ones(3)}}
+    variables = {"params": BASE, "batch_stats": statistics}
+    made = precision.KINDS[kind](variables, SITES)
+    assert made["batch_stats"] is statistics
+    expected = precision.KINDS[kind](BASE, SITES)
+    jax.tree.map(np.testing.assert_array_equal, made["params"], expected)
+    apply = lora.bind(MODEL, scale=0.5)
+    found = apply(made, ADAPTER, IMAGES)
+    np.testing.assert_array_equal(found, apply(expected, ADAPTER, IMAGES))
+
+
 def test_int8_kernels_take_a_byte_a_number():
     small = flatten_dict(dict(precision.to_int8(BASE, SITES)), sep="/")
     kernels = {k: v for k, v in small.items() if k.endswith("kernel")}

@@ -52,3 +52,18 @@ def test_singular_values_and_the_effective_rank():
     assert effective_rank(np.ones(3)) == pytest.approx(3)
     assert effective_rank(np.array([5.0, 0.0])) == pytest.approx(1)
     assert effective_rank(np.zeros(2)) == 0
+
+
+@pytest.mark.parametrize(
+    ("rank", "said"),
+    [
+        (16, "loads it as it is\n"),
+        (24, "--max-lora-rank 32\n"),
+        (300, "--max-lora-rank 320\n"),
+        (600, "rank 600 is above 512; truncate it"),
+    ],
+)
+def test_vllms_rank_is_one_that_it_knows(tmp_path, rank, said):
+    entry = {"a": np.ones((700, rank), "f4"), "b": np.ones((rank, 700), "f4")}
+    peft.write(tmp_path / "adapter", {"model.layers.0.q_proj": entry})
+    assert said in inspected(tmp_path / "adapter")
