@@ -182,7 +182,8 @@ def personalised(
     """
     algorithm = algorithm.turn(number)
     if is_on_host(shared.pool):
-        pool, examples = part_of(shared.pool, examples)
+        part = part_of(shared.pool, examples)
+        pool, examples = jax.tree.map(jnp.asarray, part)
         shared = shared._replace(pool=pool)
     shared = known(algorithm, shared, progress.server, number)
 

@@ -10,12 +10,15 @@ import pytest
 
 from potara_jax import federated
 from potara_jax.adapters import algebra
-from potara_jax.clients.training import Train
+from potara_jax.clients.training import Train, client_key
 from potara_jax.federated import factors, ledger
 from potara_jax.federated.algorithms.feddpa import instance_wise
 from potara_jax.federated.algorithms.fedopt import with_server_optimizer
+from potara_jax.federated.conditions import Conditions
 from potara_jax.federated.interface import Size
+from potara_jax.federated.progress import known
 from potara_jax.federated.registry import algorithms
+from potara_jax.federated.rounds import make_round
 from tests.helpers_federated import (
     SCALE,
     assert_close,
@@ -144,6 +147,20 @@ def test_feddpa_mixes_by_nearness_to_the_anchors():
     assert_close(released, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_feddpa_has_the_clients_own_anchors_even_where_it_was_never_drawn():
+    given, algorithm = problem(COUNTS), make("feddpa_t", anchors=3)
+    progress, report = run(algorithm, given, conditions=Conditions(cohort=1))
+    found = models(algorithm, given, progress)["anchors"]
+    on_host = given.shared._replace(pool=jax.tree.map(np.asarray, given.shared.pool))
+    same = models(algorithm, given._replace(shared=on_host), progress)["anchors"]
+    assert_equal(found, same)
+    index, count = map(np.asarray, given.examples[:2])
+    for client in range(4):
+        own = index[client, np.arange(3) % count[client]]
+        assert_equal(found.inputs[client], given.shared.pool.inputs[own])
+    assert len(report.cohort) == 1
+
+
 def test_fedsa_leaves_b_alone_where_all_a_are_equal():
     given = problem(COUNTS)
     algorithm = make("fedsa")
@@ -160,6 +177,36 @@ def test_fedalt_of_two_clients_has_the_other_for_the_rest_of_the_world():
         rest = algorithm.broadcast(progress.server, pick(progress.states, client))
         other = pick(progress.states["model"]["own"], 1 - client)
         assert_close(rest, other, rtol=1e-4, atol=1e-5)
+
+
+def test_fedala_learns_its_weights_until_they_settle_and_then_once_a_round():
+    """Losses that vary by less than the threshold end the first time after ten passes.
+
+    A loss that never settles goes on to the last pass that is allowed.
+    """
+    given, steps = problem(COUNTS), 3
+    for threshold, passes in ((1e9, 11), (0.0, 13)):
+        algorithm = make("fedala", threshold=threshold, passes=13)
+        taken = []
+        for number in (1, 2, 3):
+            _, report = run(algorithm, given, number=number)
+            taken.append(np.isfinite(report.losses).sum(1))
+        assert np.all(taken[0] == steps)
+        assert np.all(taken[1] == steps * (passes + 1))
+        assert np.all(taken[2] == steps * 2)
+
+
+def test_fedala_learns_on_a_share_of_the_examples():
+    """Half of the largest clients' examples, each client's own."""
+    from potara_jax.federated.algorithms.fedala import _sampled
+
+    examples = jax.tree.map(lambda x: x[0], problem((10,)).examples)
+    seen = set()
+    for seed in range(5):
+        index, count, _ = _sampled(examples, 0.5, jax.random.key(seed))
+        assert int(count) == 5 and len(set(index[:5].tolist())) == 5
+        seen |= set(index[:5].tolist())
+    assert seen == set(range(10))
 
 
 def test_fedala_takes_all_of_the_server_in_its_first_round():
@@ -206,6 +253,30 @@ def test_fdlora_copies_the_shared_factors_every_so_many_rounds():
     assert_equal(kept[0], kept[1])
     assert_equal(kept[1], kept[2])
     assert differs(kept[2], kept[3])
+
+
+def test_fdlora_averages_no_personal_factors_that_were_never_trained():
+    """Clients of their first round copy; those of none have the shared factors twice.
+
+    Rounds 0 to 3 have cohorts of one client of four, and `every` is 3.
+    """
+    algorithm, given, copied = make("fdlora", every=3), problem(COUNTS), {}
+    alone, key = Conditions(cohort=1), jax.random.key(1)
+    step, progress = make_round(algorithm, conditions=alone), start(algorithm, given)
+    for number in range(4):
+        args = given.shared, progress, given.examples, key, number
+        progress, report = step(*args)
+        (client,) = report.cohort.tolist()
+        if copied.get(client, -1) < number // 3:
+            copied[client] = number // 3
+    periods = [copied.get(client, -1) for client in range(4)]
+    np.testing.assert_array_equal(progress.states["period"], periods)
+    assert 1 < len(copied) < 4
+    model = models(algorithm, given, progress)
+    for client in range(4):
+        personal, shared = (model[x]["dense"]["b"][client] for x in model)
+        assert np.any(personal != shared) == (client in copied)
+        assert np.any(personal != given.adapter["dense"]["b"])
 
 
 def test_fdlora_server_takes_nesterov_steps():
@@ -329,6 +400,43 @@ def assert_announced(payload, expected):
         assert_close(value, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_flora_learns_in_other_directions_than_those_of_one_a(monkeypatch):
+    """The share of what the base learns that is outside the span of one `a`."""
+    given, draw = problem(COUNTS), factors.drawn
+    one = draw(given.adapter, jax.random.key(7))
+
+    def outside():
+        algorithm = make("flora")
+        begin = start(algorithm, given).server["deltas"]["dense"]
+        progress, _ = run(algorithm, given, number=6)
+        learned = np.asarray(progress.server["deltas"]["dense"] - begin)
+        basis, _ = np.linalg.qr(one["dense"]["a"])
+        rest = learned - basis @ (basis.T @ learned)
+        return np.linalg.norm(rest) / np.linalg.norm(learned)
+
+    drawn = outside()
+    monkeypatch.setattr(factors, "drawn", lambda adapter, key: one)
+    assert outside() < 0.1 < 0.4 < drawn
+
+
+def test_flora_restarts_from_its_round_and_client_alone():
+    given, algorithm = problem(COUNTS), make("flora")
+    references = []
+    for client, number in ((0, 0), (0, 0), (1, 0), (0, 1)):
+        shared = known(algorithm, given.shared, start(algorithm, given).server, number)
+        examples = jax.tree.map(lambda x, c=client: x[c], given.examples)
+        key = client_key(jax.random.key(0), client, number)
+        args = shared, {}, jnp.int32(2), examples, key
+        references.append(algorithm.client(*args).reference[0].value["dense"])
+    first, same, *others = (x["a"].tobytes() for x in map(np_, references))
+    assert first == same and first not in others and len(set(others)) == 2
+    assert not any(np.any(x["b"]) for x in references)
+
+
+def np_(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
 def test_flexlora_is_exact_where_the_rank_suffices():
     stacked = uploads(clients=1)
     algorithm = make("flexlora")
@@ -420,6 +528,39 @@ def test_robust_pca_finds_a_low_rank_and_a_sparse_part():
     found, rest = robust_pca(matrix, iterations=200, columns=20)
     assert np.abs(found - low).max() < 0.1
     assert np.abs(rest - sparse).max() < 0.1
+
+
+def test_apfl_takes_both_steps_from_where_the_last_has_left_both():
+    """Two steps on one example, by hand: `v` sees the `w` of the step before."""
+    given, rate, alpha = problem((1,)), 0.1, 0.3
+    two = Train(optax.sgd(rate), steps=2, batch_size=1)
+    algorithm = make("apfl", alpha=alpha, learning_rate=0.0, train=two)
+    progress, _ = run(algorithm, given)
+    batch = jax.tree.map(lambda x: x[:1], given.shared.pool)
+    slope = jax.grad(lambda x: task.objective(given.shared.base)(x, batch))
+    step = lambda x, g: jax.tree.map(lambda x, g: x - rate * g, x, g)
+    w = v = given.adapter
+    for _ in range(2):
+        mixed = factors.interpolate(v, w, alpha)
+        chained = jax.tree.map(lambda g: alpha * g, slope(mixed))
+        w, v = step(w, slope(w)), step(v, chained)
+    assert_close(progress.server, w)
+    assert_close(jax.tree.map(lambda x: x[0], progress.states["own"]), v)
+
+
+def test_apfl_moves_its_mixture_by_the_first_batch_of_a_round():
+    given, algorithm = problem((4,)), make("apfl", learning_rate=0.5)
+    before = run(algorithm, given, number=2)[0]
+    after = run(algorithm, given, number=3)[0]
+    own = jax.tree.map(lambda x: x[0], before.states["own"])
+    loss = task.objective(given.shared.base)
+    mixture = lambda alpha: loss(
+        factors.interpolate(own, before.server, alpha), given.shared.pool
+    )
+    alpha = before.states["alpha"][0]
+    expected = alpha - 0.5 * jax.grad(mixture)(alpha)
+    assert_close(after.states["alpha"][0], expected, rtol=1e-4)
+    assert before.states["alpha"][0] != after.states["alpha"][0]
 
 
 # --- The ledger -----------------------------------------------------------------------
