@@ -6,10 +6,11 @@ Dirichlet 0.1 and 0.5 over the hundred classes, 400 federated and 300 local roun
 against 600 federated ones. The paper (arXiv 2602.18658) reports 62.39 % for its first
 client of twenty.
 
-It does not publish rank, learning rate, local steps and batch size: those are this
+It does not publish rank, learning rate, local steps or batch size: those are this
 project's. Images are 32 x 32 and are enlarged to the model's 224 on the device. The
-weights (346 MB) come from Hugging Face's hub; training wants a device of 24 GB. It
-takes 4e17 floating-point operations (4 a parameter and patch): an hour at 100 TFLOP/s.
+weights (346 MB) come from Hugging Face's hub; training needs a device of 24 GB. It
+takes 4e17 floating-point operations (4 per parameter and patch): an hour at 100
+TFLOP/s.
 """
 
 import numpy as np
@@ -23,7 +24,7 @@ from potara_jax.experiment.problems import bases, image_models, images, vision
 
 
 def make_problem(experiment: pj.Experiment, resources: Resources) -> Problem:
-    """The ViT and its federations; the official test images are for tests alone."""
+    """The ViT and its federations; the official test images are used only for tests."""
     source, splits = experiment.source, ("train", "test")
     parts = [catalogue.images("cifar100", s, source.data_dir) for s in splits]
     everything, number = join(parts, splits), source.test_examples

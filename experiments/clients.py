@@ -4,7 +4,7 @@
 
 A client is an .npz file of images, a folder of images with one sub-folder per class, or
 a file of text examples (.jsonl, .jsonl.gz, .json). A model is pre-trained on the
-examples of some clients, who then take no part, or `--checkpoint` names one.
+examples of some clients, which then take no part, or `--checkpoint` names a model.
 
 Settings that are `auto` or 0 take a value that suits the kind of data: a ViT whose
 queries, values and head are trained, or a Llama whose queries and values are adapted.

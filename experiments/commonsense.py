@@ -5,11 +5,11 @@
 BoolQ, PIQA, SIQA, HellaSwag, WinoGrande, ARC-Easy, ARC-Challenge and OpenBookQA; 900
 examples each for training, 100 held out and 500 for the test; 50 federated and 300
 local rounds, against 600 federated ones. The paper (arXiv 2602.18658) reports a mean
-accuracy of 74.18 %, and of 71.48 % for FedALT.
+accuracy of 74.18 %, and 71.48 % for FedALT.
 
-It does not publish rank, learning rate, local steps and batch size, nor its prompts:
-those are this project's. The weights (6.4 GB in bfloat16) need an account on Hugging
-Face's hub; training wants a device of 40 GB and takes some hours there.
+It does not publish rank, learning rate, local steps, batch size or prompts: those are
+this project's. The weights (6.4 GB in bfloat16) need an account on Hugging Face's hub;
+training needs a device of 40 GB and takes some hours on it.
 """
 
 from functools import partial

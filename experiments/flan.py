@@ -7,10 +7,10 @@ examples each for training, 100 held out and 500 for the test; 50 federated and 
 local rounds, against 600 federated ones. The paper (arXiv 2602.18658) reports 70.61 for
 closed-book question answering, and 68.07 for FedALT.
 
-It does not publish rank, learning rate, local steps and batch size, nor its prompts:
-those are this project's, as in `commonsense`. Accuracy of SQuAD is that of the exact
-answer. The weights (6.4 GB in bfloat16) need an account on Hugging Face's hub; training
-wants a device of 40 GB and takes some hours there.
+It does not publish rank, learning rate, local steps, batch size or prompts: those are
+this project's, as in `commonsense`. Accuracy on SQuAD counts exact answers. The weights
+(6.4 GB in bfloat16) need an account on Hugging Face's hub; training needs a device of
+40 GB and takes some hours on it.
 """
 
 from functools import partial

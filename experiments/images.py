@@ -3,9 +3,9 @@
     potara run images --data a.npz b.npz
     potara run images --data FOLDER               one sub-folder per class
 
-Files hold `images` (uint8 `[N, H, W, C]`), `labels` and optionally `names`. A ViT that
-suits the images is pre-trained on a share of the classes, or `--checkpoint` names a
-Hugging Face folder; clients hold the other classes, and train a head for them.
+Files hold `images` (uint8 `[N, H, W, C]`), `labels` and optionally `names`. A ViT of a
+suitable size is pre-trained on a share of the classes, or `--checkpoint` names a
+Hugging Face folder. Clients hold the other classes, and train a head for them.
 """
 
 import potara_jax as pj

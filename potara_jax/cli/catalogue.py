@@ -29,7 +29,7 @@ def find(name: str) -> Experiment:
         module = importlib.import_module(f"{_PACKAGE}.{name}")
     else:
         known = ", ".join(names())
-        raise ValueError(f"there is no experiment {name}; there are {known}")
+        raise ValueError(f"there is no experiment {name}; choose from {known}")
     experiment = getattr(module, "EXPERIMENT", None)
     if not isinstance(experiment, Experiment):
         raise ValueError(f"{name} has no EXPERIMENT = Experiment(...)")

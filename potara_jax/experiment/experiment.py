@@ -87,7 +87,7 @@ class Experiment:
             group, _, field = name.partition(".")
             if name not in self.settings():
                 known = ", ".join(self.settings())
-                raise ValueError(f"there is no setting {name}; there are {known}")
+                raise ValueError(f"there is no setting {name}; choose from {known}")
             changed = dataclasses.replace(getattr(experiment, group), **{field: value})
             experiment = experiment.replace(**{group: changed})
         return experiment
@@ -160,6 +160,6 @@ def _of_kind(kind: Any, value: Any) -> Any:
         kind = next(k for k in typing.get_args(kind) if k is not type(None))
     if typing.get_origin(kind) is tuple and value is not None:
         if not isinstance(value, list):
-            raise TypeError(f"{value!r} is no list")
+            raise TypeError(f"{value!r} is not a list")
         return tuple(_of_kind(typing.get_args(kind)[0], each) for each in value)
     return Path(value) if kind is Path and value is not None else value

@@ -131,7 +131,7 @@ class Participation:
 
     def check(self) -> None:
         """Raise `ValueError` for an invalid value."""
-        expected = "a share, as 0.5 or 1.0, or a number, as 10"
+        expected = "a share such as 0.5 or 1.0, or a number such as 10"
         good = _is_cohort(self.cohort)
         require_that(good, "participation.cohort", self.cohort, expected)
         for name in ("dropout", "stragglers", "newcomers"):

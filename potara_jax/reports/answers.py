@@ -14,7 +14,7 @@ _MAX_SAMPLES = 32
 TITLE = "What the models write"
 _EXPLANATION = (
     "Greedy decoding on the test examples that have one answer and no options. Exact "
-    "match and F1 are SQuAD's, against one answer, the first where there are several; "
+    "match and F1 are SQuAD's, against one answer (the first if there are several); "
     "ROUGE-1 is the F1 of all words. Means over clients."
 )
 

@@ -4,7 +4,7 @@ It reads `results`, the dictionary of `results.json`. Its `methods` are records 
 run, with additional keys:
 
 - `equal_bytes`, `equal_steps`: the score once the method has spent as many bytes, or
-  local steps, as Potara; None where it cannot spend so few.
+  local steps, as Potara; None if it cannot spend so little.
 - `over`: whether the row has spent more than Potara in either.
 - `curve`: scores on the way, by round, bytes and steps.
 - `personal`: whether every client has its own model.
@@ -50,7 +50,7 @@ COLUMNS = (
     *("Newcomers", "Bytes", "Weight", "Local steps", "Parameters", "Training s"),
 )
 BRIEF = COLUMNS[:7]
-OVER = "* spends more bytes or local steps than Potara core: it cannot spend so few."
+OVER = "* spends more bytes or local steps than Potara core: it cannot spend less."
 
 
 class Entry(NamedTuple):
@@ -198,5 +198,5 @@ def _budgets(metric: Metric) -> str:
     return (
         f"{metric.name.capitalize()}: after the last scored round in which a method "
         "has spent no more bytes and no more local steps than Potara core. At its "
-        "bytes, at its steps: with only the one or the other limited."
+        "bytes, at its steps: with only one of the two limited."
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 MISSING = "–"  # noqa: RUF001
-_LABELS = {"tasks": "one task a client", "natural": "the clients' own data"}
+_LABELS = {"tasks": "one task per client", "natural": "the clients' own data"}
 
 
 class Metric(NamedTuple):
@@ -83,7 +83,7 @@ def label(heterogeneity: str) -> str:
     if heterogeneity in _LABELS:
         return _LABELS[heterogeneity]
     if heterogeneity.startswith("shards"):
-        return f"{heterogeneity.removeprefix('shards')} shards a client"
+        return f"{heterogeneity.removeprefix('shards')} shards per client"
     try:
         return f"Dirichlet {float(heterogeneity):g}"
     except ValueError:

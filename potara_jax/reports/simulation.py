@@ -28,13 +28,13 @@ from potara_jax.reports.formats import MISSING, Metric, metric_of
 from potara_jax.reports.summary import Record, Results
 
 _EXPLANATION = (
-    "The clients that are scored are evenly spread over all, and each is tested on its "
+    "The scored clients are evenly spread over all of them, and each is tested on its "
     "own distribution; the worst decile is the mean over their worst tenth.",
-    "Steps a second are a median over rounds; the time includes saving the round and "
+    "Steps per second are a median over rounds; the time includes saving the round and "
     "excludes scoring. Memory is that of the process, with the pages of its files in "
     "use; growth is from the second quarter of the rounds to the last.",
-    "State is what all clients keep between rounds. It lies in files in the run "
-    "folder, which take space once a client has been in a cohort.",
+    "State is what all clients keep between rounds, in files in the run folder, which "
+    "take up space once a client has been in a cohort.",
 )
 
 

@@ -69,7 +69,7 @@ def _explanation(metric: Metric) -> str:
         + ". To grid: against grid search on the same samples. Both are means over "
         "heterogeneities with 95 % intervals over seeds. Worst gain: over the better "
         "model, at the heterogeneity where it is least. Passes: forward-backward "
-        "passes a sample. Of Potara's dampings the best is shown for each curvature; "
+        "passes per sample. Of Potara's dampings the best is shown for each curvature; "
         "study.csv has all."
     )
 

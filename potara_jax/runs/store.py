@@ -161,7 +161,7 @@ class Memory:
         """What was kept of a method; `ValueError` where nothing was."""
         if (cell, method) not in self._adapters:
             kept = ", ".join(self.methods(cell))
-            raise ValueError(f"no adapters of '{method}' were kept; there are {kept}")
+            raise ValueError(f"no adapters of '{method}' were kept, only of {kept}")
         return self._adapters[cell, method]
 
     def methods(self, cell: Cell) -> list[str]:
@@ -365,9 +365,8 @@ def _check_same(path: Path, known: dict[str, Any], config: dict[str, Any]) -> No
     names = [n for n in {**config, **known} if config.get(n) != known.get(n)]
     if names == [files.DATA]:
         raise ValueError(
-            f"{path} holds a run on data, or a checkpoint, that have changed since, "
-            "or with code of yours that has; "
-            "set another --out, or --rerun to replace it"
+            f"{path} holds a run whose data, checkpoint or code of yours have changed "
+            "since; set another --out, or --rerun to replace it"
         )
     if {"job", "experiment"} & set(names):
         kept, wanted = (

@@ -66,7 +66,7 @@ def test_a_whole_group_is_replaced():
     "name", ["lora.rnk", "rank", "lora", "lora.rank.x", "pretraining.steps", "name", ""]
 )
 def test_an_unknown_name_is_refused_with_the_known_ones(name):
-    with pytest.raises(ValueError, match=r"no setting .*; there are .*lora\.rank"):
+    with pytest.raises(ValueError, match=r"no setting .*; choose from .*lora\.rank"):
         MINE.set({"lora.alpha": 2.0, name: 3})
 
 
@@ -103,7 +103,7 @@ def test_entries_that_are_not_settings_are_ignored():
 
 
 def test_a_value_of_another_kind_is_refused():
-    with pytest.raises(TypeError, match="5 is no list"):
+    with pytest.raises(TypeError, match="5 is not a list"):
         MINE.restored({"cells.seeds": 5})
 
 

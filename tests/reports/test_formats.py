@@ -11,8 +11,8 @@ LOSS = Metric("loss", percent=False)
     ("heterogeneity", "text"),
     [
         *(("0.1", "Dirichlet 0.1"), ("1.0", "Dirichlet 1")),
-        *(("tasks", "one task a client"), ("natural", "the clients' own data")),
-        *(("shards2", "2 shards a client"), ("by writer", "by writer")),
+        *(("tasks", "one task per client"), ("natural", "the clients' own data")),
+        *(("shards2", "2 shards per client"), ("by writer", "by writer")),
     ],
 )
 def test_labels(heterogeneity, text):
@@ -58,3 +58,8 @@ def test_a_loss_is_recorded_as_minus_itself_and_shown_as_it_is():
     texts = [LOSS.difference(x) for x in (0.013, -0.013, 0.0)]
     assert texts == ["+0.0130", "−0.0130", "+0"]  # noqa: RUF001
     np.testing.assert_array_equal(LOSS.shown(np.array([-1.0, -2.0])), [1, 2])
+
+
+def test_a_score_in_a_sentence_has_its_unit_or_the_name_of_its_kind():
+    assert Metric().phrase(0.861) == "86.1 %"
+    assert LOSS.phrase(-0.3125) == "a loss of 0.312"

@@ -110,7 +110,9 @@ def test_a_configuration_that_lacks_a_setting_is_another_one(tmp_path):
 
 def test_data_that_have_changed_are_named(tmp_path):
     rounds(opened(tmp_path / "run", {**CONFIG, files.DATA: "a"}), 1)
-    with pytest.raises(ValueError, match="on data, or a checkpoint, that have changed"):
+    with pytest.raises(
+        ValueError, match="whose data, checkpoint or code of yours have changed"
+    ):
         opened(tmp_path / "run", {**CONFIG, files.DATA: "b"})
 
 

@@ -1,4 +1,4 @@
-"""A problem of the user's own model, on arrays."""
+"""A problem on arrays, with any model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def problem(
       federations: by `(heterogeneity, seed)`, all of one shape.
 
     Returns:
-      The problem; models are exported under their modules' own names.
+      The problem; models are exported under their modules' names.
 
     Raises:
       ValueError: a target that matches no module, or a rank that is too large.

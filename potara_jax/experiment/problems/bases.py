@@ -41,7 +41,8 @@ def pretrained(
       examples: a pytree of arrays with examples on the first axis.
       settings: of the pre-training.
       resources: the cache, and the log.
-      report: whether to log the loss now and then. Without, all steps are one program.
+      report: whether to log the loss from time to time. Otherwise all steps are one
+        program.
 
     Returns:
       The parameters.
@@ -68,12 +69,12 @@ def pretrained(
 
 
 def settings_of(experiment: Experiment) -> Pretraining:
-    """How an experiment pre-trains its base; the defaults where it does not say."""
+    """How an experiment pre-trains its base, by default if it does not say."""
     return experiment.pretraining or Pretraining()
 
 
 def activation_dtype(precision: str) -> str:
-    """The dtype of activations over a base of some precision."""
+    """The dtype of activations for a base of a given precision."""
     return "float32" if precision == "float32" else "bfloat16"
 
 
@@ -88,7 +89,7 @@ def check_sizes(source: Any) -> None:
 
 
 def check_upstream(source: Any) -> None:
-    """Raise `ValueError` for a share `upstream` of the base's that cannot be."""
+    """Raise `ValueError` for an invalid share `upstream` of the base."""
     share, checkpoint = source.upstream, source.checkpoint
     require_that(0 <= share < 1, "source.upstream", share, "in [0, 1)")
     expected = "above 0: a base needs examples, or source.checkpoint"
@@ -98,8 +99,8 @@ def check_upstream(source: Any) -> None:
 def user_files(experiment: Experiment) -> list[Path]:
     """The user's files whose content determines an experiment's results.
 
-    They are the `data` of its source, where that has any, and then the files of its
-    `checkpoint`, where that is a folder.
+    They are the `data` of its source, if it has any, and then the files of its
+    `checkpoint`, if that is a folder.
     """
     source = experiment.source
     data, checkpoint = getattr(source, "data", ()), source.checkpoint

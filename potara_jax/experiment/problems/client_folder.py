@@ -1,4 +1,4 @@
-"""A folder with a file or folder per client, and the settings that suit it."""
+"""A folder with one file or folder per client, and the settings that suit it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class ClientFolder:
     upstream: float = 0.3
     """Share of the clients that the base is pre-trained on; they do not federate."""
     side: int | None = None
-    """Resize images to this many pixels a side. Default: as they are."""
+    """Resize images to this many pixels per side. Default: as they are."""
     context: int | None = None
-    """The most tokens of an example; a longer one loses the front of its prompt.
-    Default: what 19 of 20 examples need, and every answer, 128 at most."""
+    """Maximum of tokens per example; a longer one loses the start of its prompt.
+    Default: what 19 of 20 examples and every answer need, at most 128."""
     test_examples: int = 200
-    """Test examples of a client, at most."""
+    """Maximum of test examples per client."""
     vocabulary: int = 2048
     """Tokens of the tokenizer that is trained."""
     width: int = 128
@@ -41,7 +41,7 @@ class ClientFolder:
     depth: int = 4
     """Its layers."""
     normalise: bool = False
-    """Choose options by their log-likelihood per token, not whole."""
+    """Choose options by their log-likelihood per token, not in total."""
 
     def check(self, experiment: Experiment) -> None:
         """Raise `ValueError` for an invalid value."""
@@ -51,7 +51,7 @@ class ClientFolder:
         bases.check_upstream(self)
 
     def num_upstream(self, clients: int) -> int:
-        """The clients that the base is pre-trained on: of a share, at least one."""
+        """How many clients the base is pre-trained on: at least one, if any."""
         if self.checkpoint or not 0 < self.upstream < 1:
             return 0
         return min(max(1, round(self.upstream * clients)), clients - 1)
@@ -67,7 +67,7 @@ class ClientPaths(NamedTuple):
 def find(data: Sequence[Path]) -> list[Path]:
     """The clients of a folder, in the order of their names.
 
-    Raises `ValueError` where there is not one folder with two clients or more, all with
+    Raises `ValueError` unless there is one folder with two or more clients, all with
     texts or all with images.
     """
     if len(data) != 1 or not data[0].is_dir():
@@ -100,7 +100,7 @@ def is_text(path: Path) -> bool:
 
 
 def divide(experiment: Experiment) -> ClientPaths:
-    """Draw the clients for the base; of the others, the first by name federate."""
+    """Draw the clients for the base; the first of the others, by name, federate."""
     source, seed = experiment.source, bases.settings_of(experiment).seed
     paths = find(source.data)
     upstream = source.num_upstream(len(paths))
@@ -131,9 +131,9 @@ _OF_TEXTS = {
 
 
 def resolve(experiment: Experiment) -> Experiment:
-    """The experiment with the number of clients, and with what suits their kind.
+    """The experiment with the number of clients, and defaults for their kind of data.
 
-    Raises `ValueError` where there are fewer clients than it asks for.
+    Raises `ValueError` if there are fewer clients than it needs.
     """
     paths = find(experiment.source.data)
     largest = len(paths) - experiment.source.num_upstream(len(paths))

@@ -1,4 +1,4 @@
-"""Problems whose clients are as the data have them: a file or folder each."""
+"""Problems whose clients are given by the data: one file or folder each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def of_texts(
 ) -> Problem:
     """A problem of a Llama, for clients with texts.
 
-    Raises `ValueError` where a client has too few examples.
+    Raises `ValueError` if a client has too few examples.
     """
     files = text.read_together([*paths.upstream, *paths.federated])
     number = len(paths.upstream)
@@ -55,7 +55,7 @@ def of_images(
 ) -> Problem:
     """A problem of a ViT, for clients with images.
 
-    Raises `ValueError` where a client has too few images, or all have one class.
+    Raises `ValueError` if a client has too few images, or all have one class.
     """
     source = experiment.source
     everyone = [*paths.upstream, *paths.federated]

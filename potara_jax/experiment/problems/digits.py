@@ -1,4 +1,4 @@
-"""The digits of scikit-learn: who has which, and the ViT that learns them."""
+"""The digits of scikit-learn: which client has which, and the ViT that learns them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class HandwrittenDigits:
     """The digits, and the ViT that learns them."""
 
     examples: int | None = None
-    """Median of the clients' training images, which several may then hold: for more
-    clients than images. Default: images are dealt, each to one client."""
+    """Median number of a client's training images, which clients may then share: for
+    more clients than images. Default: each image is dealt to one client."""
     depth: int = 4
     """Blocks of the ViT."""
 
@@ -39,7 +39,7 @@ class HandwrittenDigits:
 def dealt(experiment: Experiment, images: Digits) -> Federations:
     """Federations of clients with upright images.
 
-    Raises `ValueError` where there are too few images for so many clients.
+    Raises `ValueError` if there are too few images for this many clients.
     """
 
     def federate(heterogeneity: str, seed: int, *, size: int | None) -> Federation:
@@ -57,7 +57,7 @@ def dealt(experiment: Experiment, images: Digits) -> Federations:
 
 
 def model(experiment: Experiment, images: Digits, resources: Resources) -> VisionModel:
-    """A small ViT that learns the turned upstream images when it is read."""
+    """A small ViT, pre-trained on the rotated upstream images when it is read."""
     config = ViTConfig(
         patch=2,
         width=64,

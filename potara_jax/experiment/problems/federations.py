@@ -65,14 +65,14 @@ def dealt(
     test: int | None = None,
     testing: np.ndarray | None = None,
 ) -> Federations:
-    """Federations of clients to whom a pool's examples are dealt.
+    """Deal a pool's examples to clients, as federations.
 
     Args:
       experiment: its cells, and the samples that weights are measured on.
       pool: `P` examples.
       strata: `[P]`, the class or task of every example.
-      test: test examples per client, at most. Default: all, weighted.
-      testing: `[P]`, true for examples that are for tests alone.
+      test: the maximum of test examples per client. Default: all, weighted.
+      testing: `[P]`, true for examples that only tests may use.
 
     Returns:
       The federations by cell.
@@ -102,7 +102,7 @@ def natural(
     *,
     test: int,
 ) -> Federations:
-    """Federations of clients that own their examples; a seed draws their splits.
+    """Federations of clients with their own examples; a seed draws their splits.
 
     Args:
       experiment: its cells, and the samples that weights are measured on.

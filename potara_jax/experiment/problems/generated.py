@@ -17,7 +17,7 @@ from potara_jax.experiment.problems.language import LanguageModel
 from potara_jax.experiment.settings import require_at_least, require_that
 from potara_jax.models.llama import LlamaConfig
 
-_UPSTREAM = 700  # examples of a task that the base learns, at most
+_UPSTREAM = 700  # maximum of examples per task that the base learns
 _CONFIG = LlamaConfig(
     vocabulary=256 + len(tokens.SPECIAL),
     width=160,
@@ -35,11 +35,11 @@ class GeneratedTasks:
     """The generated examples."""
 
     examples: int = 200
-    """Examples of a task, of all clients, for training, measuring and testing."""
+    """Examples per task, of all clients, for training, measuring and testing."""
     seen: int = 12
     """Tasks that the base is pre-trained on, of the sixteen."""
     normalise: bool = False
-    """Choose options by their log-likelihood per token, not whole."""
+    """Choose options by their log-likelihood per token, not in total."""
 
     def check(self, experiment: Experiment) -> None:
         """Raise `ValueError` for an invalid value."""
@@ -50,7 +50,7 @@ class GeneratedTasks:
 
 
 def examples(experiment: Experiment) -> list[Example]:
-    """The clients' examples, which have long inputs: as many of every task."""
+    """The clients' examples, with long inputs: equally many of every task."""
     seed, number = bases.settings_of(experiment).seed, experiment.source.examples
     rng = np.random.default_rng([seed, 0])
     tasks = [generated.generate(rng, task, number) for task in generated.TASKS]
@@ -58,7 +58,7 @@ def examples(experiment: Experiment) -> list[Example]:
 
 
 def dealt(experiment: Experiment, examples: list[Example]) -> Federations:
-    """Federations of clients to whom examples are dealt by task."""
+    """Deal examples to clients by task, as federations."""
     pool = language.batch(_encode(examples, tokens.of_bytes()))
     number = experiment.source.examples
     strata = np.repeat(np.arange(len(generated.TASKS)), number)
@@ -70,7 +70,7 @@ def model(
 ) -> LanguageModel:
     """A Llama of bytes that learns short examples when it is read.
 
-    They are of the tasks that it is to see, and none of them is a client's.
+    They belong to the tasks that it sees, and none of them is a client's.
     """
     tokenizer, settings = tokens.of_bytes(), bases.settings_of(experiment)
     known = {example.prompt for example in examples}

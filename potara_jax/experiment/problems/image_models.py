@@ -43,11 +43,11 @@ class ImageModel(Protocol):
 def chosen(
     experiment: Experiment, upstream: Images, mine: Images, resources: Resources
 ) -> VisionModel:
-    """The checkpoint that the source names, or else a ViT that learns upstream images.
+    """The source's checkpoint, or a ViT that learns the upstream images.
 
     Args:
       experiment: its source is an `ImageModel`.
-      upstream: images that the base is pre-trained on; none where it is a checkpoint.
+      upstream: images that the base is pre-trained on; none if it is a checkpoint.
       mine: the clients' images, for whose classes the model has a new head.
       resources: the cache, and the log.
 
@@ -55,7 +55,8 @@ def chosen(
       The model; it is loaded or trained when it is read.
 
     Raises:
-      ValueError: the checkpoint is no ViT, cannot be had, or does not fit the images.
+      ValueError: the checkpoint is not a ViT, cannot be loaded, or does not fit the
+        images.
     """
     source: ImageModel = experiment.source
     if source.checkpoint:
@@ -92,7 +93,7 @@ def _pretrained(
 
 
 def _sized(images: Images, source: ImageModel) -> ViTConfig:
-    """A ViT that suits the images: eight patches a side, where that divides."""
+    """A ViT that suits the images: eight patches per side, if that divides it."""
     side = images.images.shape[1]
     patch = next(p for p in (max(1, side // 8), 4, 2, 1) if side % p == 0)
     return ViTConfig(
@@ -138,7 +139,7 @@ def loaded(checkpoint: str, images: Images) -> VisionModel:
       The model; its parameters are loaded when it is read.
 
     Raises:
-      ValueError: it is no ViT, cannot be had, or does not fit the images.
+      ValueError: it is not a ViT, cannot be loaded, or does not fit the images.
     """
     folder, classes = weights.folder_of(checkpoint), len(images.names)
     description = weights.read_config(folder)
@@ -163,7 +164,7 @@ def loaded(checkpoint: str, images: Images) -> VisionModel:
 def _preparation(
     folder: Path, description: dict[str, Any], *, colours: int
 ) -> Callable[[jax.Array], jax.Array]:
-    """Enlarges images to the model's side, and normalises them as the folder says."""
+    """Enlarges images to the model's side, and normalises them as its folder says."""
     side, expected = (
         description.get("image_size", 224),
         description.get("num_channels", 3),

@@ -1,4 +1,4 @@
-"""Labelled images, and who has which.
+"""Labelled images, and which client has which.
 
 Dimension letters: `N` images.
 """
@@ -35,13 +35,13 @@ class ImageFiles:
     data: tuple[Path, ...] = ()
     """Files of images and labels (.npz), or folders with one sub-folder per class."""
     side: int | None = None
-    """Resize images to this many pixels a side. Default: as they are."""
+    """Resize images to this many pixels per side. Default: as they are."""
     checkpoint: str | None = None
     """Folder, or name on Hugging Face's hub, of a ViT. Default: one is pre-trained."""
     upstream: float = 0.6
     """Share of the classes that the base is pre-trained on, and no client has."""
     test_examples: int = 100
-    """Test images of a client, at most, in its proportions."""
+    """Maximum of test images per client, in its proportions."""
     width: int = 96
     """Width of the ViT that is pre-trained."""
     depth: int = 6
@@ -66,7 +66,7 @@ class PublicImages:
     data_dir: Path = catalogue.DEFAULT
     """Folder of tensorflow-datasets; a missing data set is downloaded into it."""
     test_examples: int = 500
-    """Test images of a client, at most, in its proportions."""
+    """Maximum of test images per client, in its proportions."""
 
     def check(self, experiment: Experiment) -> None:
         """Raise `ValueError` for an invalid value."""
@@ -87,7 +87,7 @@ def split_classes(images: Images, share: float, *, seed: int) -> tuple[Images, I
 
     Args:
       images: the images.
-      share: of the classes, for the base; 0 where it needs none.
+      share: of the classes, for the base; 0 if it needs none.
       seed: draws the base's classes.
 
     Returns:
@@ -123,13 +123,13 @@ def dealt(
     test: int,
     testing: np.ndarray | None = None,
 ) -> Federations:
-    """Federations of clients to whom images are dealt by class.
+    """Deal images to clients by class, as federations.
 
     Args:
       experiment: its cells and samples.
       images: the clients' images.
-      test: test images per client, at most.
-      testing: `[N]`, true for images that are for tests alone.
+      test: the maximum of test images per client.
+      testing: `[N]`, true for images that only tests may use.
 
     Returns:
       The federations by cell.

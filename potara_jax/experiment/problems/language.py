@@ -1,4 +1,4 @@
-"""A problem of a Llama, and what its texts become.
+"""A problem of a Llama, and the encoding of its texts.
 
 Dimension letters: `P` examples, `B` batch, `R` rows of packed texts.
 """
@@ -69,7 +69,7 @@ def problem(
       experiment: its adapters and precision.
       model: the Llama.
       federations: by cell.
-      contents: names of what clients have.
+      contents: names of what clients hold.
       normalise: whether an option is chosen by its log-likelihood per token.
 
     Returns:
@@ -168,7 +168,7 @@ def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
 def loaded(checkpoint: str) -> LanguageModel:
     """A Llama or Qwen of Hugging Face; its parameters are loaded when it is read.
 
-    Raises `ValueError` where it is neither, or cannot be had.
+    Raises `ValueError` if it is neither, or cannot be loaded.
     """
     folder = weights.folder_of(checkpoint)
     description = weights.read_config(folder)
@@ -187,7 +187,7 @@ def loaded(checkpoint: str) -> LanguageModel:
 def pretrain(
     config: LlamaConfig, rows: Packed, settings: Pretraining, resources: Resources
 ) -> Params:
-    """A Llama that learns to answer texts, or that the cache has.
+    """A Llama that learns to answer texts, or is read from the cache.
 
     Args:
       config: its sizes.
@@ -212,7 +212,7 @@ def pretrain(
 
 
 def example_text() -> Text:
-    """The shapes of a text, from which a model derives its own."""
+    """The shapes of a text, from which a model derives its shapes."""
 
     def example() -> Text:
         return Text(jnp.zeros((1, 8), jnp.int32), jnp.zeros((1, 2), jnp.int32))
@@ -236,7 +236,7 @@ def encode(
     if cut:
         log(
             f"{cut} of {whose} {len(examples)} examples have more than {context} "
-            "tokens: their prompts lost their front (source.context)"
+            "tokens: their prompts lost their beginning (source.context)"
         )
     return choices
 

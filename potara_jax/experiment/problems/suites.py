@@ -27,15 +27,15 @@ class Suite:
     data_dir: Path = catalogue.DEFAULT
     """Folder of tensorflow-datasets; missing data sets are downloaded into it."""
     train_examples: int = 1000
-    """Training examples of a task, at most; a tenth of them is held out."""
+    """Maximum of training examples per task; a tenth of them is held out."""
     test_examples: int = 500
-    """Test examples of a task, at most."""
+    """Maximum of test examples per task."""
     examples_seed: int = 0
-    """Draws the examples of a task, which are the same in all cells."""
+    """Seed that draws each task's examples, which are the same in all cells."""
     context: int = 512
-    """The most tokens of an example; a longer one loses the front of its prompt."""
+    """Maximum of tokens per example; a longer one loses the start of its prompt."""
     normalise: bool = False
-    """Choose options by their log-likelihood per token, not whole."""
+    """Choose options by their log-likelihood per token, not in total."""
 
     def check(self, experiment: Experiment) -> None:
         """Raise `ValueError` for an invalid value."""
@@ -60,7 +60,7 @@ def problem(
       The problem.
 
     Raises:
-      ValueError: the model or a data set cannot be had.
+      ValueError: the model or a data set cannot be loaded.
     """
     suite = experiment.source
     model = language.loaded(suite.checkpoint)

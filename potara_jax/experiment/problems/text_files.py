@@ -32,12 +32,12 @@ class TextFiles:
     seen: int | None = None
     """Files, from the first, that the base is pre-trained on. Default: 7 of 10."""
     context: int | None = None
-    """The most tokens of an example; a longer one loses the front of its prompt.
-    Default: what 19 of 20 examples need, and every answer, 128 at most."""
+    """Maximum of tokens per example; a longer one loses the start of its prompt.
+    Default: what 19 of 20 examples and every answer need, at most 128."""
     train_examples: int = 1000
-    """Training examples of a task, at most."""
+    """Maximum of training examples per task."""
     test_examples: int = 200
-    """Test examples of a client, at most."""
+    """Maximum of test examples per client."""
     vocabulary: int = 2048
     """Tokens of the tokenizer that is trained."""
     width: int = 128
@@ -45,7 +45,7 @@ class TextFiles:
     depth: int = 4
     """Its layers."""
     normalise: bool = False
-    """Choose options by their log-likelihood per token, not whole."""
+    """Choose options by their log-likelihood per token, not in total."""
 
     def check(self, experiment: Experiment) -> None:
         """Raise `ValueError` for an invalid value."""
@@ -75,9 +75,9 @@ class TextFiles:
 def read(
     experiment: Experiment, resources: Resources
 ) -> tuple[list[Example], list[list[Example]]]:
-    """The base's examples, and the clients' of every task, no text of which is twice.
+    """The base's examples, and the clients' of every task; no text occurs twice.
 
-    Raises `ValueError`, naming a file that is damaged or too small.
+    Raises `ValueError` that names a file that is damaged or too small.
     """
     source, seed = experiment.source, bases.settings_of(experiment).seed
     files = [text.read(path) for path in source.data]
@@ -94,7 +94,7 @@ def read(
 
 
 def _log_idle(experiment: Experiment, resources: Resources) -> None:
-    """A line on files that no client has."""
+    """Log the files that no client has."""
     idle = experiment.source.data[experiment.cells.clients :]
     if TASKS in experiment.cells.heterogeneity and idle:
         names = ", ".join(path.name for path in idle)
@@ -111,7 +111,7 @@ def without_repeats(
     Args:
       files: the examples of each.
       seed: draws the file that keeps a text.
-      log: takes a line on how many were dropped.
+      log: receives a line on how many were dropped.
 
     Returns:
       The examples that every file keeps.
@@ -154,15 +154,15 @@ def split_tasks(
     Args:
       files: the examples of each task.
       paths: where they come from.
-      seen: files, from the first, of which the base has a part.
-      train: training examples per task, at most.
+      seen: how many files, from the first, the base learns a part of.
+      train: the maximum of training examples per task.
       seed: draws the parts.
 
     Returns:
       The base's examples, and the clients' of every task.
 
     Raises:
-      ValueError: names a file with too few examples.
+      ValueError: a file has too few examples; names it.
     """
     rng = np.random.default_rng([seed, 0])
     upstream: list[Example] = []

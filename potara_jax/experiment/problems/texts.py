@@ -76,7 +76,7 @@ def problem(
       upstream: examples that the base is pre-trained on.
       groups: the clients' examples, one group per task or client.
       federate: from a pool and the group of every example to federations.
-      contents: names of what clients have.
+      contents: names of what clients hold.
       resources: the cache, and the log.
 
     Returns:
@@ -99,7 +99,7 @@ def _model(
     examples: Sequence[Example],
     resources: Resources,
 ) -> tuple[LanguageModel, int]:
-    """The model, and the most tokens of an example."""
+    """The model, and the maximum of tokens per example."""
     source: TextModel = experiment.source
     everything = [*upstream, *examples]
     if source.checkpoint:
@@ -125,7 +125,7 @@ def choose_context(
       context: chosen by the user, or None.
 
     Returns:
-      The user's choice; or what 19 of 20 examples and every answer need, 128 at most.
+      The user's choice; or what 19 of 20 examples and every answer need, at most 128.
     """
     if context:
         return context

@@ -65,7 +65,7 @@ def problem(
 ) -> Problem:
     """A problem of a ViT, whose parameters are read once all else is checked.
 
-    Raises `ValueError` where the model has no module for a target, or the rank is too
+    Raises `ValueError` if the model has no module for a target, or the rank is too
     large.
     """
     settings, compute = experiment.lora, experiment.compute
@@ -130,7 +130,7 @@ def pretrain(
     prepare: Callable[[jax.Array], jax.Array] = unchanged,
     report: bool = True,
 ) -> Params:
-    """A ViT that learns classes of images, or that the cache has.
+    """A ViT that learns classes of images, or is read from the cache.
 
     Args:
       config: its sizes.

@@ -48,8 +48,8 @@ def drawings(metric: Metric) -> dict[str, Drawing]:
         "damping": Drawing(
             draw_damping,
             "Regret and the damping",
-            f"Potara's weight with relative damping on {NUMBER} samples, a line a "
-            "curvature. Where a line is not flat, the choice of damping matters.",
+            f"Potara's weight with relative damping on {NUMBER} samples, one line "
+            "per curvature. Where a line is not flat, the choice of damping matters.",
         ),
         "heterogeneity": Drawing(
             draw_heterogeneity,
