@@ -34,11 +34,12 @@ SMALL_cifar100 := --out runs/cifar100-small --data-dir $(FILES)/sets \
 	--merging.samples 10 --merging.grid-points 3 --merging.methods uniform \
 	--compute.precision float32
 SMALL_bench := --out runs/bench-small --clients 2 --depth 1 --repeats 1 --max-clients 4
+SMALL_bench-accelerator := --out runs/bench-accelerator-small --tiny
 EXTRA = $(if $(small),$(SMALL_$@))
 MAKE_FILES = $(if $(small),$(FILES)/.made)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint wheel digits tasks cifar100 commonsense flan compare study bench clean
+.PHONY: help install test lint wheel digits tasks cifar100 commonsense flan compare study bench bench-accelerator clean
 
 help:  ## show this
 	@echo "targets (settings: PYTHON=$(PYTHON) JAX=$(JAX) VENV=$(VENV) ARGS= small=)"
@@ -98,6 +99,9 @@ study: install  ## which merge weight is best: all of them on many federations (
 
 bench: install  ## speed and memory, as ratios within one run
 	$(BIN)/python -m benchmarks.run $(EXTRA) $(ARGS)
+
+bench-accelerator: install  ## what an accelerator does, in 8 minutes (JAX=cuda13)
+	$(BIN)/python -m benchmarks.accelerator $(EXTRA) $(ARGS)
 
 clean:  ## remove .venv and caches, keep runs
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info build

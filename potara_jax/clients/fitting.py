@@ -29,7 +29,9 @@ def jit_over_clients(
 
     The first call finds the chunk from the memory that the compiled program needs
     on top of its arguments. It tries all clients, or at most 16 on a CPU, and smaller
-    chunks until one needs at most `free_memory()`.
+    chunks until one needs at most `free_memory()`. If the device runs out of memory all
+    the same, because that which is free is in pieces, it tries half as many; not so
+    where arguments are donated, since these are lost.
 
     Args:
       make: makes the function for a layout.
@@ -45,24 +47,37 @@ def jit_over_clients(
     programs: list[Callable[..., Any]] = []
 
     def call(*args: Any) -> Any:
-        if not programs:
-            largest = -(-clients(*args) // layout.devices)
-            fitted = fit(make, layout, largest, args, donate_argnums=donate_argnums)
-            programs.append(fitted.program)
-        return programs[0](*args)
+        if programs:
+            return programs[0](*args)
+        chunk = -(-clients(*args) // layout.devices)
+        while True:
+            fitted = fit(make, layout, chunk, args, donate_argnums=donate_argnums)
+            try:
+                result = jax.block_until_ready(fitted.program(*args))
+            except jax.errors.JaxRuntimeError as error:
+                if not _can_be_tried_again(error, fitted.chunk, donate_argnums):
+                    raise
+                chunk = fitted.chunk // 2
+            else:
+                programs.append(fitted.program)
+                return result
 
     return call
+
+
+def _can_be_tried_again(error: Exception, chunk: int, donated: _Donated) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error) and chunk > 1 and donated == ()
 
 
 class Fitted(NamedTuple):
     """A compiled program, the clients that it computes at once, and what that takes.
 
-    `temporaries`: bytes on top of its arguments and results.
+    `needed`: bytes on top of its arguments.
     """
 
     program: Callable[..., Any]
     chunk: int
-    temporaries: int
+    needed: int
 
 
 def fit(
@@ -87,7 +102,7 @@ def fit(
     while True:
         fn = make(layout._replace(chunk=chunk))
         program = jax.jit(fn, donate_argnums=donate_argnums)
-        needed = temporaries(program, *args)
+        needed = _on_top_of_arguments(program, *args)
         if needed <= free_memory() or chunk == 1:
             return Fitted(program, chunk, needed)
         chunk = min(chunk - 1, max(1, int(chunk * free_memory() / needed)))
@@ -97,6 +112,13 @@ def temporaries(program: Any, *args: Any) -> int:
     """Bytes that a jitted function needs on top of its arguments and results."""
     compiled = program.lower(*args).compile()
     return compiled.memory_analysis().temp_size_in_bytes
+
+
+def _on_top_of_arguments(program: Any, *args: Any) -> int:
+    """Bytes of temporaries and of results that take no argument's place."""
+    memory = program.lower(*args).compile().memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.temp_size_in_bytes + results
 
 
 def free_memory() -> int:

@@ -78,3 +78,43 @@ def test_a_round_is_the_same_in_a_chunk_that_fits(monkeypatch):
         args = given.shared, progress, given.examples, jax.random.key(0)
         progress, _ = step(*args, number)
     assert_close(progress, whole)
+
+
+class OutOfMemory(jax.errors.JaxRuntimeError):
+    pass
+
+
+def exhausted_above(chunk, monkeypatch):
+    """Programs that run out of memory with more than `chunk` clients at once."""
+    seen = []
+
+    def fit(make, layout, largest, args, *, donate_argnums=()):
+        def program(*args):
+            seen.append(largest)
+            if largest > chunk:
+                raise OutOfMemory("RESOURCE_EXHAUSTED: Out of memory")
+            return make(layout._replace(chunk=largest))(*args)
+
+        return fitting.Fitted(program, largest, 0)
+
+    monkeypatch.setattr(fitting, "fit", fit)
+    return seen
+
+
+def test_a_device_that_is_exhausted_computes_fewer_clients_at_once(monkeypatch):
+    seen = exhausted_above(6, monkeypatch)
+    make = lambda layout: over_clients(one_client, layout=layout)
+    program = jit_over_clients(make, Layout(AUTO), len)
+    np.testing.assert_allclose(program(X), jax.vmap(one_client)(X), rtol=1e-4)
+    program(X)
+    assert seen == [40, 20, 10, 5, 5]
+
+
+def test_a_device_that_is_exhausted_by_one_client_or_by_donations_raises(monkeypatch):
+    make = lambda layout: over_clients(one_client, layout=layout)
+    for chunk, donated, tried in ((0, (), [40, 20, 10, 5, 2, 1]), (6, (0,), [40])):
+        seen = exhausted_above(chunk, monkeypatch)
+        program = jit_over_clients(make, Layout(AUTO), len, donate_argnums=donated)
+        with pytest.raises(OutOfMemory):
+            program(X)
+        assert seen == tried

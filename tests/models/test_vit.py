@@ -5,6 +5,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from potara_jax.adapters import lora
+from potara_jax.models import vit
 from potara_jax.models.vit import ViT, ViTConfig
 
 CONFIG = ViTConfig(patch=2, width=8, depth=2, heads=2, mlp_ratio=3, classes=5)
@@ -123,3 +124,18 @@ def test_forward_equals_numpy(params, forward):
             x = x + feed_forward(norm(x, block["norm_2"]), block["mlp"])
         wanted = norm(x, p["norm"])[0] @ p["head"]["kernel"] + p["head"]["bias"]
         np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_with_a_masked_token_is_the_same_and_so_is_its_gradient():
+    rng = np.random.default_rng(3)
+    query, key, value, out = (
+        jnp.asarray(rng.normal(size=(2, 5, 3, 4)), jnp.float32) for _ in range(4)
+    )
+    heads = query, key, value
+
+    def with_gradient(fn):
+        loss = lambda *heads: (fn(*heads, "xla") * out).sum()
+        return fn(*heads, "xla"), jax.grad(loss, (0, 1, 2))(*heads)
+
+    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, with_gradient(vit.attend_padded), with_gradient(vit.attend))
