@@ -106,6 +106,7 @@ def train_adapters(
     sites = task.sites(take(pool, jnp.arange(1)), lora.targets)
     init_key, batch_key = jax.random.split(key)
     adapter = lora_layers.init(init_key, sites, rank=lora.rank)
+    lora_layers.check_apart(sites, lora.whole)
     adapter |= lora_layers.trained_modules(base, lora.whole)
     optimizer = optax.adamw(learning_rate, weight_decay=weight_decay)
     size = -(-steps // _BLOCKS)

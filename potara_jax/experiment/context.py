@@ -59,7 +59,12 @@ class Context(NamedTuple):
 
 def heldout_samples(at: Context) -> Samples:
     """Every client's held-out examples."""
-    return _gathered(at.federation.pool, at.federation.heldout)
+    return heldout_of(at.federation)
+
+
+def heldout_of(federation: Federation) -> Samples:
+    """The held-out examples of every client of a federation."""
+    return _gathered(federation.pool, federation.heldout)
 
 
 def training_samples(at: Context) -> Samples:

@@ -94,7 +94,7 @@ def derive(at: Context, weighing: Weighing, measured: Measured) -> Measured:
 def combine(at: Context, combination: Combination, pair: Pair, weight: Any) -> Adapter:
     """The pair merged in one way with weights `[C, ...]`."""
     program = at.programs.once(
-        combination, lambda: _combine_program(at.programs.task, combination)
+        combination, lambda: combine_program(at.programs.task, combination)
     )
     return program(*arguments(at, pair, potara_of(at)), weight)
 
@@ -177,7 +177,8 @@ def _derive_program(at: Context, weighing: Weighing) -> Callable[..., Any]:
     return jax.jit(jax.vmap(weight))
 
 
-def _combine_program(task: Task, combination: Combination) -> Callable[..., Adapter]:
+def combine_program(task: Task, combination: Combination) -> Callable[..., Adapter]:
+    """A jitted program that merges in one way."""
     entry = registry.merges()[combination.merge]
     method = _with_grams(task, entry) if entry.needs == "grams" else entry.make()
     return merging.combine(method, space=combination.space, rank=combination.rank)

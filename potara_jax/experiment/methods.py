@@ -90,6 +90,23 @@ def check(experiment: Experiment) -> None:
         require_one_of(name, "merging.methods", known)
 
 
+def check_possible(experiment: Experiment, task: Task) -> None:
+    """Raise `ValueError` if a selected row needs what the task does not provide."""
+    for method in all_methods(experiment):
+        if method.name in experiment.merging.methods and not _is_possible(method, task):
+            raise ValueError(
+                f"merging.methods names '{method.name}', which needs "
+                f"{_needs(method)}: this task does not give it"
+            )
+
+
+def _needs(method: Method) -> str:
+    """What a row needs of a task, in words."""
+    if registry.merges()[method.combination.merge].needs == "grams":
+        return "the inputs of every module"
+    return "logits, and one label per example"
+
+
 def all_methods(experiment: Experiment) -> tuple[Method, ...]:
     """Every merged row."""
     return (

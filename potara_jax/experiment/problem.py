@@ -100,8 +100,9 @@ def adapter_maker(
       The function.
 
     Raises:
-      ValueError: the base has no module at a path.
+      ValueError: the base has no module at a path, or it is adapted as well.
     """
+    lora.check_apart(sites, whole)
     modules = lora.trained_modules(base, whole)
     default = rank
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from potara_jax.experiment import federating
+from potara_jax.experiment import federating, trials
 from potara_jax.experiment.cell import run_cell
 from potara_jax.experiment.context import Context
 from potara_jax.experiment.experiment import Experiment
@@ -32,8 +32,9 @@ class Table:
         """Nothing to check."""
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
-        """Raise `ValueError` if the federated model cannot be merged."""
+        """Raise `ValueError` if the federated model or a row cannot be merged."""
         federating.check_mergeable(experiment, problem)
+        trials.check_methods(experiment, problem)
 
     def rounds(self, experiment: Experiment) -> int:
         """The federated rounds, and the local ones twice."""
