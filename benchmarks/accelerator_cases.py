@@ -35,6 +35,7 @@ from benchmarks.model import (
     vision_task,
 )
 from potara_jax import merging
+from potara_jax.adapters import algebra
 from potara_jax.adapters.lora import is_factors
 from potara_jax.clients.axis import Layout
 from potara_jax.clients.fitting import fit
@@ -262,7 +263,7 @@ def _deltas_of(program: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         merged = program(*args)
         deltas = {
-            path: entry["a"] @ entry["b"]
+            path: algebra.delta(entry)
             for path, entry in merged.adapter.items()
             if is_factors(entry)
         }
