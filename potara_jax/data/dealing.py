@@ -26,6 +26,7 @@ TASKS = "tasks"
 SHARDS = "shards"
 SHARES: Mapping[str, float] = {"train": 0.6, "heldout": 0.2, "test": 0.2}
 _WITH_TESTS: Mapping[str, float] = {"train": 0.9, "heldout": 0.1}
+_APART: Mapping[str, float] = {"train": 0.75, "heldout": 0.25}
 
 
 class Parts(NamedTuple):
@@ -37,7 +38,11 @@ class Parts(NamedTuple):
 
 
 def split(
-    rng: np.random.Generator, strata: np.ndarray, *, testing: np.ndarray | None = None
+    rng: np.random.Generator,
+    strata: np.ndarray,
+    *,
+    testing: np.ndarray | None = None,
+    apart: Sequence[int] = (),
 ) -> Parts:
     """Split examples into parts that all have the same proportions of strata.
 
@@ -46,16 +51,41 @@ def split(
       strata: `[P]`.
       testing: `[P]`, true for the examples that only tests may use. Default: a fifth of
         every stratum.
+      apart: seeds whose tests are the tests of this split too, so that nothing of them
+        is trained or measured on. Where `testing` is given, this is so for any seed.
 
     Returns:
       The parts, each sorted.
     """
-    if testing is None:
-        return Parts(**partition.split(rng, strata, SHARES))
+    if testing is not None:
+        return _split_others(rng, strata, testing, _WITH_TESTS)
+    if apart:
+        tests = [split(generator(seed), strata).test for seed in apart]
+        return _split_others(rng, strata, _mask(len(strata), tests), _APART)
+    return Parts(**partition.split(rng, strata, SHARES))
+
+
+def generator(seed: int) -> np.random.Generator:
+    """What draws a seed's split, and then its clients."""
+    return np.random.default_rng([seed, 1])
+
+
+def _split_others(
+    rng: np.random.Generator,
+    strata: np.ndarray,
+    testing: np.ndarray,
+    shares: Mapping[str, float],
+) -> Parts:
     others = np.flatnonzero(~testing)
-    parts = partition.split(rng, strata[others], _WITH_TESTS)
+    parts = partition.split(rng, strata[others], shares)
     train, heldout = others[parts["train"]], others[parts["heldout"]]
     return Parts(train, heldout, np.flatnonzero(testing))
+
+
+def _mask(size: int, groups: Sequence[np.ndarray]) -> np.ndarray:
+    mask = np.zeros(size, bool)
+    mask[np.concatenate(groups)] = True
+    return mask
 
 
 # --- Clients drawn at random ----------------------------------------------------------
@@ -71,6 +101,7 @@ def dealt(
     heldout: int,
     test: int | None = None,
     testing: np.ndarray | None = None,
+    apart: Sequence[int] = (),
     size: int | None = None,
 ) -> Federation:
     """Deal a pool's examples to clients, as a federation.
@@ -84,6 +115,7 @@ def dealt(
       heldout: see `federate`.
       test: see `federate`.
       testing: see `split`.
+      apart: see `split`.
       size: see `federate`.
 
     Returns:
@@ -92,8 +124,8 @@ def dealt(
     Raises:
       ValueError: there are too few examples for this many clients.
     """
-    rng = np.random.default_rng([seed, 1])
-    parts = split(rng, strata, testing=testing)
+    rng = generator(seed)
+    parts = split(rng, strata, testing=testing, apart=apart)
     groups = deal(rng, strata[parts.train], heterogeneity, clients=clients)
     groups = [parts.train[group] for group in groups]
     return federate(
@@ -245,6 +277,7 @@ def natural(
     *,
     heldout: int,
     test: int,
+    apart: Sequence[int] = (),
     size: int | None = None,
 ) -> Federation:
     """A federation of clients that each have their own examples.
@@ -259,15 +292,20 @@ def natural(
       seed: draws the splits.
       heldout: the maximum of held-out examples per client.
       test: the maximum of test examples per client.
+      apart: seeds whose tests nothing is trained or measured on.
       size: length to which clients are padded. Default: the largest client.
 
     Returns:
       The federation.
+
+    Raises:
+      ValueError: a client has too few examples apart from the tests of other seeds.
     """
-    rng = np.random.default_rng([seed, 1])
+    rng = generator(seed)
     clients = int(owner.max()) + 1
     places = [np.flatnonzero(owner == client) for client in range(clients)]
-    parts = [_split_client(rng, strata[mine]) for mine in places]
+    of_clients = [strata[mine] for mine in places]
+    parts = _split_clients(rng, of_clients, apart)
 
     def shuffled(name: str) -> list[np.ndarray]:
         pairs = zip(places, parts, strict=True)
@@ -285,9 +323,34 @@ def natural(
     )
 
 
-def _split_client(rng: np.random.Generator, strata: np.ndarray) -> Parts:
-    parts = split(rng, strata)
-    return parts if all(map(len, parts)) else split(rng, np.zeros_like(strata))
+def _split_clients(
+    rng: np.random.Generator, strata: Sequence[np.ndarray], apart: Sequence[int]
+) -> list[Parts]:
+    if not apart:
+        return [_split_client(rng, mine) for mine in strata]
+    others = [_split_clients(generator(seed), strata, ()) for seed in apart]
+    tests = [[part.test for part in of_client] for of_client in zip(*others)]
+    masks = [_mask(*each) for each in zip(map(len, strata), tests, strict=True)]
+    return [_split_client(rng, *each) for each in zip(strata, masks, strict=True)]
+
+
+def _split_client(
+    rng: np.random.Generator, strata: np.ndarray, testing: np.ndarray | None = None
+) -> Parts:
+    """A client's parts, regardless of strata where a part would be empty otherwise."""
+
+    def parts_of(kinds: np.ndarray) -> Parts:
+        if testing is None:
+            return split(rng, kinds)
+        return _split_others(rng, kinds, testing, _APART)
+
+    if testing is not None and (left := (~testing).sum()) < 3:
+        raise ValueError(
+            f"a client has {left} examples apart from the tests of cells.apart_from, "
+            "too few to train and measure on: name fewer seeds there"
+        )
+    parts = parts_of(strata)
+    return parts if all(map(len, parts)) else parts_of(np.zeros_like(strata))
 
 
 # --- Tests ---------------------------------------------------------------------------

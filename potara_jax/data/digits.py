@@ -7,7 +7,7 @@ only ever seen rotated by 90, 180 and 270 degrees; client images are upright.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -60,10 +60,10 @@ def upstream_images(digits: Digits) -> Batch:
     return Batch(jnp.asarray(np.concatenate(turned)), jnp.asarray(labels))
 
 
-def split(digits: Digits, seed: int) -> Parts:
-    """The clients' images, split by a seed."""
-    rng = np.random.default_rng([seed, 1])
-    parts = dealing.split(rng, digits.labels[digits.clients])
+def split(digits: Digits, seed: int, apart: Sequence[int] = ()) -> Parts:
+    """The clients' images, split by a seed; `apart`: see `dealing.split`."""
+    rng = dealing.generator(seed)
+    parts = dealing.split(rng, digits.labels[digits.clients], apart=apart)
     return Parts(*(digits.clients[part] for part in parts))
 
 
@@ -75,6 +75,7 @@ def federation(
     clients: int,
     heldout: int,
     examples: int | None = None,
+    apart: Sequence[int] = (),
     size: int | None = None,
 ) -> Federation:
     """A federation of clients over the digits.
@@ -88,6 +89,7 @@ def federation(
       heldout: held-out images per client.
       examples: median of the clients' numbers of training images, which may then belong
         to several clients. Default: all images are dealt, each to one client.
+      apart: see `dealing.split`.
       size: length to which clients are padded. Default: the largest client.
 
     Returns:
@@ -96,7 +98,7 @@ def federation(
     Raises:
       ValueError: there are too few images for this many clients.
     """
-    parts, rng = split(digits, seed), np.random.default_rng([seed, 2])
+    parts, rng = split(digits, seed, apart), np.random.default_rng([seed, 2])
     labels, by_task = digits.labels[parts.train], heterogeneity == dealing.TASKS
     kind = "100" if by_task else heterogeneity
     groups = _deal(rng, labels, kind, clients=clients, examples=examples)

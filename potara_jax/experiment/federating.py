@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,15 +15,15 @@ from potara_jax.clients.mesh import everywhere, make_mesh
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train
 from potara_jax.evaluation.metrics import common_evaluator, evaluator
+from potara_jax.experiment.checks import require_one_of, require_that
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.phases import Evaluate, Phase
 from potara_jax.experiment.problem import Problem
-from potara_jax.experiment.settings import require_one_of
 from potara_jax.federated import accounting, wire
 from potara_jax.federated.conditions import Conditions, size
 from potara_jax.federated.interface import Algorithm, Shared
 from potara_jax.federated.privacy import Privacy
-from potara_jax.federated.registry import algorithms
+from potara_jax.federated.registry import Make, algorithms
 from potara_jax.federated.wire import Wire
 
 
@@ -72,12 +73,22 @@ def make_algorithm(
     """A registered algorithm with the experiment's training.
 
     local_rate: the clients' learning rate, in place of the experiment's. Raises
-    `ValueError` for a name that is not registered.
+    `ValueError` for a name that is not registered, or if the experiment's wire makes no
+    sense for the algorithm.
     """
     known = algorithms()
     require_one_of(name, "the algorithm", known)
-    train = training(experiment, local_rate)
-    return known[name].make(task, train, **hyperparameters)
+    train, make = training(experiment, local_rate), known[name].make
+    if experiment.federated.ranks and _has_ranks(make):
+        hyperparameters = {"ranks": experiment.federated.ranks} | hyperparameters
+    algorithm = make(task, train, **hyperparameters)
+    wire.check(wire_of(experiment), algorithm)
+    return algorithm
+
+
+def _has_ranks(make: Make) -> bool:
+    """Whether an algorithm's clients may differ in rank."""
+    return "ranks" in inspect.signature(make).parameters
 
 
 def tuned_algorithm(experiment: Experiment, task: Task, name: str) -> Algorithm:
@@ -191,11 +202,26 @@ def check_mergeable(experiment: Experiment, problem: Problem) -> None:
 
 def check(experiment: Experiment) -> None:
     """Raise `ValueError` for conditions that cannot be met: all clients are newcomers,
-    or privacy is on and cannot be accounted for.
+    a client's rank is too large, or privacy is on and cannot be accounted for.
     """
     size(conditions(experiment), experiment.cells.clients)
+    for rank in experiment.federated.ranks:
+        largest = experiment.lora.rank
+        expected = f"at most lora.rank, which is {largest}"
+        require_that(rank <= largest, "federated.ranks", rank, expected)
     if (private := wire_of(experiment).privacy) is not None:
         accounting.epsilon(private, clients=2, cohort=1, rounds=1, delta=0.1)
+
+
+def check_ranks(experiment: Experiment) -> None:
+    """Raise `ValueError` if ranks are asked for that the federated model has not."""
+    settings = experiment.federated
+    if settings.ranks and not _has_ranks(algorithms()[settings.algorithm].make):
+        names = [name for name, entry in algorithms().items() if _has_ranks(entry.make)]
+        raise ValueError(
+            f"federated.ranks is set, but all clients of {settings.algorithm} have one "
+            f"rank: choose federated.algorithm of {', '.join(names)}"
+        )
 
 
 def check_private(experiment: Experiment, algorithm: Algorithm) -> None:

@@ -9,9 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from potara_jax.data.dealing import SHARDS, TASKS
+from potara_jax.experiment.checks import (
+    require_at_least,
+    require_distinct,
+    require_not_negative,
+    require_one_of,
+    require_positive,
+    require_that,
+)
 from potara_jax.federated.registry import algorithms
 
 SEEDS = 2**63
@@ -33,6 +41,9 @@ class Cells:
     `natural`: the clients that the data define."""
     clients: int = 20
     """Number of clients."""
+    apart_from: tuple[int, ...] = ()
+    """Seeds whose test examples are neither trained nor measured on. A search of step
+    sizes stays apart from the tables' seeds."""
 
     @property
     def keys(self) -> list[tuple[str, int]]:
@@ -45,6 +56,9 @@ class Cells:
         require_distinct(self, "cells", "seeds", "heterogeneity")
         for seed in self.seeds:
             require_that(0 <= seed < SEEDS, "cells.seeds", seed, f"in [0, {SEEDS})")
+        both = {*self.seeds} & {*self.apart_from}
+        expected = "other than cells.seeds"
+        require_that(not both, "cells.apart_from", self.apart_from, expected)
         expected = f"numbers above 0, {SHARDS}2 or the like, '{TASKS}' or '{NATURAL}'"
         for value in self.heterogeneity:
             good = _is_heterogeneity(value)
@@ -103,6 +117,9 @@ class Federated:
     """One of `potara list algorithms` whose model is a single adapter."""
     rounds: int = 40
     """Rounds of the federation."""
+    ranks: tuple[int, ...] = ()
+    """Ranks that are dealt to the clients in turn, such as 2 4 8, for algorithms whose
+    clients may differ in rank: flexlora, flora, hetlora. Default: lora.rank for all."""
     longer_rounds: int = 0
     """Total rounds of a federated model that is trained longer, as a baseline that is
     not merged; 0: no such baseline."""
@@ -110,6 +127,8 @@ class Federated:
     def check(self) -> None:
         """Raise `ValueError` for an invalid value."""
         require_positive(self, "federated", "rounds")
+        good = all(rank > 0 for rank in self.ranks)
+        require_that(good, "federated.ranks", self.ranks, "ranks of 1 or more")
         require_not_negative(self, "federated", "longer_rounds")
         require_one_of(self.algorithm, "federated.algorithm", algorithms())
 
@@ -251,63 +270,7 @@ class Pretraining:
         require_that(good, "pretraining.seed", self.seed, f"in [0, {SEEDS})")
 
 
-# --- Checks --------------------------------------------------------------------------
-
-
-def require_that(good: bool, name: str, value: Any, expected: str) -> None:
-    """Raise `ValueError` naming a setting, its value and what it must be."""
-    if not good:
-        raise ValueError(f"{name} is {_shown(value)}: it must be {expected}")
-
-
-def require_one_of(value: str, name: str, known: Any) -> None:
-    """Raise `ValueError` if a name is not among the known ones."""
-    require_that(value in known, name, value, f"one of {', '.join(known)}")
-
-
-def require_positive(group: Any, prefix: str, *names: str) -> None:
-    """Raise `ValueError` if a field is not above 0 and finite; None is allowed."""
-    for name in names:
-        value = getattr(group, name)
-        good = value is None or 0 < value < math.inf
-        require_that(good, f"{prefix}.{name}", value, "above 0, and finite")
-
-
-def require_not_negative(group: Any, prefix: str, *names: str) -> None:
-    """Raise `ValueError` if a field is below 0 or infinite."""
-    for name in names:
-        value = getattr(group, name)
-        good = 0 <= value < math.inf
-        require_that(good, f"{prefix}.{name}", value, "0 or more, and finite")
-
-
-def require_at_least(group: Any, prefix: str, least: int, *names: str) -> None:
-    """Raise `ValueError` if a field is below a number; None is allowed."""
-    for name in names:
-        value = getattr(group, name)
-        good = value is None or value >= least
-        require_that(good, f"{prefix}.{name}", value, f"{least} or more")
-
-
-def require_at_most(group: Any, prefix: str, limit: int, *names: str) -> None:
-    """Raise `ValueError` if a field is above a number; None is allowed."""
-    for name in names:
-        value = getattr(group, name)
-        good = value is None or value <= limit
-        require_that(good, f"{prefix}.{name}", value, f"{limit} or less")
-
-
-def require_distinct(group: Any, prefix: str, *names: str) -> None:
-    """Raise `ValueError` if a field is empty, or names something twice."""
-    for name in names:
-        values = getattr(group, name)
-        require_that(bool(values), f"{prefix}.{name}", "empty", "at least one value")
-        good = len(set(values)) == len(values)
-        require_that(good, f"{prefix}.{name}", values, "distinct values")
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+# --- Texts that stand for numbers ----------------------------------------------------
 
 
 def _is_heterogeneity(value: str) -> bool:

@@ -20,11 +20,11 @@ import numpy as np
 
 from potara_jax.evaluation.metrics import evaluator, worst_decile
 from potara_jax.experiment import federating
+from potara_jax.experiment.checks import require_at_least
 from potara_jax.experiment.context import Context
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.phases import Mark, Outcome, Phase, run_phase
 from potara_jax.experiment.problem import Problem
-from potara_jax.experiment.settings import require_at_least
 from potara_jax.federated import HostProgress, start_on_host
 from potara_jax.federated.conditions import size
 from potara_jax.jobs.job import Record, quantity
@@ -50,6 +50,7 @@ class Simulate:
     def check(self, experiment: Experiment) -> None:
         """Raise `ValueError` if no client would be scored."""
         require_at_least(self, self.name, 1, "scored")
+        federating.check_ranks(experiment)
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
         """Raise `ValueError` if privacy is on and cannot be accounted for."""

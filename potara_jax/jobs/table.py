@@ -29,7 +29,8 @@ class Table:
     presets: ClassVar[Mapping[str, Any]] = {}
 
     def check(self, experiment: Experiment) -> None:
-        """Nothing to check."""
+        """Raise `ValueError` if the federated model has no ranks of clients."""
+        federating.check_ranks(experiment)
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
         """Raise `ValueError` if the federated model or a row cannot be merged."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,12 +21,12 @@ import numpy as np
 from potara_jax.data.federation import evenly_weighted
 from potara_jax.experiment import federating
 from potara_jax.experiment.cell import train
+from potara_jax.experiment.checks import require_one_of
 from potara_jax.experiment.context import Context
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.phases import Outcome, Phase
 from potara_jax.experiment.problem import Problem
 from potara_jax.experiment.rows import mean_accuracy
-from potara_jax.experiment.settings import require_one_of
 from potara_jax.federated import stack
 from potara_jax.federated.registry import algorithms
 from potara_jax.jobs.compare import possible
@@ -52,7 +52,10 @@ class Tune:
     """Algorithms to search for, of `potara list algorithms`. Default: all."""
 
     name: ClassVar[str] = "tune"
-    presets: ClassVar[Mapping[str, Any]] = {"cells.seeds": (100,)}
+    presets: ClassVar[Mapping[str, Any]] = {
+        "cells.seeds": (100,),
+        "cells.apart_from": (0, 1, 2),
+    }
 
     def check(self, experiment: Experiment) -> None:
         """Raise `ValueError` if an algorithm is not registered."""
@@ -87,7 +90,7 @@ class Tune:
 
     def summary(self, at: Context, record: Record) -> str:
         """The best trial."""
-        best = max(record["trials"], key=lambda trial: trial["mean"])
+        best = max(record["trials"], key=_rank)
         score = quantity(at, best["mean"])
         return f"{at.cell.name}: best is {best['algorithm']} with {score}"
 
@@ -101,10 +104,7 @@ class Tune:
         by_name: dict[str, list[Record]] = {}
         for trial in means:
             by_name.setdefault(trial["algorithm"], []).append(trial)
-        best = {
-            name: max(tried, key=itemgetter("mean"))["trial"]
-            for name, tried in by_name.items()
-        }
+        best = {name: max(tried, key=_rank)["trial"] for name, tried in by_name.items()}
         return {"trials": means, "best": best}
 
     def files(self, results: Record) -> Mapping[str, str]:
@@ -124,6 +124,11 @@ def trials(name: str) -> list[dict[str, float]]:
     """What is tried for an algorithm: keyword arguments of `make_algorithm`."""
     option, values = _OTHER.get(name, ("local_rate", RATES))
     return [{option: value} for value in values]
+
+
+def _rank(trial: Record) -> float:
+    """A trial's score; one that diverged is the worst."""
+    return trial["mean"] if math.isfinite(trial["mean"]) else -math.inf
 
 
 def _phase(at: Context, name: str, number: int, trial: dict[str, float]) -> Phase:

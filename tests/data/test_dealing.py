@@ -120,6 +120,41 @@ def test_examples_reserved_for_tests_are_the_tests():
     assert testing[tested].all()
 
 
+def used(federation):
+    """What clients train and measure on, and what they are tested on."""
+    parts = [
+        set(np.asarray(row[:count]).tolist())
+        for part in (federation.train, federation.heldout)
+        for row, count in zip(part.index, part.count, strict=True)
+    ]
+    tested = np.asarray(federation.test.index)[np.asarray(federation.test.weight) > 0]
+    return set().union(*parts), set(tested.tolist())
+
+
+@pytest.mark.parametrize("kind", ["dealt", "natural"])
+def test_a_seed_apart_from_others_trains_and_measures_on_none_of_their_tests(kind):
+    def make(seed, apart=()):
+        if kind == "dealt":
+            more = {"clients": 4, "heldout": 5, "test": 6, "apart": apart}
+            return dealing.dealt(POOL, STRATA, "0.5", seed, **more)
+        owner, more = np.arange(240) % 3, {"heldout": 9, "test": 12, "apart": apart}
+        return dealing.natural(POOL, owner, STRATA, seed, **more)
+
+    tested = set().union(*(used(make(seed))[1] for seed in (0, 1, 2)))
+    plain, _ = used(make(100))
+    alone, _ = used(make(100, apart=(0, 1, 2)))
+    assert plain & tested
+    assert not alone & tested
+    assert len(alone) > 40
+
+
+def test_a_client_whose_examples_are_all_tests_of_others_is_refused():
+    owner, strata = np.repeat([0, 1], [236, 4]), np.zeros(240, int)
+    how = {"heldout": 9, "test": 12, "apart": tuple(range(60))}
+    with pytest.raises(ValueError, match=r"apart from the tests of cells\.apart_from"):
+        dealing.natural(POOL, owner, strata, 100, **how)
+
+
 def test_clients_of_other_blocks_have_the_same_examples_in_theirs():
     plain, moved = federation(), federation(blocks=np.array([0, 240] * 3))
     for name in ("train", "heldout"):

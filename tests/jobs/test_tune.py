@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from potara_jax.cli import catalogue
 from potara_jax.experiment import federating
 from potara_jax.experiments import digits
 from potara_jax.federated.registry import algorithms
@@ -40,9 +41,12 @@ def test_the_best_trial_is_written_down(finished):
     assert "ffa" in (finished / "report.html").read_text()
 
 
-def test_the_seed_is_in_no_table():
-    assert preset(digits.EXPERIMENT, Tune()).cells.seeds == (100,)
-    assert 100 not in digits.EXPERIMENT.cells.seeds
+@pytest.mark.parametrize("name", catalogue.names())
+def test_a_search_is_apart_from_every_seed_of_the_tables(name):
+    experiment = catalogue.find(name)
+    cells = preset(experiment, Tune()).cells
+    assert set(experiment.cells.seeds) <= set(cells.apart_from)
+    assert not set(experiment.cells.seeds) & set(cells.seeds)
 
 
 def test_all_algorithms_but_local_training_are_tuned_by_default():

@@ -9,11 +9,11 @@ from potara_jax.data import digits
 from potara_jax.data.dealing import SHARDS
 from potara_jax.data.digits import Digits
 from potara_jax.data.federation import Federation
+from potara_jax.experiment.checks import require_at_least, require_that
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Federations, Resources
 from potara_jax.experiment.problems import bases, federations, vision
 from potara_jax.experiment.problems.vision import VisionModel
-from potara_jax.experiment.settings import require_at_least, require_that
 from potara_jax.models.vit import ViTConfig
 
 
@@ -50,6 +50,7 @@ def dealt(experiment: Experiment, images: Digits) -> Federations:
             clients=experiment.cells.clients,
             heldout=experiment.merging.samples,
             examples=experiment.source.examples,
+            apart=experiment.cells.apart_from,
             size=size,
         )
 

@@ -88,6 +88,7 @@ def dealt(
             heldout=experiment.merging.samples,
             test=test,
             testing=testing,
+            apart=experiment.cells.apart_from,
             size=size,
         )
 
@@ -116,9 +117,15 @@ def natural(
     """
 
     def make(heterogeneity: str, seed: int, *, size: int | None) -> Federation:
-        heldout = experiment.merging.samples
         return dealing.natural(
-            pool, owner, strata, seed, heldout=heldout, test=test, size=size
+            pool,
+            owner,
+            strata,
+            seed,
+            heldout=experiment.merging.samples,
+            test=test,
+            apart=experiment.cells.apart_from,
+            size=size,
         )
 
     return for_cells(experiment.cells, make)
