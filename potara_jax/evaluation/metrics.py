@@ -28,7 +28,8 @@ class Scores(NamedTuple):
     """Each client's `accuracy` and `loss` on its test distribution, `[C]` each.
 
     `accuracy` is the task's score, see `Task.metric`; minus the loss for a task with
-    only a loss.
+    only a loss. It is NaN where the model's loss is: the class of the largest logit
+    means nothing then.
     """
 
     accuracy: Array
@@ -77,7 +78,7 @@ def _of_examples(
 
     def measure(rows: Array) -> tuple[Array, Array]:
         loss, score = task.measure(shared.base, adapter, take(shared.pool, rows))
-        return score, loss
+        return jnp.where(jnp.isnan(loss), jnp.nan, score), loss
 
     return in_parts(measure, index, max_size=_examples_at_once(task, shared.pool))
 
@@ -110,8 +111,10 @@ def _mean(values: Array, weight: Array) -> Array:
 
 
 def worst_decile(values: np.ndarray) -> float:
-    """The mean of the worst tenth of the clients, of at least one."""
+    """The mean of the worst tenth of the clients, of at least one; NaN is the worst."""
     ordered = np.sort(np.asarray(values, np.float64))
+    if np.isnan(ordered).any():
+        return float("nan")
     return float(ordered[: max(1, len(ordered) // 10)].mean())
 
 

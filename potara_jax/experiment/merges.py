@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from potara_jax import merging
 from potara_jax.adapters.lora import Adapter
@@ -33,6 +34,8 @@ from potara_jax.merging.damping import DAMPINGS, Damping
 from potara_jax.merging.likelihoods import LIKELIHOODS, Likelihood
 
 Pair = tuple[Adapter, Adapter]
+
+_ROUNDING = 1e-5  # of a weight in float32
 
 
 class Merges(NamedTuple):
@@ -63,7 +66,24 @@ def measure_all(at: Context, pair: Pair) -> Merges:
     for weighing in wanted:
         if weighing not in measured:
             measured[weighing] = derive(at, weighing, measured[source_of(weighing)])
+        check_bounds(weighing.weight, measured[weighing].weight)
     return Merges(measured, losses, points, interval)
+
+
+def check_bounds(name: str, weight: Any) -> None:
+    """Raise `ValueError` if a weight is outside [0, 1] and not registered as unbounded.
+
+    One that is not a number is let through: its client's model has diverged.
+    """
+    if not registry.weights()[name].bounded:
+        return
+    for x in map(np.asarray, jax.tree.leaves(weight)):
+        outside = (x < -_ROUNDING) | (x > 1 + _ROUNDING)
+        if outside.any():
+            raise ValueError(
+                f"the weight '{name}' is {x[outside][0]:.4g} for a client: it must be "
+                "in [0, 1], or be registered with bounded=False"
+            )
 
 
 def potara_of(at: Context) -> Weighing:

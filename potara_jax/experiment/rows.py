@@ -191,10 +191,10 @@ def _oracles(
     between = at.progress.each(f"{at.cell.name} scores of weights", list(points[1:-1]))
     inner = [jax.block_until_ready(score(at, exact(point))) for point in between]
     scores = jax.tree.map(lambda *x: jnp.stack(x), ends[0], *inner, ends[1])
-    constant = jnp.full(at.clients, jnp.argmax(scores.accuracy.mean(1)))
+    constant = jnp.full(at.clients, _best(scores.accuracy.mean(1)))
     choices = {
         "best constant weight": constant,
-        "best weight per client": jnp.argmax(scores.accuracy, 0),
+        "best weight per client": _best(scores.accuracy),
     }
 
     def chosen(choice: jax.Array) -> Scores:
@@ -205,6 +205,11 @@ def _oracles(
         Row(name, example, cost, points[choice], chosen(choice), oracle=True)
         for name, choice in choices.items()
     ]
+
+
+def _best(scores: jax.Array) -> jax.Array:
+    """Which of the scores `[T, ...]` is highest; that of a diverged model never is."""
+    return jnp.argmax(jnp.where(jnp.isnan(scores), -jnp.inf, scores), 0)
 
 
 # --- Scores and costs ----------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -12,7 +13,7 @@ from potara_jax.experiment.problem import Problem
 from potara_jax.reports import document
 from potara_jax.reports.document import Report
 from potara_jax.reports.formats import Metric
-from potara_jax.runs.store import Store
+from potara_jax.runs.store import Cell, Store
 
 Record = dict[str, Any]
 
@@ -61,9 +62,17 @@ def preset(experiment: Experiment, job: Job) -> Experiment:
     return experiment.set({**job.presets, **experiment.presets.get(job.name, {})})
 
 
+def cells_of(experiment: Experiment) -> list[Cell]:
+    """Every heterogeneity with every seed."""
+    return [Cell(*key) for key in experiment.cells.keys]
+
+
 def best_line(at: Context, records: list[Record]) -> str:
     """The best method of a cell, in a line."""
-    best = max((r for r in records if not r["oracle"]), key=lambda r: r["mean"])
+    fair = [r for r in records if not r["oracle"] and math.isfinite(r["mean"])]
+    if not fair:
+        return f"{at.cell.name}: every method diverged"
+    best = max(fair, key=lambda r: r["mean"])
     return f"{at.cell.name}: best is {best['method']} with {quantity(at, best['mean'])}"
 
 

@@ -31,6 +31,7 @@ from potara_jax.experiment.context import Context, heldout_samples, training_sam
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.merges import (
     Pair,
+    check_bounds,
     estimator,
     likelihood,
     program_arguments,
@@ -96,8 +97,8 @@ class Study:
             "curve": exact.mean(1).tolist(),
             "federated": float(exact[-1].mean()),
             "local": float(exact[0].mean()),
-            "best_constant": float(exact.mean(1).max()),
-            "best_per_client": float(exact.max(0).mean()),
+            "best_constant": float(np.fmax.reduce(exact.mean(1))),
+            "best_per_client": float(np.fmax.reduce(exact).mean()),
             "estimates": _estimates(at, pair, curves),
         }
 
@@ -332,6 +333,7 @@ def _estimates(at: Context, pair: Pair, curves: Curves) -> list[Record]:
                 continue
             arguments = _arguments(at, pair, samples, max(one.numbers))
             weights = jax.device_get(one.program(*arguments))
+            check_bounds(one.fields["estimator"], weights)
             for i, number in enumerate(one.numbers):
                 at_number = jax.tree.map(lambda w, i=i: w[:, i], weights)
                 fields = {**one.fields, "samples": samples, "number": number}

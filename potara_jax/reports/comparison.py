@@ -16,6 +16,7 @@ run, with additional keys:
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -161,7 +162,8 @@ def table(results: Results, *, columns: tuple[str, ...] = COLUMNS) -> Table:
 
 
 def _rows(group: list[Entry], metric: Metric, columns: tuple[str, ...]) -> list[Row]:
-    fair = [entry for entry in group if not entry.summary.oracle and not entry.over]
+    within = [entry for entry in group if not entry.summary.oracle and not entry.over]
+    fair = [entry for entry in within if math.isfinite(entry.summary.mean)]
     rows = []
     for entry in group:
         oracle, best = entry.summary.oracle, entry is next(iter(fair), None)

@@ -9,6 +9,7 @@ given with a 95 % t-interval over seeds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -147,6 +148,12 @@ def _by_heterogeneity(
     return {name: mean_of(values) for name, values in groups.items()}
 
 
+def rank(setting: Setting) -> float:
+    """By what settings are ordered: the regret, lowest where a model diverged."""
+    regret = setting.regret.mean
+    return regret if math.isfinite(regret) else -math.inf
+
+
 def best_damped(settings: Sequence[Setting]) -> list[Setting]:
     """Of settings that differ in the damping alone, the one of least regret."""
     best: dict[tuple[tuple[str, str], ...], Setting] = {}
@@ -154,7 +161,7 @@ def best_damped(settings: Sequence[Setting]) -> list[Setting]:
         fields = setting.fields.items()
         undamped = [(k, str(v)) for k, v in fields if k not in ("damping", "value")]
         key = tuple(sorted(undamped))
-        if key not in best or setting.regret.mean > best[key].regret.mean:
+        if key not in best or rank(setting) > rank(best[key]):
             best[key] = setting
     return list(best.values())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from potara_jax.reports.formats import Metric, label, metric_of
+from potara_jax.reports.formats import DIVERGED, Metric, label, metric_of
 from potara_jax.reports.summary import (
     PARENTS,
     Results,
@@ -31,13 +31,14 @@ def _subject(summaries: list[Summary]) -> Summary | None:
     fair = [s for s in summaries if not s.oracle and s.method not in PARENTS]
     core = [s for s in fair if s.method == "potara core"]
     potara = [s for s in fair if s.method.startswith("potara")]
-    ranked = sorted(fair, key=lambda s: -s.mean)
-    return next(iter([*core, *potara, *ranked]), None)
+    return next(iter([*core, *potara, *best(fair)]), None)
 
 
 def _sentence(subject: Summary, group: list[Summary], metric: Metric) -> str:
     start = f"With {label(subject.heterogeneity)}, {subject.method}"
     mean, rival = metric.phrase(subject.mean), _rival(subject, group, metric)
+    if mean == DIVERGED:
+        return f"{start} diverged{rival}."
     if subject.gain is None:
         return f"{start} reaches {mean}{rival}."
     means = {other.method: metric.quantity(other.mean) for other in group}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 MISSING = "–"  # noqa: RUF001
+DIVERGED = "diverged"  # in the place of a score that is not finite
 _LABELS = {"tasks": "one task per client", "natural": "the clients' own data"}
 
 
@@ -50,25 +51,33 @@ class Metric(NamedTuple):
         return (-1 if self.is_loss else 1) * self.scale * score
 
     def text(self, score: float) -> str:
-        """A score: `86.1`, or `0.312` for a loss."""
+        """A score: `86.1`, or `0.312` for a loss; `diverged` if it is not finite."""
+        if not math.isfinite(score):
+            return DIVERGED
         value = self.shown(score)
         return f"{value:.1f}" if self.percent else significant(value)
 
     def quantity(self, score: float) -> str:
         """A score with its unit, for a sentence: `86.1 %` or `0.312`."""
-        return self.text(score) + " %" * self.percent
+        unit = " %" * (self.percent and math.isfinite(score))
+        return self.text(score) + unit
 
     def phrase(self, score: float) -> str:
         """What a method reaches: `86.1 %` or `a loss of 0.312`."""
-        kind = "" if self.percent else f"a {self.name} of "
+        named = self.percent or not math.isfinite(score)
+        kind = "" if named else f"a {self.name} of "
         return kind + self.quantity(score)
 
     def deviation(self, value: float) -> str:
         """A spread of scores."""
+        if not math.isfinite(value):
+            return MISSING
         return f"{self.scale * value:.1f}" if self.percent else significant(value, 2)
 
     def difference(self, value: float) -> str:
         """A difference of scores with its sign; above zero is better."""
+        if not math.isfinite(value):
+            return MISSING
         text = f"{self.scale * value:+z.1f}" if self.percent else signed(value)
         return text.replace("-", "−")  # noqa: RUF001
 

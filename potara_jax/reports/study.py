@@ -25,6 +25,7 @@ from potara_jax.reports.estimates import (
     best_damped,
     heterogeneities,
     mean_over_cells,
+    rank,
     settings_of,
 )
 from potara_jax.reports.figures.study import NUMBER, drawings
@@ -106,7 +107,7 @@ def table(
 
 def _place(setting: Setting) -> tuple[str, int, float]:
     fields = setting.fields
-    return fields.get("samples", ""), fields.get("number", 0), -setting.regret.mean
+    return fields.get("samples", ""), fields.get("number", 0), -rank(setting)
 
 
 def _row(setting: Setting, metric: Metric) -> Row:

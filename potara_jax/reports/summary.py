@@ -7,6 +7,7 @@ seed.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,10 +120,15 @@ def _gains(records: list[Record], methods: dict[str, list[Record]]) -> list[floa
     """Each seed's score less that of its better parent, for seeds that have both."""
     parents = [{r["seed"]: r["mean"] for r in methods.get(p, [])} for p in PARENTS]
     return [
-        record["mean"] - max(parent[record["seed"]] for parent in parents)
+        record["mean"] - _highest([parent[record["seed"]] for parent in parents])
         for record in records
         if all(record["seed"] in parent for parent in parents)
     ]
+
+
+def _highest(scores: list[float]) -> float:
+    """The highest score of those that are finite."""
+    return max(filter(math.isfinite, scores), default=math.nan)
 
 
 def _mean_weight(records: list[Record]) -> float | None:
@@ -151,12 +157,17 @@ def grouped(summaries: list[Summary]) -> dict[str, list[Summary]]:
 def ranked(results: Results) -> list[Summary]:
     """All summaries, in each heterogeneity the best first."""
     groups = grouped(summarise(results)).values()
-    return [s for group in groups for s in sorted(group, key=lambda s: -s.mean)]
+    return [s for group in groups for s in sorted(group, key=_place)]
+
+
+def _place(summary: Summary) -> tuple[bool, float]:
+    """Sorts the best first, and those that diverged last."""
+    return not math.isfinite(summary.mean), -summary.mean
 
 
 def best(summaries: list[Summary]) -> list[Summary]:
-    """The best of those that are not oracles: several if they tie."""
-    fair = [summary for summary in summaries if not summary.oracle]
+    """The best, several if they tie, without oracles and methods that diverged."""
+    fair = [s for s in summaries if not s.oracle and math.isfinite(s.mean)]
     top = max((summary.mean for summary in fair), default=0.0)
     return [summary for summary in fair if summary.mean == top]
 

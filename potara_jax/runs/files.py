@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -39,8 +40,17 @@ def atomic_file(path: Path) -> Generator[BinaryIO]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file as a whole, with keys in their order."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    """Write a JSON file as a whole, with keys in their order; see `finite`."""
+    write_text(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with null for numbers that are not finite, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: finite(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Any:

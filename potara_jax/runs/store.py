@@ -209,7 +209,7 @@ class RunFolder(NamedTuple):
         checkpoint = checkpoints.restore(self._phase(cell, phase), like, self.warn)
         kept = [line for line in self._metrics() if _origin(line) != (cell, phase)]
         kept += checkpoint.history if checkpoint else []
-        text = "".join(json.dumps(line) + "\n" for line in kept)
+        text = "".join(json.dumps(files.finite(line)) + "\n" for line in kept)
         files.write_text(self.path / "metrics.jsonl", text)
         return checkpoint
 
@@ -229,7 +229,7 @@ class RunFolder(NamedTuple):
     def add_line(self, name: str, line: dict[str, Any]) -> None:
         """Append a record to `NAME.jsonl`."""
         with open(self.path / f"{name}.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(files.finite(line)) + "\n")
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The records of `NAME.jsonl`, without the torn one of a killed run."""
@@ -283,7 +283,7 @@ class RunFolder(NamedTuple):
     def cell(self, cell: Cell) -> dict[str, Any] | None:
         """A finished cell's record, if it exists undamaged."""
         path = self.path / "cells" / f"{cell.name}.json"
-        return files.read_whole_json(path, self.warn)
+        return _with_nan(files.read_whole_json(path, self.warn))
 
     def end_cell(self, cell: Cell, record: dict[str, Any]) -> None:
         """Keep a finished cell."""
@@ -291,11 +291,31 @@ class RunFolder(NamedTuple):
 
     def results(self) -> dict[str, Any] | None:
         """The finished run's results, if they exist undamaged."""
-        return files.read_whole_json(self.path / "results.json", self.warn)
+        return _with_nan(files.read_whole_json(self.path / "results.json", self.warn))
 
     def finish(self, results: dict[str, Any]) -> None:
         """Write `results.json`, which marks the run as finished."""
         files.write_json(self.path / "results.json", results)
+
+
+# Scores of records, which are null in a file if a model has diverged.
+_SCORES = {"mean", "worst_decile", "federated", "local"} | {
+    "best_constant",
+    "best_per_client",
+}
+
+
+def _with_nan(value: Any) -> Any:
+    """A record from a file, with NaN for null among numbers and as a score."""
+    nan = float("nan")
+    if isinstance(value, list):
+        return [nan if x is None else _with_nan(x) for x in value]
+    if isinstance(value, dict):
+        return {
+            key: nan if x is None and key in _SCORES else _with_nan(x)
+            for key, x in value.items()
+        }
+    return value
 
 
 def _method_of(path: Path) -> str:

@@ -61,6 +61,20 @@ def test_evaluator_equals_numpy(chunk):
     assert len(np.unique(accuracy)) == CLIENTS
 
 
+def test_a_model_that_is_not_finite_has_no_accuracy():
+    """The largest of logits that are all NaN is the first."""
+    shared, stacked = problem((20,)).shared, adapters()
+    b = stacked["dense"]["b"].at[1].set(jnp.nan).at[3, 0, 0].set(jnp.inf)
+    broken = {"dense": stacked["dense"] | {"b": b}}
+    evaluate = metrics.evaluator(task)
+    expected, found = (
+        evaluate(shared, each, weighted_test()) for each in (stacked, broken)
+    )
+    assert np.isnan(found.accuracy).tolist() == [False, True, False, True, False]
+    np.testing.assert_array_equal(found.accuracy[::2], expected.accuracy[::2])
+    assert np.isnan(metrics.worst_decile(found.accuracy))
+
+
 def test_a_task_with_only_a_loss_scores_minus_the_loss():
     squares = lambda apply, batch: (apply(batch.inputs) ** 2).sum(-1)
     squared, given, test = of_loss(linear, squares), problem((20,)), weighted_test()

@@ -1,9 +1,10 @@
 """A user's merges and weights that fail do so before anything is trained."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from potara_jax.experiment import trials
+from potara_jax.experiment import merges, trials
 from potara_jax.experiment.problem import Resources
 from potara_jax.experiments import digits
 from potara_jax.merging import Estimator, Measured, Merge, registry
@@ -126,3 +127,16 @@ def test_rows_that_a_task_cannot_give_are_refused_by_name(problem):
         with pytest.raises(ValueError, match=f"names '{name}', which needs"):
             trials.check_methods(asked, loss_only)
     trials.check_methods(SMALL, loss_only)
+
+
+@pytest.mark.parametrize("weight", [-0.01, 1.01, 2.0])
+def test_a_weight_beyond_the_models_is_refused_unless_it_is_free(weight):
+    values = np.array([0.5, weight, 1.0])
+    for shape in (values, {"query": values}, (values, 1 - values)):
+        with pytest.raises(ValueError, match=r"the weight 'grid' is .* in \[0, 1\]"):
+            merges.check_bounds("grid", shape)
+    merges.check_bounds("lorahub", (values, values))
+
+
+def test_a_weight_that_is_no_number_is_let_through():
+    merges.check_bounds("grid", np.array([0.0, np.nan, 1.0 + 1e-7]))

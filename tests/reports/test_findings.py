@@ -71,3 +71,14 @@ def test_the_lead_of_losses():
         "federated and 0.750 local, a gain of +0.250 over the better parent (one seed, "
         "so the spread is unknown)."
     ]
+
+
+def test_a_method_that_diverged_is_said_to_and_its_rival_named():
+    nan = float("nan")
+    text = sentence(parents([nan], [0.899]) | {"potara core": [nan], "grid": [0.91]})
+    assert text == (
+        "With Dirichlet 0.1, potara core diverged; the best method that sees no test "
+        "data is grid with 91.0 %."
+    )
+    text = sentence(parents([nan], [nan]) | {"potara core": [nan]})
+    assert text == "With Dirichlet 0.1, potara core diverged."

@@ -51,6 +51,14 @@ def test_an_accuracy_is_a_percentage_and_its_differences_are_points():
     assert metric.deviation(0.013) == "1.3"
 
 
+@pytest.mark.parametrize("score", [float("nan"), -float("inf")])
+@pytest.mark.parametrize("metric", [Metric(), LOSS])
+def test_a_score_that_is_not_finite_has_diverged(metric, score):
+    texts = metric.text(score), metric.quantity(score), metric.phrase(score)
+    assert texts == ("diverged",) * 3
+    assert metric.difference(score) == metric.deviation(score) == formats.MISSING
+
+
 def test_a_loss_is_recorded_as_minus_itself_and_shown_as_it_is():
     assert formats.metric_of({"metric": {"name": "loss", "percent": False}}) == LOSS
     assert (LOSS.column, LOSS.axis) == ("Loss", "loss")

@@ -78,6 +78,24 @@ def test_the_best_is_not_an_oracle_and_a_tie_has_two():
     assert [row.method for row in winners] == ["potara core", "twin"]
 
 
+def test_what_diverged_is_never_best_and_comes_last():
+    results, nan = by_hand(), float("nan")
+    results["methods"].insert(0, record("broken", 0, nan))
+    results["methods"].append(record("broken", 1, 0.99))
+    rows = summary.ranked(results)
+    assert [row.method for row in summary.best(rows)] == ["potara core"]
+    assert rows[-1].method == "broken"
+    assert [r.method for r in rows[:2]] == ["oracle", "potara core"]
+
+
+def test_the_gain_is_over_the_parent_that_did_not_diverge():
+    results = by_hand()
+    for each in results["methods"]:
+        if each["method"] == PARENTS[0]:
+            each["mean"] = float("nan")
+    assert rows_by_method(results)["potara core"].gain == pytest.approx(0.105)
+
+
 def test_ranked_summaries_keep_the_order_of_heterogeneities():
     rows = summary.ranked(synthetic(methods=5))
     assert [row.heterogeneity for row in rows] == ["0.1"] * 5 + ["tasks"] * 5

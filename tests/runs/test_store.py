@@ -145,6 +145,24 @@ def test_damaged_results_are_reported_and_recomputed(tmp_path, name):
         assert len(lines) == number and name in lines[-1]
 
 
+def test_scores_that_are_not_finite_come_back_from_strict_json(tmp_path):
+    nan, infinite = float("nan"), float("inf")
+    scores = {"mean": nan, "newcomers": None, "accuracy": [0.5, nan], "weights": None}
+    results = {"methods": [scores | {"loss": [1.0, infinite]}]}
+    store = opened(tmp_path / "run")
+    store.end_cell(CELL, results)
+    store.finish(results)
+    store.add_line("metrics", {"loss": nan})
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    for path in ("results.json", "cells/0.1-seed-0.json", "metrics.jsonl"):
+        json.loads((store.path / path).read_text(), parse_constant=refuse)
+    for found in (store.results(), store.cell(CELL)):
+        np.testing.assert_equal(found, {"methods": [scores | {"loss": [1.0, nan]}]})
+
+
 def test_unreadable_json_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json"):
