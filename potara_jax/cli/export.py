@@ -87,12 +87,12 @@ def command(words: list[str]) -> tuple[Any, None]:
 def _config(run: Path) -> dict[str, Any]:
     path = run / "config.json"
     if not path.is_file():
-        raise ValueError(f"{run} is no run folder: it holds no config.json")
+        raise ValueError(f"{run} is not a run folder: it holds no config.json")
     config = files.read_json(path)
     kinds = {"job": str, "experiment": str, "cells.clients": int}
     known = isinstance(config, dict)
     if not known or not all(isinstance(config.get(n), k) for n, k in kinds.items()):
-        raise ValueError(f"{path} is not of a run: name the folder of one")
+        raise ValueError(f"{path} is not that of a run: name a run folder")
     if config["job"] != "run":
         raise ValueError(f"{run} holds a {config['job']}: only runs keep models")
     return config
@@ -119,8 +119,8 @@ def _experiment(run: Path, config: Mapping[str, Any]) -> Experiment:
     known = jobs.configuration(experiment, jobs.Table(), [Path(x) for x in code])
     if any(config.get(name) != value for name, value in known.items()):
         raise ValueError(
-            f"the data, or the checkpoint, of {run} have changed since; export where "
-            "they have not"
+            f"the data or the checkpoint of {run} have changed since; restore them, or "
+            "run it again"
         )
     return experiment
 
@@ -132,7 +132,7 @@ def _cells(options: Export, experiment: Experiment) -> list[Cell]:
         raise ValueError(f"--method is {options.method}: it must be one of {kept}")
     for name in options.cells:
         if name not in known:
-            raise ValueError(f"--cells names {name}; there are {', '.join(known)}")
+            raise ValueError(f"--cells names {name}: choose from {', '.join(known)}")
     return [known[name] for name in options.cells or known]
 
 

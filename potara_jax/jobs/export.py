@@ -67,7 +67,7 @@ def write_models(
     """
     published = problem.form
     if published is None:
-        raise ValueError("these models have no form to be written in")
+        raise ValueError("this problem gives its models no form to be exported in")
     _check_clients(clients, adapters)
     folders = check_free(out, list(adapters), clients, options)
     base = _base(problem.base, published, out, options)

@@ -106,7 +106,7 @@ class Result:
         """
         if len(self.cells) > 1:
             names = ", ".join(cell.name for cell in self.cells)
-            raise ValueError(f"there are several cells: adapters_of one of {names}")
+            raise ValueError(f"there are several cells: use adapters_of for {names}")
         return self.adapters_of(self.cells[0])
 
     def adapters_of(self, cell: Cell) -> Mapping[str, Adapter]:
@@ -122,7 +122,7 @@ class Adapters(Mapping[str, Any]):
 
     def __getitem__(self, method: str) -> Adapter:
         if method not in list(self):
-            raise KeyError(f"{method!r}; there are {', '.join(self)}")
+            raise KeyError(f"{method!r}: choose from {', '.join(self)}")
         return self._store.adapters(self._cell, method)
 
     def __iter__(self) -> Iterator[str]:

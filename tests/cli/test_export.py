@@ -14,18 +14,10 @@ from potara_jax.jobs import Table, configuration
 from potara_jax.jobs.export import ExportOptions, _base
 from potara_jax.models import llama, weights
 from potara_jax.runs.store import Cell, RunFolder
+from tests.jobs.tiny import TASKS
 
 CELL = Cell("tasks", 1)
-SMALL = tasks.EXPERIMENT.set(
-    {
-        "cells.seeds": (1,),
-        "cells.clients": 2,
-        "lora.rank": 2,
-        "merging.samples": 4,
-        "pretraining.steps": 1,
-        "source.examples": 40,
-    }
-)
+SMALL = tasks.EXPERIMENT.set(TASKS)
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +125,8 @@ def test_a_checkpoint_in_a_folder_is_named_from_the_root(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"cells.clients": "two"}, "is not of a run"),
-        ({"experiment": ["tasks"]}, "is not of a run"),
+        ({"cells.clients": "two"}, "is not that of a run"),
+        ({"experiment": ["tasks"]}, "is not that of a run"),
         ({"cells.seeds": 5}, "config.json cannot be understood"),
         ({"merging.methods": 3}, "config.json cannot be understood"),
         ({"experiment": "task"}, "there is no experiment task"),
@@ -163,7 +155,7 @@ def test_missing_data_are_named(finished, export, capsys):
     ("more", "reason"),
     [
         (("--clients", "2"), "--clients names 2: it must be below 2"),
-        (("--cells", "a"), "--cells names a; there are tasks-seed-1"),
+        (("--cells", "a"), "--cells names a: choose from tasks-seed-1"),
         (("--method", "ties"), "--method is ties"),
         (("--method", "local"), "the run is not finished"),
     ],
@@ -175,4 +167,4 @@ def test_unknown_parts_of_a_run_are_named(finished, export, more, reason, capsys
 
 def test_a_folder_that_is_not_a_run_is_named(export, tmp_path, capsys):
     assert export(tmp_path / "nothing") == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err

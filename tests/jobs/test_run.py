@@ -171,13 +171,13 @@ def test_a_run_is_traced_if_profiling_is_on(cache, tmp_path):
 def test_a_client_whose_update_is_not_finite_is_named(tmp_path, capsys, monkeypatch):
     whole = images.federation
 
-    def with_a_broken_image(*args, **kwargs):
+    def with_broken_images(*args, **kwargs):
         made = whole(*args, **kwargs)
-        first = made.train.index[1, 0]
-        inputs = made.pool.inputs.at[first].set(jnp.nan)
+        broken = made.train.index[1, : made.train.count[1]]
+        inputs = made.pool.inputs.at[broken].set(jnp.nan)
         return made._replace(pool=made.pool._replace(inputs=inputs))
 
-    monkeypatch.setattr(images, "federation", with_a_broken_image)
+    monkeypatch.setattr(images, "federation", with_broken_images)
     out = tmp_path / "run"
     assert potara("run", TINY, "--out", out, "--cache", tmp_path) == 0
     left_out = results(out)["diagnostics"][0]["left_out"]
@@ -245,7 +245,7 @@ def test_every_row_has_its_adapters(in_memory):
     assert len(in_memory.adapters) == len(names) - 1
     (entry,) = in_memory.adapters["federated"].values()
     assert entry["a"].shape == (3, 64, 2)
-    with pytest.raises(KeyError, match="'ties'; there are "):
+    with pytest.raises(KeyError, match="'ties': choose from "):
         in_memory.adapters["ties"]
 
 

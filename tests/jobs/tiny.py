@@ -1,4 +1,4 @@
-"""The digits at their smallest: as settings, and as words of the command line."""
+"""Experiments at their smallest: as settings, and as words of the command line."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ DIGITS = {
     "merging.grid_points": 3,
     "pretraining.steps": 3,
     "source.depth": 1,
+}
+TASKS = {
+    "cells.seeds": (1,),
+    "cells.clients": 2,
+    "lora.rank": 2,
+    "merging.samples": 4,
+    "pretraining.steps": 1,
+    "source.examples": 40,
 }
 
 
