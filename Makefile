@@ -39,7 +39,7 @@ EXTRA = $(if $(small),$(SMALL_$@))
 MAKE_FILES = $(if $(small),$(FILES)/.made)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint wheel digits tasks cifar100 commonsense flan compare study bench bench-accelerator clean
+.PHONY: help install test test-oldest lint wheel digits tasks cifar100 commonsense flan compare study bench bench-accelerator clean
 
 help:  ## show this
 	@echo "targets (settings: PYTHON=$(PYTHON) JAX=$(JAX) VENV=$(VENV) ARGS= small=)"
@@ -62,6 +62,12 @@ $(FILES)/.made: | install
 
 test: install  ## run the tests
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+test-oldest:  ## run the tests with the oldest versions that are allowed, in .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet uv
+	.venv-oldest/bin/python -m uv pip install --quiet --resolution lowest-direct --editable '.[dev]'
+	OPENBLAS_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: install  ## check style, imports and types
 	$(BIN)/ruff check .
