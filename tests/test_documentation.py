@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+
 from potara_jax.federated import registry as federated
+from potara_jax.federated import stack
 from potara_jax.merging import registry as merging
+from tests import helpers_federated
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +38,26 @@ def test_the_readmes_quick_start_runs(tmp_path, monkeypatch):
     for code in blocks("README.md"):
         exec(compile(code, "README.md", "exec"), scope)
     assert "hermite_bayes" in scope["result"].adapters
+
+
+def test_the_page_on_many_clients_runs():
+    """On a linear model and four clients, in place of the reader's."""
+    shared, examples, adapter = helpers_federated.problem()
+    algorithm = helpers_federated.ALGORITHMS["FedIT"]
+    scope: dict[str, object] = {
+        "one_client": lambda base, adapter, examples: examples,
+        "algorithm": algorithm,
+        "adapters": stack(adapter, clients=4),
+        "adapter": adapter,
+        "shared": shared,
+        "examples": examples,
+        "key": jax.random.key(0),
+    }
+    for code in blocks("docs/scale.md"):
+        exec(compile(code, "docs/scale.md", "exec"), scope)
+    assert scope["step"].number == 99
+    same = helpers_federated.run(algorithm, helpers_federated.problem(), number=100)
+    helpers_federated.assert_close(scope["step"].progress.server, same[0].server)
 
 
 def test_the_reference_lists_what_is_registered():
