@@ -81,12 +81,14 @@ class Table(NamedTuple):
     prefix: of all names; missing in checkpoints of the model without its head.
     renamed: what transformers 5 calls modules whose names in the files are older: parts
       of names, and what stands in their places, in order.
+    older: ends of names, and what older files have in their places.
     """
 
     rules: Sequence[Rule]
     ignored: Sequence[str] = ()
     prefix: str = ""
     renamed: Sequence[tuple[str, str]] = ()
+    older: Sequence[tuple[str, str]] = ()
 
     def module(self, name: str, *, transformers: int) -> str:
         """The name in a version of transformers of a module with a name in the files.
@@ -100,13 +102,19 @@ class Table(NamedTuple):
 
     def of(self, names: Iterable[str]) -> Table:
         """The table for a checkpoint whose tensors have these names."""
-        if any(name.startswith(self.prefix) for name in names):
-            return self
-        rules = [
-            rule._replace(theirs=rule.theirs.removeprefix(self.prefix))
-            for rule in self.rules
-        ]
-        return self._replace(rules=rules)
+        names, theirs = list(names), [rule.theirs for rule in self.rules]
+        if not any(name.startswith(self.prefix) for name in names):
+            theirs = [name.removeprefix(self.prefix) for name in theirs]
+        for end, older in self.older:
+            if any(name.endswith(older) for name in names):
+                theirs = [_with_end(name, end, older) for name in theirs]
+        pairs = zip(self.rules, theirs, strict=True)
+        return self._replace(rules=[rule._replace(theirs=x) for rule, x in pairs])
+
+
+def _with_end(name: str, end: str, other: str) -> str:
+    """A name with another end, if it has this one."""
+    return name.removesuffix(end) + other if name.endswith(end) else name
 
 
 class Storage(NamedTuple):
@@ -119,7 +127,7 @@ class Storage(NamedTuple):
 
 # --- Where a checkpoint is -----------------------------------------------------------
 
-_PATTERNS = "*.json", "*.safetensors"
+_PATTERNS = "*.json", "*.safetensors", "vocab.txt"
 
 
 def folder_of(name: str) -> Path:

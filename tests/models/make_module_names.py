@@ -18,11 +18,28 @@ SIZES = dict(
     hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
 )
 TEXT = SIZES | dict(vocab_size=24, num_key_value_heads=2)
+DISTILLED = dict(dim=16, hidden_dim=32, n_layers=2, n_heads=2, vocab_size=24)
 MODELS = {
     "vit": (transformers.ViTForImageClassification, transformers.ViTConfig(**SIZES)),
     "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig(**TEXT)),
     "qwen2": (transformers.Qwen2ForCausalLM, transformers.Qwen2Config(**TEXT)),
     "qwen3": (transformers.Qwen3ForCausalLM, transformers.Qwen3Config(**TEXT)),
+    "bert": (
+        transformers.BertForSequenceClassification,
+        transformers.BertConfig(**SIZES, vocab_size=24),
+    ),
+    "roberta": (
+        transformers.RobertaForSequenceClassification,
+        transformers.RobertaConfig(**SIZES, vocab_size=24),
+    ),
+    "xlm-roberta": (
+        transformers.XLMRobertaForSequenceClassification,
+        transformers.XLMRobertaConfig(**SIZES, vocab_size=24),
+    ),
+    "distilbert": (
+        transformers.DistilBertForSequenceClassification,
+        transformers.DistilBertConfig(**DISTILLED),
+    ),
 }
 
 
