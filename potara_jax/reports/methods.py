@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from potara_jax.reports import answers, diagnostics, drawing, findings
@@ -135,7 +136,7 @@ def cells(summary: Summary, metric: Metric) -> dict[str, Cell]:
         "Score": _score(summary, metric),
         "Gain": _gain(summary, metric),
         "Worst 10 %": Cell(metric.text(worst), metric.shown(worst)),
-        "Weight": Cell(MISSING if weight is None else f"{weight:.2f}", weight),
+        "Weight": _weight(weight),
         "Bytes": _bytes(summary.bytes_up + summary.bytes_down),
         "Bytes up": _bytes(summary.bytes_up),
         "Bytes down": _bytes(summary.bytes_down),
@@ -155,6 +156,11 @@ def _gain(summary: Summary, metric: Metric) -> Cell:
         return Cell(MISSING)
     deviation = f" ± {metric.deviation(summary.gain_spread)}" * (summary.seeds > 1)
     return Cell(metric.difference(summary.gain) + deviation, summary.gain)
+
+
+def _weight(weight: float | None) -> Cell:
+    known = weight is not None and math.isfinite(weight)
+    return Cell(f"{weight:.2f}" if known else MISSING, weight)
 
 
 def _bytes(number: float) -> Cell:

@@ -194,3 +194,14 @@ def test_losses_are_shown_as_they_are():
 def test_the_figure_of_scores_is_named_after_the_metric(tmp_path):
     paths = draw(as_losses(small()), tmp_path)
     assert [path.stem for path in paths] == ["loss", *NAMES[1:]]
+
+
+def test_models_that_diverged_are_left_out_of_every_figure(tmp_path):
+    results, nan = small(), float("nan")
+    for each in results["methods"][::2]:
+        each["mean"] = each["worst_decile"] = nan
+        each["accuracy"] = [nan] * len(each["accuracy"])
+    for entry in results["diagnostics"]:
+        entry["segment"]["losses"] = np.full_like(entry["segment"]["losses"], nan)
+        entry["segment"]["barrier"] = [nan] * len(entry["segment"]["barrier"])
+    assert [path.stem for path in draw(results, tmp_path)] == NAMES

@@ -69,7 +69,8 @@ def _panel(axes: Axes, segment: Record, looks: dict[str, Style]) -> None:
     for name, weights in _marked(segment):
         heights = _on_curves(axes, points, losses, finite(weights))
         _mark(axes, finite(weights), heights, looks[name], few)
-    axes.plot(points, np.nanmean(losses, axis=0), color=INK, linewidth=2.4, zorder=4)
+    mean = np.ma.masked_invalid(losses).mean(0)  # of the clients that have a loss
+    axes.plot(points, mean, color=INK, linewidth=2.4, zorder=4)
     _name_barrier(axes, finite(segment["barrier"]))
 
 
@@ -105,8 +106,10 @@ def _on_curves(
 
 
 def _name_barrier(axes: Axes, barrier: np.ndarray) -> None:
-    middle, largest = np.nanmedian(barrier), np.nanmax(barrier)
-    text = f"barrier: median {middle:.2g}, largest {largest:.2g}"
+    known = barrier[np.isfinite(barrier)]
+    text = "all clients' models diverged"
+    if known.size:
+        text = f"barrier: median {np.median(known):.2g}, largest {known.max():.2g}"
     axes.set_title(text, loc="right", fontsize=8, color=FAINT)
 
 
