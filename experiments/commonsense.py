@@ -15,12 +15,12 @@ training needs a device of 40 GB and takes some hours on it.
 from functools import partial
 
 import potara_jax as pj
-from potara_jax.data import catalogue
+from potara_jax.data import prompts
 from potara_jax.experiment.problems import bases, suites
 
 EXPERIMENT = pj.Experiment(
     name="commonsense",
-    make_problem=partial(suites.problem, catalogue.COMMONSENSE),
+    make_problem=partial(suites.problem, prompts.COMMONSENSE),
     summary="Llama-3.2-3B on eight commonsense tasks, as in the paper",
     source=suites.Suite(),
     cells=pj.Cells(seeds=(0,), heterogeneity=("tasks",), clients=8),

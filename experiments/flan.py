@@ -15,12 +15,12 @@ this project's, as in `commonsense`. Accuracy on SQuAD counts exact answers. The
 
 from functools import partial
 
-from potara_jax.data import catalogue
+from potara_jax.data import prompts
 from potara_jax.experiment.problems import suites
 from potara_jax.experiments import commonsense  # pyrefly: ignore  # this folder
 
 EXPERIMENT = commonsense.EXPERIMENT.replace(
     name="flan",
-    make_problem=partial(suites.problem, catalogue.FLAN),
+    make_problem=partial(suites.problem, prompts.FLAN),
     summary="Llama-3.2-3B on eight tasks of FLAN, as in the paper",
 )

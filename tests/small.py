@@ -7,6 +7,7 @@ publish them; `llama` and `vit`, Hugging Face folders with random weights.
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, pre_tokenizers
 
-from potara_jax.data import catalogue
+from potara_jax.data import catalogue, prompts
 from potara_jax.models import llama, vit, weights
 from tests.data import raw_sets
 
@@ -51,7 +52,7 @@ _VIT = {
 
 def sets(folder: Path, examples: int) -> None:
     """Write all data sets of the catalogue, with a number of examples per split."""
-    sources = {**catalogue.COMMONSENSE, **catalogue.FLAN}
+    sources = {**prompts.COMMONSENSE, **prompts.FLAN}
     splits = {source.name: source.train for source in sources.values()}
     raw = {n: raw_sets.TEXTS[n](folder / "raw" / n, examples) for n in splits}
     path, _ = raw_sets.cifar(folder / "raw" / "cifar", 10 * examples, classes=10)
@@ -73,6 +74,15 @@ def models(folder: Path) -> None:
     weights.save(folder / "vit", body, vit.TABLE, _VIT)
     scaling = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (folder / "vit" / "preprocessor_config.json").write_text(json.dumps(scaling))
+
+
+def with_config(source: Path, target: Path, change: dict) -> Path:
+    """Copy a model with other values in its `config.json`; `...` leaves one out."""
+    folder = shutil.copytree(source, target)
+    config = json.loads((folder / "config.json").read_text()) | change
+    kept = {name: value for name, value in config.items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(kept))
+    return folder
 
 
 def _bytes_tokenizer() -> tokenizers.Tokenizer:

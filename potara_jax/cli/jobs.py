@@ -5,22 +5,20 @@ from __future__ import annotations
 import dataclasses
 from inspect import getdoc
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Any
 
 import tyro
 from rich.console import Console
 
 from potara_jax import jobs
 from potara_jax.cli import catalogue
+from potara_jax.cli.parsing import BARE, annotated, union
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.jobs import Job
 from potara_jax.reports import document
 from potara_jax.runs.loading import load_file
 
 CACHE = Path("~/.cache/potara_jax")
-_annotated: Any = Annotated
-_union: Any = Union  # both with types that are made at run time
-_BARE = tyro.conf.arg(name="")  # options of what it marks have no prefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +45,9 @@ def command(words: list[str]) -> tuple[Any, str]:
     if len(words) > 1 and words[1].endswith(".py"):
         names.append(words[1])
     branches = [_branch(job, catalogue.find(name), name) for name in names]
-    union = _union[tuple(branches)]
     carry_out = {"__call__": lambda self: self.request()}
-    kind = _dataclass("Command", [("request", _annotated[union, _BARE])], carry_out)
+    chosen = union[tuple(branches)]
+    kind = _dataclass("Command", [("request", annotated[chosen, BARE])], carry_out)
     text = f"{getdoc(job)}\n\nAn experiment may also be a Python file."
     return kind, text
 
@@ -65,7 +63,7 @@ def _branch(job: Job, experiment: Experiment, name: str) -> Any:
     bare = {"job": job, "options": options, "source": start.source}
     groups = {name: group for name, group in start.groups() if name != "source"}
     fields = [
-        *((n, _annotated[type(v), _BARE], v) for n, v in bare.items() if v is not None),
+        *((n, annotated[type(v), BARE], v) for n, v in bare.items() if v is not None),
         *((n, type(v), v) for n, v in groups.items()),
     ]
 
@@ -74,7 +72,7 @@ def _branch(job: Job, experiment: Experiment, name: str) -> Any:
         _run(start.replace(**changed), request.job, request.options, name)
 
     kind = _dataclass("Request", fields, {"__call__": carry_out})
-    return _annotated[kind, tyro.conf.subcommand(name, description=experiment.summary)]
+    return annotated[kind, tyro.conf.subcommand(name, description=experiment.summary)]
 
 
 def _dataclass(name: str, fields: list[tuple], methods: dict[str, Any]) -> Any:

@@ -18,9 +18,11 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, Union
+from typing import Any
 
 import tyro
+
+from potara_jax.cli.parsing import annotated, union
 
 # With many decompositions of small matrices, BLAS threads only wait for each other,
 # above all if other processes are busy. Read when NumPy and JAX are imported.
@@ -28,8 +30,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 USER_ERROR = 2
 INTERRUPTED = 130
-_annotated: Any = Annotated
-_union: Any = Union  # both with types that are made at run time
 _NO_READER = 141  # as of a program that SIGPIPE ends
 
 # Each command's module, with `command(words) -> (type to parse, text for --help)`, and
@@ -102,8 +102,8 @@ def _tree(words: list[str]) -> Any:
         if name == chosen:
             kind, text = importlib.import_module(module).command(words)
         named = tyro.conf.subcommand(name, description=text or summary)
-        branches.append(_annotated[kind, named])
-    return _union[tuple(branches)]
+        branches.append(annotated[kind, named])
+    return union[tuple(branches)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from rich.text import Text
 from potara_jax import merging
 from potara_jax.adapters import algebra, peft, peft_config
 from potara_jax.adapters.lora import Adapter, Array, Entry, is_factors
+from potara_jax.cli.parsing import BARE, annotated
 from potara_jax.merging import combining, registry, spaces
 
 _HALF = 0.5
@@ -74,9 +75,8 @@ class Merge:
 
 def command(words: list[str]) -> tuple[Any, str]:
     """The type of the command, with every merge's options, and the list of merges."""
-    unnamed = tyro.conf.arg(name="")
     parts = {"merge": Merge, "options": _options()}
-    fields = [(name, Annotated[part, unnamed]) for name, part in parts.items()]
+    fields = [(name, annotated[part, BARE]) for name, part in parts.items()]
     methods = {"__call__": lambda self: merge(self.merge, vars(self.options))}
     kind = dataclasses.make_dataclass("Command", fields, namespace=methods)
     return kind, f"{getdoc(Merge)}\n\n{methods_help()}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from potara_jax.experiment.checks import require_that
 from potara_jax.experiment.problem import Problem, Resources
 from potara_jax.experiment.settings import (
     NATURAL,
@@ -22,7 +23,6 @@ from potara_jax.experiment.settings import (
     Participation,
     Pretraining,
     Training,
-    require_that,
 )
 
 SOURCE = "source"

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from potara_jax.clients.task import Task
+from potara_jax.experiment.checks import require_one_of
 from potara_jax.experiment.experiment import Experiment
-from potara_jax.experiment.settings import require_one_of
 from potara_jax.merging import registry
 
 
@@ -74,11 +74,11 @@ def potara(experiment: Experiment, space: str = "core") -> Weighing:
 
 def merged_methods(experiment: Experiment, task: Task) -> tuple[Method, ...]:
     """The merged rows, in order: those that are selected and that the task allows."""
-    asked = {*experiment.merging.methods, *_ALWAYS}
+    selected = {*experiment.merging.methods, *_ALWAYS}
     return tuple(
         method
         for method in all_methods(experiment)
-        if (not experiment.merging.methods or method.name in asked)
+        if (not experiment.merging.methods or method.name in selected)
         and _is_possible(method, task)
     )
 

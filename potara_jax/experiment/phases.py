@@ -152,12 +152,12 @@ def run_phase(
         on_round: called with a round's record and its seconds, unless models were
             scored while it was computed.
     """
-    look = _Look(phase, Shared(base, federation.pool), federation, cell)
-    progress, checkpoint = _begin(look, progress, store)
-    args = phase.round, look.shared, federation.train, progress, key
+    view = _View(phase, Shared(base, federation.pool), federation, cell)
+    progress, checkpoint = _begin(view, progress, store)
+    args = phase.round, view.shared, federation.train, progress, key
     steps = rounds.iterate(*args, first=checkpoint.round, last=phase.rounds)
     display.skip(checkpoint.round)
-    for done in _rounds_done(look, store.traced(phase.name, steps), checkpoint):
+    for done in _rounds_done(view, store.traced(phase.name, steps), checkpoint):
         progress, checkpoint = done.progress, done.checkpoint
         store.end_round(cell, phase.name, checkpoint)
         record = checkpoint.history[-1]
@@ -165,11 +165,11 @@ def run_phase(
             on_round(record, done.seconds)
         display.round(f"{cell.name} {phase.name}", record["loss"])
         name_left_out(checkpoint.history, cell, store)
-    return _outcome(look, progress, checkpoint)
+    return _outcome(view, progress, checkpoint)
 
 
-class _Look(NamedTuple):
-    """What is needed to look at a phase after some rounds."""
+class _View(NamedTuple):
+    """What is needed to score a phase after some rounds."""
 
     phase: Phase
     shared: Shared
@@ -216,19 +216,19 @@ class _Look(NamedTuple):
 
 
 def _begin(
-    look: _Look, progress: AnyProgress, store: Store
+    view: _View, progress: AnyProgress, store: Store
 ) -> tuple[AnyProgress, Checkpoint]:
     """The state before the next round, and what is kept so far.
 
     States on the host can only continue from the last round: after an earlier one, or
     if they are lost, the phase starts over.
     """
-    name, cell = look.phase.name, look.cell
+    name, cell = view.phase.name, view.cell
     if isinstance(progress, Progress):
-        algorithm, wire = look.phase.algorithm, look.phase.wire
-        train = look.federation.train
-        progress = with_feedback(algorithm, wire, look.shared, progress, train)
-    nothing = rounds.checkpoint(progress), _nothing_seen(look, progress)
+        algorithm, wire = view.phase.algorithm, view.phase.wire
+        train = view.federation.train
+        progress = with_feedback(algorithm, wire, view.shared, progress, train)
+    nothing = rounds.checkpoint(progress), _nothing_seen(view, progress)
     checkpoint = store.begin_phase(cell, name, nothing)
     if checkpoint and not rounds.resumable(progress, checkpoint.round):
         store.warn(f"{cell.name} {name}: starting over, as the last round is lost")
@@ -241,30 +241,30 @@ def _begin(
     return progress, Checkpoint(0, nothing, [], 0.0)
 
 
-def _outcome(look: _Look, progress: AnyProgress, checkpoint: Checkpoint) -> Outcome:
-    phase, number, seen = look.phase, look.phase.rounds, checkpoint.state[1]
-    chosen = look.progress_of(progress)
+def _outcome(view: _View, progress: AnyProgress, checkpoint: Checkpoint) -> Outcome:
+    phase, number, seen = view.phase, view.phase.rounds, checkpoint.state[1]
+    chosen = view.progress_of(progress)
     marks = {int(mark.round): mark for mark, _ in seen.values() if mark.round > 0}
     return Outcome(
-        _models(look, chosen, number),
-        known(phase.algorithm.turn(number), look.shared, chosen.server, number),
+        _models(view, chosen, number),
+        known(phase.algorithm.turn(number), view.shared, chosen.server, number),
         progress,
         checkpoint.history,
-        sum(map(int, _received(look, chosen, number))),
+        sum(map(int, _received(view, chosen, number))),
         checkpoint.seconds,
         {number: marks[number] for number in sorted(marks)},
         {number: seen[number][1] for number in phase.keep},
     )
 
 
-def _nothing_seen(look: _Look, progress: AnyProgress) -> dict[int, tuple[Mark, Any]]:
+def _nothing_seen(view: _View, progress: AnyProgress) -> dict[int, tuple[Mark, Any]]:
     """Zeros in place of what the marks record."""
-    phase, number = look.phase, look.phase.rounds
+    phase, number = view.phase, view.phase.rounds
     if not phase.slots:
         return {}
 
     def see() -> tuple[Mark, Models]:
-        return _see(look, look.progress_of(progress), number, 0.0)
+        return _see(view, view.progress_of(progress), number, 0.0)
 
     zeros = lambda x: jnp.zeros(x.shape, x.dtype)
     mark, models = jax.tree.map(zeros, jax.eval_shape(see))
@@ -286,7 +286,7 @@ class _Done(NamedTuple):
 
 
 def _rounds_done(
-    look: _Look, steps: Iterable[Step], checkpoint: Checkpoint
+    view: _View, steps: Iterable[Step], checkpoint: Checkpoint
 ) -> Iterator[_Done]:
     """The rounds, timed without the scoring of models.
 
@@ -296,7 +296,7 @@ def _rounds_done(
     scored, began = False, time.monotonic()
     for step in steps:
         seconds = time.monotonic() - began
-        checkpoint, scores = _add(look, checkpoint, step, seconds)
+        checkpoint, scores = _add(view, checkpoint, step, seconds)
         ahead = isinstance(step.progress, HostProgress)
         began = time.monotonic()
         yield _Done(step.progress, checkpoint, None if ahead and scored else seconds)
@@ -304,35 +304,35 @@ def _rounds_done(
 
 
 def _add(
-    look: _Look, checkpoint: Checkpoint, step: Step, seconds: float
+    view: _View, checkpoint: Checkpoint, step: Step, seconds: float
 ) -> tuple[Checkpoint, bool]:
     """What is kept after another round, and whether models were scored."""
-    args = look.cell, look.phase.name, step.number, step.report
-    history = [*checkpoint.history, record_of(*args, look.all_clients)]
+    args = view.cell, view.phase.name, step.number, step.report
+    history = [*checkpoint.history, record_of(*args, view.all_clients)]
     seen, seconds = checkpoint.state[1], checkpoint.seconds + seconds
-    due = _due(look, step.progress, history)
+    due = _due(view, step.progress, history)
     if due:
-        seen = seen | _seen(look, step, seconds, due)
+        seen = seen | _seen(view, step, seconds, due)
     state = rounds.checkpoint(step.progress), seen
     return Checkpoint(step.number + 1, state, history, seconds), bool(due)
 
 
 def _seen(
-    look: _Look, step: Step, seconds: float, due: list[int]
+    view: _View, step: Step, seconds: float, due: list[int]
 ) -> dict[int, tuple[Mark, Models]]:
     """What the slots that are due see after a round."""
-    number, keep = step.number + 1, look.phase.keep
-    mark, models = _see(look, look.progress_of(step.progress), number, seconds)
+    number, keep = step.number + 1, view.phase.keep
+    mark, models = _see(view, view.progress_of(step.progress), number, seconds)
     if number in keep:  # the next round takes the state itself
         models = jax.tree.map(jnp.copy, models)
     return {slot: (mark, models if slot in keep else ()) for slot in due}
 
 
 def _due(
-    look: _Look, progress: AnyProgress, history: list[dict[str, Any]]
+    view: _View, progress: AnyProgress, history: list[dict[str, Any]]
 ) -> list[int]:
     """The slots that the last round fills."""
-    phase, clients, final = look.phase, look.all_clients, 0
+    phase, clients, final = view.phase, view.all_clients, 0
     if phase.budget:
         everybody = rounds.progress_of(phase.algorithm, progress)
         received = model_bytes(
@@ -343,25 +343,25 @@ def _due(
 
 
 def _see(
-    look: _Look, chosen: Progress, number: int, seconds: float
+    view: _View, chosen: Progress, number: int, seconds: float
 ) -> tuple[Mark, Models]:
     """The phase's clients after some rounds, and their models."""
-    turn = look.phase.algorithm.turn(number)
-    models = _models(look, chosen, number)
-    shared = known(turn, look.shared, chosen.server, number)
-    scores = look.phase.score(shared, models, look.test)
-    received = _received(look, chosen, number)
+    turn = view.phase.algorithm.turn(number)
+    models = _models(view, chosen, number)
+    shared = known(turn, view.shared, chosen.server, number)
+    scores = view.phase.score(shared, models, view.test)
+    received = _received(view, chosen, number)
     return Mark(jnp.int32(number), scores, received, jnp.float32(seconds)), models
 
 
-def _models(look: _Look, chosen: Progress, number: int) -> Models:
-    algorithm, examples = look.phase.algorithm, look.examples
-    return personalised(algorithm, look.shared, chosen, examples, number=number)
+def _models(view: _View, chosen: Progress, number: int) -> Models:
+    algorithm, examples = view.phase.algorithm, view.examples
+    return personalised(algorithm, view.shared, chosen, examples, number=number)
 
 
-def _received(look: _Look, chosen: Progress, number: int) -> jax.Array:
+def _received(view: _View, chosen: Progress, number: int) -> jax.Array:
     """Bytes that each of the phase's clients receives to have its model."""
-    clients, algorithm = look.num_clients, look.phase.algorithm
+    clients, algorithm = view.num_clients, view.phase.algorithm
     return model_bytes(algorithm, chosen, clients=clients, number=number)
 
 

@@ -1,6 +1,6 @@
 """Try the user's merges and merge weights on shapes, before anything is trained.
 
-The library's are tested, and take a while to trace.
+The library's are covered by its tests, and tracing them takes a while.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def check_methods(experiment: Experiment, problem: Problem) -> None:
 
     Raises:
       ValueError: the task does not provide what a selected row needs; or a weight or a
-        merge fails, or gives something else than weights or adapters. The message names
-        it and its file.
+        merge fails, or returns anything but weights or adapters. The message names it
+        and its file.
     """
     check_possible(experiment, problem.task)
     all_rows = merged_methods(experiment, problem.task)
@@ -73,7 +73,7 @@ class _Shapes(NamedTuple):
 
     @classmethod
     def of(cls, problem: Problem) -> _Shapes:
-        """The shapes of a problem's cells, which are all alike."""
+        """The shapes of a problem's cells, which are all the same."""
         federation = next(iter(problem.federations.values()))
         key = jax.eval_shape(lambda: jax.random.key(0))
         adapters = jax.eval_shape(
@@ -90,7 +90,7 @@ def _adapters(problem: Problem, federation: Federation, key: jax.Array) -> Adapt
 
 
 def _weight(programs: Programs, weighing: Weighing, shapes: _Shapes) -> Any:
-    """The shapes of a weight; raises `ValueError` where it gives no `Measured`."""
+    """The shapes of a weight; raises `ValueError` if it returns no `Measured`."""
     entry = registry.weights()[weighing.weight]
 
     def trace() -> Any:
@@ -109,7 +109,7 @@ def _weight(programs: Programs, weighing: Weighing, shapes: _Shapes) -> Any:
 def _check_merge(
     programs: Programs, method: Method, shapes: _Shapes, weight: Any
 ) -> None:
-    """Raise `ValueError` where a row's models are not like the adapters."""
+    """Raise `ValueError` if a row's models differ in shape from the adapters."""
     of_weight, of_merge = _entries(method)
     # What "linear" cannot merge is no weight.
     kind = "weight" if method.combination.merge == "linear" else "merge"
@@ -139,7 +139,7 @@ def _sides(entry: Mapping[str, Any]) -> Any:
 
 
 def _tried(kind: str, entry: Entry, trace: Callable[[], Any]) -> Any:
-    """What a trace gives; raises `ValueError` with the user's line where it fails."""
+    """A trace's result; raises `ValueError` with the user's line if it fails."""
     try:
         return trace()
     except Exception as error:
@@ -154,13 +154,13 @@ def _name(kind: str, entry: Entry) -> str:
 
 
 def _file(entry: Entry) -> str | None:
-    """Where a merge or weight of the user's is defined."""
+    """The file that defines a user's merge or weight."""
     packaged = entry.make.__module__.startswith("potara_jax.")
     return None if packaged else inspect.getsourcefile(entry.make) or "a notebook"
 
 
 def _reason(error: Exception, file: str | None) -> str:
-    """An error in one line, with the last line of a file that it passed through."""
+    """An error in one line, with the last line of the file that it passed through."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == file]
     place = f"line {lines[-1]} of {Path(file).name}: " if file and lines else ""

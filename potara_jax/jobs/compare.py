@@ -13,12 +13,13 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
 from potara_jax.experiment import federating
 from potara_jax.experiment.cell import ParentPhases, parent_phases, train, train_parents
+from potara_jax.experiment.checks import require_one_of
 from potara_jax.experiment.context import Context
 from potara_jax.experiment.diagnostics import diagnostics
 from potara_jax.experiment.experiment import Experiment
@@ -27,7 +28,6 @@ from potara_jax.experiment.newcomers import joining_phase, welcome
 from potara_jax.experiment.phases import Budget, Outcome, Phase, until
 from potara_jax.experiment.problem import Problem
 from potara_jax.experiment.rows import Parents, table_rows
-from potara_jax.experiment.settings import require_one_of
 from potara_jax.federated import stack
 from potara_jax.federated.registry import algorithms
 from potara_jax.jobs import contenders
@@ -86,7 +86,7 @@ class Compare:
     def run_cell(self, at: Context) -> Record:
         """Train, merge and score everything in a cell."""
         names = self.names(at.experiment)
-        phases = _Phases(at, possible(at.experiment, at.problem, names))
+        phases = _phases(at, possible(at.experiment, at.problem, names))
         trained = _train_all(at, phases)
         merges = measure_all(at, trained.parents.pair)
         rows = table_rows(at, trained.parents, merges)
@@ -157,27 +157,37 @@ def last_round(experiment: Experiment) -> int:
 # --- Phases --------------------------------------------------------------------------
 
 
-class _Phases:
+class _Phases(NamedTuple):
     """The phases of a comparison; `doubled` are of rank 2r."""
 
-    def __init__(self, at: Context, names: list[str]) -> None:
-        once, experiment = at.programs.once, at.experiment
-        parents = once("parents", lambda: parent_phases(at))
-        self.fine_tuning = parents.fine_tuning
-        algorithm = experiment.federated.algorithm
-        alone = once("federated", lambda: _federated(at, algorithm))
-        self.federated = _with_middle(experiment, alone)
-        self.local = _longer(experiment, parents.local)
-        self.doubled = _doubled(alone, self.local, self.fine_tuning)
-        self.contenders = {
-            name: once(("contender", name), partial(_contender, at, name))
-            for name in names
-        }
+    federated: Phase
+    local: Phase
+    fine_tuning: Phase
+    doubled: tuple[Phase, ...]
+    contenders: dict[str, Contender]
 
     @property
     def parents(self) -> ParentPhases:
         """The phases that train both parents of a merge."""
         return ParentPhases(self.federated, self.local)
+
+
+def _phases(at: Context, names: list[str]) -> _Phases:
+    """All phases, each made once for all cells."""
+    once, algorithm = at.programs.once, at.experiment.federated.algorithm
+    parents = once("parents", lambda: parent_phases(at))
+    federated = once("federated", lambda: _federated(at, algorithm))
+    local = _longer(at.experiment, parents.local)
+    return _Phases(
+        federated=_with_middle(at.experiment, federated),
+        local=local,
+        fine_tuning=parents.fine_tuning,
+        doubled=_doubled(federated, local, parents.fine_tuning),
+        contenders={
+            name: once(("contender", name), partial(_contender, at, name))
+            for name in names
+        },
+    )
 
 
 def _federated(at: Context, name: str) -> Phase:

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from potara_jax.data.federation import take
-from potara_jax.evaluation.metrics import evaluator, worst_decile
+from potara_jax.evaluation.metrics import evaluator
 from potara_jax.experiment.context import Context
 from potara_jax.experiment.merges import combine, measure
 from potara_jax.experiment.methods import (
@@ -21,7 +20,7 @@ from potara_jax.experiment.methods import (
     all_methods,
     merged_methods,
 )
-from potara_jax.experiment.phases import Budget, Outcome, Phase, until
+from potara_jax.experiment.phases import Budget, Outcome, Phase, account_until, until
 from potara_jax.experiment.rows import (
     TUNED,
     Cost,
@@ -29,6 +28,7 @@ from potara_jax.experiment.rows import (
     Row,
     cost,
     mean_accuracy,
+    mean_and_worst,
     merged_row,
     record,
     score,
@@ -116,7 +116,7 @@ def _is_personal(contenders: Contenders, name: str) -> bool:
 def budget_of(at: Context, parents: Parents) -> Budget:
     """What Potara spends: the federated phase, and then the local one."""
     spent = together(cost(at, parents.federated), cost(at, parents.local))
-    return Budget(_bytes(spent), spent.local_steps)
+    return Budget(spent.bytes, spent.local_steps)
 
 
 # --- Algorithms, at the rounds where they have spent what Potara has -----------------
@@ -129,48 +129,32 @@ def _at_budget(at: Context, name: str, outcome: Outcome, budget: Cost) -> Record
     """
     curve = [_point(at, outcome, number) for number in outcome.marks]
     allowed = {
-        "equal_bytes": [p for p in curve if p["bytes"] <= _bytes(budget)],
+        "equal_bytes": [p for p in curve if p["bytes"] <= budget.bytes],
         "equal_steps": [p for p in curve if p["steps"] <= budget.local_steps],
     }
     both = [p for p in allowed["equal_steps"] if p in allowed["equal_bytes"]]
     chosen = (both or allowed["equal_steps"] or curve[:1])[-1]["round"]
     mark = outcome.marks[chosen]
-    spent = cost(at, _account_at(outcome, chosen))
+    spent = cost(at, account_until(outcome, chosen))
     row = Row(name, outcome.models, spent, scores=mark.scores)
     best = {k: points[-1]["mean"] if points else None for k, points in allowed.items()}
     return record(at, row) | best | {"over": not both, "curve": curve}
 
 
-def _account_at(outcome: Outcome, number: int) -> Outcome:
-    """An outcome's account after some rounds."""
-    mark = outcome.marks[number]
-    return outcome._replace(
-        history=outcome.history[:number],
-        final_bytes=sum(map(int, mark.received)),
-        seconds=float(mark.seconds),
-    )
-
-
 def _point(at: Context, outcome: Outcome, number: int) -> Record:
-    spent = cost(at, _account_at(outcome, number))
-    accuracy = np.asarray(outcome.marks[number].scores.accuracy, np.float64)
+    spent = cost(at, account_until(outcome, number))
     return {
         "round": number,
-        "bytes": _bytes(spent),
+        "bytes": spent.bytes,
         "steps": spent.local_steps,
-        "mean": float(accuracy[: at.present].mean()),
-        "worst_decile": worst_decile(accuracy[: at.present]),
+        **mean_and_worst(at, outcome.marks[number].scores),
     }
-
-
-def _bytes(spent: Cost) -> int:
-    return spent.bytes_up + spent.bytes_down
 
 
 def _fixed(at: Context, row: Row, budget: Cost) -> Record:
     """The scores at the budgets of a method that cannot be stopped early."""
     mean = mean_accuracy(at, row.scored)
-    bytes_fit = _bytes(row.cost) <= _bytes(budget)
+    bytes_fit = row.cost.bytes <= budget.bytes
     steps_fit = row.cost.local_steps <= budget.local_steps
     return {
         "equal_bytes": mean if bytes_fit else None,

@@ -8,11 +8,9 @@ from rich.console import Console
 from potara_jax.adapters.lora import Params
 from potara_jax.clients.model_task import ModelTask
 from potara_jax.data.federation import Federation
-from potara_jax.experiment import federating
-from potara_jax.experiment.context import Context
 from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.problem import Resources, silent
 from potara_jax.experiment.problems import arrays
-from potara_jax.experiment.programs import Programs
 from potara_jax.experiment.settings import (
     NATURAL,
     Cells,
@@ -26,9 +24,8 @@ from potara_jax.experiment.settings import (
     Training,
 )
 from potara_jax.jobs.result import Result
-from potara_jax.jobs.run import check, configuration, finished
+from potara_jax.jobs.run import check, configuration, display, run_cells
 from potara_jax.jobs.table import Table
-from potara_jax.runs.progress import Display, Silent
 from potara_jax.runs.store import Cell, Memory
 
 _CELL = Cell(NATURAL, 0)
@@ -82,7 +79,9 @@ def personalise(
     """
     experiment = Experiment(
         name="personalise",
-        make_problem=lambda experiment, resources: problem,
+        make_problem=lambda experiment, _: arrays.problem(
+            experiment, task, base, {_CELL: clients}
+        ),
         cells=Cells((0,), (NATURAL,), len(clients.train.count)),
         natural=True,
         lora=lora or Lora(),
@@ -94,17 +93,14 @@ def personalise(
         communication=communication or Communication(),
         compute=compute or Compute(),
     )
-    job = Table()
+    job, console = Table(), Console()
     check(experiment, job)
-    problem = arrays.problem(experiment, task, base, {_CELL: clients})
-    problem = federating.on_all_devices(experiment, problem)
-    job.check_problem(experiment, problem)
-    programs, console = Programs(experiment, problem), Console()
-    shown = Display(console, total=job.rounds(experiment)) if progress else Silent()
-    with shown as display:
-        store = Memory(display.log)
-        at = Context(experiment, problem, programs, _CELL, key, store, display)
-        record = job.run_cell(at)
-    results = job.results([record]) | {"metric": problem.task.metric._asdict()}
-    results = finished(configuration(experiment, job), results)
-    return Result(job, experiment, results, store, lambda: problem)
+    return run_cells(
+        experiment,
+        job,
+        Memory(silent),
+        Resources(),
+        display(experiment, job, console, progress=progress),
+        configuration(experiment, job),
+        key_of=lambda cell: key,
+    )

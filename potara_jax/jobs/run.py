@@ -11,18 +11,18 @@ import jax
 from rich.console import Console
 
 from potara_jax.experiment import federating, methods
+from potara_jax.experiment.checks import require_that
 from potara_jax.experiment.context import Context
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Problem, Resources
 from potara_jax.experiment.programs import Programs
-from potara_jax.experiment.settings import require_that
-from potara_jax.jobs.job import Job, Record
+from potara_jax.jobs.job import Job, Record, cells_of
 from potara_jax.jobs.result import Result
 from potara_jax.jobs.table import Table
 from potara_jax.runs import files
 from potara_jax.runs.profiling import keep_compiled
-from potara_jax.runs.progress import Display, Silent
-from potara_jax.runs.store import Cell, Memory, RunFolder, open_folder, versions
+from potara_jax.runs.progress import Display, Progress, Silent
+from potara_jax.runs.store import Cell, Memory, Store, open_folder, versions
 
 
 class Refused(ValueError):
@@ -75,25 +75,25 @@ def run(
             experiment = experiment.resolve(experiment)
             check(experiment, job)
             config = configuration(experiment, job, code) | dict(extra or {})
+            store: Store = Memory(log)
             if out is not None:
                 _check_apart(Path(out), experiment)
                 opened.enter_context(files.locked(Path(out)))
-                store = open_folder(Path(out), config, rerun=rerun, warn=log)
-                store = store._replace(profile=profile)
-            else:
-                store = Memory(log)
+                store = open_folder(
+                    Path(out), config, rerun=rerun, profile=profile, warn=log
+                )
         resources = Resources(_folder(cache), log)
         if resources.cache is not None:
             keep_compiled(resources.cache)
-        results = store.results() if isinstance(store, RunFolder) else None
-        if results is None:
-            shown = Display if progress else _silent
-            results = _all_cells(experiment, job, store, resources, console, shown)
-            results = finished(config, results)
-            if isinstance(store, RunFolder):
-                store.finish(results)
-        make = lambda: experiment.make_problem(experiment, resources)
-        result = Result(job, experiment, results, store, make)
+        result = run_cells(
+            experiment,
+            job,
+            store,
+            resources,
+            display(experiment, job, console, progress=progress),
+            config,
+            key_of=lambda cell: jax.random.key(cell.seed),
+        )
         if out is not None:  # while the folder is locked
             result.report(out)
         return result
@@ -142,54 +142,91 @@ def _check_clients(experiment: Experiment, problem: Problem) -> None:
         require_that(number == expected, "cells.clients", expected, f"{number}")
 
 
-def cells_of(experiment: Experiment) -> list[Cell]:
-    """Every heterogeneity with every seed."""
-    cells = experiment.cells
-    return [Cell(h, seed) for h in cells.heterogeneity for seed in cells.seeds]
+# --- Cells ---------------------------------------------------------------------------
 
 
-def _all_cells(
+def run_cells(
     experiment: Experiment,
     job: Job,
-    store: Memory | RunFolder,
+    store: Store,
     resources: Resources,
-    console: Console,
-    shown: Callable[..., Any],
-) -> Record:
-    cells, rounds = cells_of(experiment), job.rounds(experiment)
-    with shown(console, total=len(cells) * rounds) as display:
-        store = _warning(store, display.log)
-        with _refusing():
-            resources = resources._replace(log=display.log)
-            problem = experiment.make_problem(experiment, resources)
-            problem = federating.on_all_devices(experiment, problem)
-            _check_clients(experiment, problem)
-            job.check_problem(experiment, problem)
-            programs = Programs(experiment, problem)
-        for cell in cells:
-            if store.cell(cell) is not None:
-                display.skip(rounds)
-                continue
-            key = jax.random.key(cell.seed)
-            at = Context(experiment, problem, programs, cell, key, store, display)
-            record = job.run_cell(at)
-            store.end_cell(cell, record)
-            display.log(job.summary(at, record))
-    records = [record for cell in cells if (record := store.cell(cell)) is not None]
-    return job.results(records) | {"metric": problem.task.metric._asdict()}
+    shown: Display | Silent,
+    config: Record,
+    *,
+    key_of: Callable[[Cell], jax.Array],
+) -> Result:
+    """The results that a store has, or those of all cells.
+
+    Args:
+      experiment: checked, and with what depends on the data.
+      job: what to do.
+      store: what is kept, also of an earlier run.
+      resources: the cache, and the log.
+      shown: shows the rounds.
+      config: as `configuration` gives it.
+      key_of: the key of a cell.
+
+    Returns:
+      The results.
+
+    Raises:
+      Refused: the problem cannot be made, or does not suit the job.
+    """
+    results = store.results()
+    if results is None:
+        with shown as progress:
+            heard = store.warning(progress.log)
+            tools = resources._replace(log=progress.log)
+            problem = _problem(experiment, job, tools)
+            records = _records(experiment, job, heard, problem, progress, key_of)
+        metric = {"metric": problem.task.metric._asdict()}
+        results = _finished(config, job.results(records) | metric)
+        store.finish(results)
+    make = lambda: experiment.make_problem(experiment, resources)
+    return Result(job, experiment, results, store, make)
 
 
-def _warning(
-    store: Memory | RunFolder, log: Callable[[str], None]
-) -> Memory | RunFolder:
-    """The store, with its warnings shown in the display."""
-    if isinstance(store, RunFolder):
-        return store._replace(warn=log)
-    store.warn = log
-    return store
+def _records(
+    experiment: Experiment,
+    job: Job,
+    store: Store,
+    problem: Problem,
+    progress: Progress,
+    key_of: Callable[[Cell], jax.Array],
+) -> list[Record]:
+    """Run the cells that the store lacks; returns the records of all."""
+    programs, cells = Programs(experiment, problem), cells_of(experiment)
+    for cell in cells:
+        if store.cell(cell) is not None:
+            progress.skip(job.rounds(experiment))
+            continue
+        key = key_of(cell)
+        at = Context(experiment, problem, programs, cell, key, store, progress)
+        record = job.run_cell(at)
+        store.end_cell(cell, record)
+        progress.log(job.summary(at, record))
+    return [record for cell in cells if (record := store.cell(cell)) is not None]
 
 
-def finished(config: Record, results: Record) -> Record:
+def _problem(experiment: Experiment, job: Job, resources: Resources) -> Problem:
+    """The problem, checked, on all devices. Raises `Refused`."""
+    with _refusing():
+        problem = experiment.make_problem(experiment, resources)
+        problem = federating.on_all_devices(experiment, problem)
+        _check_clients(experiment, problem)
+        job.check_problem(experiment, problem)
+        return problem
+
+
+def display(
+    experiment: Experiment, job: Job, console: Console, *, progress: bool
+) -> Display | Silent:
+    """What shows all rounds of a run, or nothing."""
+    total = len(cells_of(experiment)) * job.rounds(experiment)
+    return Display(console, total=total) if progress else Silent()
+
+
+def _finished(config: Record, results: Record) -> Record:
     """All that `results.json` holds."""
     return {
         "experiment": config["experiment"],
@@ -199,8 +236,7 @@ def finished(config: Record, results: Record) -> Record:
     }
 
 
-def _silent(console: Console, *, total: int) -> Silent:
-    return Silent()
+# --- Around a run --------------------------------------------------------------------
 
 
 def _folder(path: Path | str | None) -> Path | None:

@@ -1,6 +1,6 @@
 """Step sizes for every federated algorithm.
 
-Every algorithm has four trials: learning rates of its clients, or values of another
+Every algorithm has six trials: learning rates of its clients, or values of another
 step size if that matters more. All else is as in its paper. A trial is scored by the
 clients' accuracy on held-out examples, after as many rounds as Potara federates, on a
 seed that is in no table. The best trials are written to `tuned.json` in the run folder,
@@ -35,18 +35,18 @@ from potara_jax.reports import document, tuning
 from potara_jax.reports.document import Report
 from potara_jax.runs.store import Store
 
-RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)
+RATES = (1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2)
 _OTHER = {  # if a step size of another kind matters more than the clients'
-    "scaffold": ("learning_rate", (0.1, 0.3, 1.0, 0.03)),
-    "fedadam": ("rate", (0.003, 0.01, 0.03, 0.1)),
-    "fedyogi": ("rate", (0.003, 0.01, 0.03, 0.1)),
-    "pfedme": ("strength", (0.1, 1.0, 10.0, 100.0)),
+    "scaffold": ("learning_rate", (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
+    "fedadam": ("rate", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)),
+    "fedyogi": ("rate", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)),
+    "pfedme": ("strength", (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Tune:
-    """Search step sizes on held-out examples, four for every algorithm."""
+    """Search step sizes on held-out examples, six for every algorithm."""
 
     algorithms: tuple[str, ...] = ()
     """Algorithms to search for, of `potara list algorithms`. Default: all."""

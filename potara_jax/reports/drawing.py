@@ -52,29 +52,19 @@ class Drawing(NamedTuple):
 def illustrate(
     drawings: Mapping[str, Drawing], results: Any, folder: Path
 ) -> list[document.Figure]:
-    """Writes drawings, by the names of their files, as figures of a report."""
-    makers = {name: drawing.make for name, drawing in drawings.items()}
-    return [
-        document.Figure(path, drawings[path.stem].title, drawings[path.stem].caption)
-        for path in draw(makers, results, folder)
-    ]
-
-
-def draw(
-    makers: Mapping[str, Callable[[Any], Figure | None]], results: Any, folder: Path
-) -> list[Path]:
-    """Writes the figures that `makers`, by name, make of the results; their paths.
+    """Draw the figures, by the names of their files, that the results have data for.
 
     A file appears whole or not at all. The same results give the same bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    figures = []
     with matplotlib.style.context(["default", _LOOK]):
-        for name, make in makers.items():
-            figure = make(results)
-            if figure is not None:
-                paths.append(_write(figure, folder / f"{name}.png"))
-    return paths
+        for name, (make, title, caption) in drawings.items():
+            drawn = make(results)
+            if drawn is not None:
+                path = _write(drawn, folder / f"{name}.png")
+                figures.append(document.Figure(path, title, caption))
+    return figures
 
 
 def _write(figure: Figure, path: Path) -> Path:

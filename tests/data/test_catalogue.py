@@ -1,10 +1,10 @@
 import pytest
 
-from potara_jax.data import catalogue
+from potara_jax.data import catalogue, prompts
 from potara_jax.data.text import Example
 from tests.data import raw_sets
 
-SOURCES = {s.name: s for s in (catalogue.COMMONSENSE | catalogue.FLAN).values()}
+SOURCES = {s.name: s for s in (prompts.COMMONSENSE | prompts.FLAN).values()}
 FIRST = {
     "bool_q": ("0 is a number.\nis 0 even?\nAnswer:", ("no", "yes"), 1),
     "piqa": ("Goal: g0\nA. a\nB. b\nAnswer:", ("A", "B"), 0),

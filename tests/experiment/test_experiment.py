@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from potara_jax.cli import catalogue
+from potara_jax.experiment.checks import require_at_least
 from potara_jax.experiment.experiment import Experiment
-from potara_jax.experiment.settings import Cells, Lora, Pretraining, require_at_least
+from potara_jax.experiment.settings import Cells, Lora, Pretraining
 from potara_jax.jobs import Study, Table, preset
 
 

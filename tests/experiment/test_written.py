@@ -10,18 +10,10 @@ from potara_jax.experiment.written import writing, written
 from potara_jax.experiments import tasks
 from potara_jax.reports import answers
 from potara_jax.runs.store import Cell
+from tests.jobs.tiny import TASKS
 
 CELL = Cell("tasks", 1)
-SMALL = tasks.EXPERIMENT.set(
-    {
-        "cells.seeds": (1,),
-        "cells.clients": 2,
-        "lora.rank": 2,
-        "merging.samples": 4,
-        "pretraining.steps": 1,
-        "source.examples": 40,
-    }
-)
+SMALL = tasks.EXPERIMENT.set(TASKS)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +57,7 @@ def test_a_model_that_knows_half_of_the_answers_scores_one_half(problem):
     assert set(first["written"].split()) == {"1000"}
     assert second["written"] == second["right"] != ""
     table = answers.table({"written": [record]})
-    assert table.groups[0].title == "one task a client"
+    assert table.groups[0].title == "one task per client"
     assert table.groups[0].rows[0].texts[0] == "potara core"
     sections = answers.sections({"written": [record, record | {"method": "local"}]})
     rows = [row for group in sections[0].parts[-1].groups for row in group.rows]

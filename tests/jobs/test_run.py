@@ -173,7 +173,7 @@ def test_a_client_whose_update_is_not_finite_is_named(tmp_path, capsys, monkeypa
 
     def with_broken_images(*args, **kwargs):
         made = whole(*args, **kwargs)
-        broken = made.train.index[1, : made.train.count[1]]
+        broken = made.train.index[1, TINY["merging.samples"] : made.train.count[1]]
         inputs = made.pool.inputs.at[broken].set(jnp.nan)
         return made._replace(pool=made.pool._replace(inputs=inputs))
 

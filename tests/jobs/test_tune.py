@@ -56,11 +56,11 @@ def test_all_algorithms_but_local_training_are_tuned_by_default():
 
 def test_rounds_are_counted_for_the_display():
     experiment = digits.EXPERIMENT.set({"federated.rounds": 3})
-    assert Tune(("ffa", "scaffold")).rounds(experiment) == 3 * 4 * 2
+    assert Tune(("ffa", "scaffold")).rounds(experiment) == 3 * 6 * 2
 
 
 def test_every_algorithm_has_as_many_trials():
-    assert {len(tune.trials(name)) for name in algorithms() if name != "local"} == {4}
+    assert {len(tune.trials(name)) for name in algorithms() if name != "local"} == {6}
 
 
 def test_trials_are_arguments_of_their_algorithms():

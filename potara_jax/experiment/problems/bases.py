@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from potara_jax.adapters.lora import Params
+from potara_jax.experiment.checks import require_at_least, require_that
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Resources
-from potara_jax.experiment.settings import Pretraining, require_at_least, require_that
+from potara_jax.experiment.settings import Pretraining
 from potara_jax.models import weights
 from potara_jax.models.pretraining import pretrain
 from potara_jax.runs.bases import cached_base

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from potara_jax.experiment.checks import require_at_least, require_that
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problems import bases, images, texts
-from potara_jax.experiment.settings import AUTO, require_at_least, require_that
+from potara_jax.experiment.settings import AUTO
 
 _TEXT = (".jsonl", ".jsonl.gz", ".json")
 

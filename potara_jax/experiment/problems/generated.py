@@ -10,11 +10,11 @@ import numpy as np
 from potara_jax.data import generated, tokens
 from potara_jax.data.text import Example
 from potara_jax.data.tokens import Choices, Tokenizer
+from potara_jax.experiment.checks import require_at_least, require_that
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Federations, Resources
 from potara_jax.experiment.problems import bases, federations, language
 from potara_jax.experiment.problems.language import LanguageModel
-from potara_jax.experiment.settings import require_at_least, require_that
 from potara_jax.models.llama import LlamaConfig
 
 _UPSTREAM = 700  # maximum of examples per task that the base learns

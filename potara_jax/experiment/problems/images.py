@@ -15,14 +15,14 @@ import numpy as np
 from potara_jax.data import catalogue
 from potara_jax.data.federation import Batch
 from potara_jax.data.images import Images
-from potara_jax.experiment.experiment import Experiment
-from potara_jax.experiment.problem import Federations
-from potara_jax.experiment.problems import bases, federations
-from potara_jax.experiment.settings import (
+from potara_jax.experiment.checks import (
     require_at_least,
     require_at_most,
     require_that,
 )
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.problem import Federations
+from potara_jax.experiment.problems import bases, federations
 
 _LARGEST_SIDE = 4096  # pixels
 _FEWEST = 5  # images of a class

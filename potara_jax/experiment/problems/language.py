@@ -22,6 +22,7 @@ from potara_jax.data import tokens
 from potara_jax.data.federation import Batch
 from potara_jax.data.text import Example
 from potara_jax.data.tokens import Choices, Packed, Tokenizer
+from potara_jax.experiment.checks import require_that
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import (
     ClientContents,
@@ -32,7 +33,7 @@ from potara_jax.experiment.problem import (
     adapter_maker,
 )
 from potara_jax.experiment.problems import bases
-from potara_jax.experiment.settings import Pretraining, require_that
+from potara_jax.experiment.settings import Pretraining
 from potara_jax.models import llama, publishing, weights
 from potara_jax.models.decoding import greedy
 from potara_jax.models.llama import Llama, LlamaConfig, Text

@@ -12,10 +12,11 @@ import numpy as np
 from potara_jax.data import catalogue
 from potara_jax.data.catalogue import Source
 from potara_jax.data.text import Example
+from potara_jax.experiment.checks import require_at_least, require_that
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import ClientContents, Problem, Resources
 from potara_jax.experiment.problems import federations, language
-from potara_jax.experiment.settings import SEEDS, require_at_least, require_that
+from potara_jax.experiment.settings import SEEDS
 
 
 @dataclasses.dataclass(frozen=True)

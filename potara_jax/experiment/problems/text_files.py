@@ -11,10 +11,10 @@ import numpy as np
 from potara_jax.data import text
 from potara_jax.data.dealing import TASKS
 from potara_jax.data.text import Example
+from potara_jax.experiment.checks import require_at_least, require_that
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Resources
 from potara_jax.experiment.problems import bases, texts
-from potara_jax.experiment.settings import require_at_least, require_that
 
 _TRAIN, _UPSTREAM = 0.6, 0.4  # of a task's examples: for training, and for the base
 _FEWEST = 20  # examples of a task

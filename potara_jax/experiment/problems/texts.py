@@ -13,6 +13,7 @@ from potara_jax.data import tokens
 from potara_jax.data.federation import Batch
 from potara_jax.data.text import Example
 from potara_jax.data.tokens import Tokenizer
+from potara_jax.experiment.checks import require_at_least, require_at_most
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import (
     ClientContents,
@@ -22,11 +23,7 @@ from potara_jax.experiment.problem import (
 )
 from potara_jax.experiment.problems import bases, language
 from potara_jax.experiment.problems.language import LanguageModel
-from potara_jax.experiment.settings import (
-    Pretraining,
-    require_at_least,
-    require_at_most,
-)
+from potara_jax.experiment.settings import Pretraining
 from potara_jax.models.llama import LlamaConfig
 
 _VOCABULARY = 300, 10**6

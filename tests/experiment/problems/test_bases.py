@@ -1,6 +1,8 @@
 """Bases are pre-trained once, and kept by what determines them."""
 
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,11 @@ import numpy as np
 import pytest
 
 from potara_jax.data.federation import Batch
+from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Resources
 from potara_jax.experiment.problems import bases
 from potara_jax.experiment.settings import Pretraining
+from tests import small
 
 EXAMPLES = Batch(jnp.arange(12.0).reshape(6, 2), jnp.arange(6))
 SETTINGS = Pretraining(steps=4, batch_size=2, learning_rate=0.1)
@@ -87,3 +91,34 @@ def test_without_a_report_the_steps_are_silent(tmp_path):
     lines = []
     pretrain(Resources(None, lines.append), report=False)
     assert lines == ["pre-training the base"]
+
+
+# --- Settings of a source ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "reason"),
+    [
+        (33, 1, "source.width is 33: it must be a multiple of 32"),
+        (0, 1, "source.width is 0: it must be 1 or more"),
+        (32, 0, "source.depth is 0: it must be 1 or more"),
+    ],
+)
+def test_sizes_that_a_base_cannot_have_are_refused(width, depth, reason):
+    bases.check_sizes(SimpleNamespace(width=64, depth=1))
+    with pytest.raises(ValueError, match=reason):
+        bases.check_sizes(SimpleNamespace(width=width, depth=depth))
+
+
+def test_the_users_files_are_the_data_and_a_checkpoint_in_a_folder(tmp_path):
+    small.models(tmp_path)
+    data, folder = (Path("a"), Path("b")), tmp_path / "vit"
+
+    def files(**source):
+        experiment = Experiment("", lambda *_: None, source=SimpleNamespace(**source))
+        return bases.user_files(experiment)
+
+    assert files(data=data, checkpoint=None) == [*data]
+    assert files(data=data, checkpoint="owner/model") == [*data]
+    assert folder / "config.json" in files(checkpoint=str(folder))
+    assert files(data=data, checkpoint=str(folder))[:2] == [*data]

@@ -45,10 +45,7 @@ def test_colours_that_a_checkpoint_does_not_read_are_refused(models):
     ],
 )
 def test_a_checkpoint_that_lacks_something_is_named(change, reason, models, tmp_path):
-    folder = shutil.copytree(models / "vit", tmp_path / "vit")
-    config = json.loads((folder / "config.json").read_text()) | change
-    kept = {name: value for name, value in config.items() if value is not ...}
-    (folder / "config.json").write_text(json.dumps(kept))
+    folder = small.with_config(models / "vit", tmp_path / "vit", change)
     with pytest.raises(ValueError, match=reason):
         image_models.loaded(str(folder), labelled([0, 1]))
 

@@ -1,8 +1,5 @@
 """Checkpoints of Llamas, and the settings that suit them."""
 
-import json
-import shutil
-
 import pytest
 
 from potara_jax.experiment.experiment import Experiment
@@ -29,10 +26,7 @@ def models(tmp_path_factory):
     ],
 )
 def test_a_checkpoint_that_lacks_something_is_named(change, reason, models, tmp_path):
-    folder = shutil.copytree(models / "llama", tmp_path / "llama")
-    config = json.loads((folder / "config.json").read_text()) | change
-    kept = {name: value for name, value in config.items() if value is not ...}
-    (folder / "config.json").write_text(json.dumps(kept))
+    folder = small.with_config(models / "llama", tmp_path / "llama", change)
     with pytest.raises(ValueError, match=reason):
         language.loaded(str(folder))
 

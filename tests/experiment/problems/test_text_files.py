@@ -58,3 +58,17 @@ def test_a_task_with_too_few_examples_is_named():
     files = [[example(f"{i}") for i in range(30)]]
     with pytest.raises(ValueError, match=r"a\.jsonl has 30 examples.* 18: they must"):
         text_files.split_tasks(files, [Path("a.jsonl")], seen=1, train=100, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "number"),
+    [
+        *((10, {}, 7), (3, {}, 2), (1, {}, 1)),
+        *((3, {"seen": 3}, 3), (3, {"checkpoint": "x"}, 0)),
+    ],
+)
+def test_the_base_sees_seven_of_ten_files_unless_it_is_set(files, options, number):
+    data = tuple(Path(f"{task}.jsonl.gz") for task in range(files))
+    source = text_files.TextFiles(data=data, **options)
+    assert source.num_seen == number
+    assert source.names == tuple(map(str, range(files)))
