@@ -63,20 +63,20 @@ def after_rounds(name: str, case: str, layout=AT_ONCE) -> tuple:
 
 
 def rounds_on_devices() -> dict:
-    """Rounds on the mesh: what they give, how often compiled, and what stays split."""
-    found = {}
+    """Rounds on the mesh: results, compilations, and what stays sharded."""
+    results = {}
     for name in NAMES:
         for case in CONDITIONS:
             progress, report, step = after_rounds(name, case, Layout(1, make_mesh()))
             specs = {str(x.sharding.spec) for x in jax.tree.leaves(progress[1:])}
             server = jax.tree.leaves(progress.server)
-            found[f"{name} {case}"] = {
+            results[f"{name} {case}"] = {
                 "values": values((progress, report)),
                 "compiled": [fn._cache_size() for fn in step.programs],
                 "split": sorted(specs),
                 "whole": all(x.sharding.is_fully_replicated for x in server),
             }
-    return found
+    return results
 
 
 def streamed(name: str, layout=AT_ONCE) -> list:
@@ -103,15 +103,15 @@ def streamed_on_devices() -> dict:
 
 def alone() -> dict:
     """Clients that train for themselves, on the mesh and on one device."""
-    given, found = problem(COUNTS), {}
+    given, results = problem(COUNTS), {}
     for place, layout in {"mesh": Layout(1, make_mesh()), "one": Layout(1)}.items():
         step = rounds.make_round(algorithm("local"), layout=layout)
         begin = start(algorithm("local"), given)
         for index in range(ROUNDS):
             args = given.shared, begin, given.examples, jax.random.key(0)
             begin, _ = step(*args, index)
-        found[place] = values(begin.states)
-    return found
+        results[place] = values(begin.states)
+    return results
 
 
 def collectives() -> dict:
@@ -122,9 +122,9 @@ def collectives() -> dict:
     args = given.shared, begin, given.examples, jax.random.key(0)
     placed = rounds._placed(layout.mesh, *args)
     whole = step.programs[0].lower(*placed, np.int32(0)).compile().as_text()
-    own = jax.jit(over_clients(lambda x: (x @ x.T).sum(), layout=layout))
-    alone = own.lower(np.ones((CLIENTS, 3, 3))).compile().as_text()
-    return {"round": _COLLECTIVE.findall(whole), "own": _COLLECTIVE.findall(alone)}
+    clients = jax.jit(over_clients(lambda x: (x @ x.T).sum(), layout=layout))
+    alone = clients.lower(np.ones((CLIENTS, 3, 3))).compile().as_text()
+    return {"round": _COLLECTIVE.findall(whole), "client": _COLLECTIVE.findall(alone)}
 
 
 def base_split() -> dict:
@@ -137,7 +137,7 @@ def base_split() -> dict:
     mapped = over_clients(outputs, in_axes=(None, 0), layout=Layout(2, mesh))
     part = lambda x: list(x.addressable_shards[0].data.shape)
     return {
-        "found": values(jax.jit(mapped)(split, inputs))[0],
+        "computed": values(jax.jit(mapped)(split, inputs))[0],
         "expected": values(inputs @ base["w"])[0],
         "shards": {name: part(x) for name, x in split.items()},
     }
@@ -153,15 +153,15 @@ CHECKS = {
 
 
 def main(check: str, address: str | None = None, process: str = "0") -> None:
-    """Print what a check finds; process 0 alone where there are two."""
+    """Print what a check gives; only process 0 if there are two."""
     count = 4 if address else 8
     here = f" --xla_force_host_platform_device_count={count}"
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + here
     if address:
         jax.distributed.initialize(address, 2, int(process))
-    found = CHECKS[check]()
+    results = CHECKS[check]()
     if process == "0":
-        print(json.dumps(found))
+        print(json.dumps(results))
 
 
 if __name__ == "__main__":

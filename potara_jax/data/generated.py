@@ -119,7 +119,7 @@ TASKS: Mapping[str, Task] = {
 def generate(rng: Rng, task: str, number: int, *, long: bool = True) -> list[Example]:
     """Distinct examples of a task, with long or short inputs.
 
-    Raises `ValueError` where the task has fewer than `number`.
+    Raises `ValueError` if the task has fewer than `number`.
     """
     examples = generate_up_to(rng, task, number, long=long)
     if len(examples) < number:

@@ -158,7 +158,7 @@ def example_weights(labels: np.ndarray, proportion: np.ndarray) -> np.ndarray:
     """Weights `[M]` of common test examples that give them a client's proportions.
 
     Classes without a test example are left out, and the rest is scaled to sum to one.
-    Raises `ValueError` where that leaves none.
+    Raises `ValueError` if that leaves none.
     """
     counts = np.bincount(labels, minlength=len(proportion))
     weight = (proportion / np.maximum(counts, 1))[labels]

@@ -91,7 +91,7 @@ def test_clients_of_their_own_are_the_same_to_the_bit():
 
 
 def test_what_clients_do_needs_no_collective():
-    assert on_eight_devices("collectives")["own"] == []
+    assert on_eight_devices("collectives")["client"] == []
 
 
 def test_a_round_reduces_each_factor_once_and_gathers_its_report_alone():
@@ -104,7 +104,7 @@ def test_a_round_reduces_each_factor_once_and_gathers_its_report_alone():
 
 def test_a_base_may_be_split():
     found = on_eight_devices("base")
-    np.testing.assert_allclose(found["found"], found["expected"], rtol=1e-5)
+    np.testing.assert_allclose(found["computed"], found["expected"], rtol=1e-5)
     assert found["shards"] == {"w": [2, 2], "odd": [3]}
 
 
