@@ -25,8 +25,9 @@ from potara_jax.jobs.export import (
 )
 from potara_jax.models import weights
 from potara_jax.runs import files
+from potara_jax.runs.folder import RunFolder
 from potara_jax.runs.loading import load_file
-from potara_jax.runs.store import Cell, RunFolder
+from potara_jax.runs.store import Cell
 
 
 @dataclasses.dataclass(frozen=True)

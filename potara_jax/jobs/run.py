@@ -20,9 +20,11 @@ from potara_jax.jobs.job import Job, Record, cells_of
 from potara_jax.jobs.result import Result
 from potara_jax.jobs.table import Table
 from potara_jax.runs import files
+from potara_jax.runs.folder import open_folder
 from potara_jax.runs.profiling import keep_compiled
 from potara_jax.runs.progress import Display, Progress, Silent
-from potara_jax.runs.store import Cell, Memory, Store, open_folder, versions
+from potara_jax.runs.store import Cell, Memory, Store
+from potara_jax.runs.versions import versions
 
 
 class Refused(ValueError):

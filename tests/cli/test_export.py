@@ -13,7 +13,8 @@ from potara_jax.experiments import tasks
 from potara_jax.jobs import Table, configuration
 from potara_jax.jobs.export import ExportOptions, _base
 from potara_jax.models import llama, weights
-from potara_jax.runs.store import Cell, RunFolder
+from potara_jax.runs.folder import RunFolder
+from potara_jax.runs.store import Cell
 from tests.jobs.tiny import TASKS
 
 CELL = Cell("tasks", 1)

@@ -13,7 +13,8 @@ from potara_jax.federated.conditions import Conditions
 from potara_jax.federated.registry import algorithms
 from potara_jax.federated.rounds import make_round
 from potara_jax.federated.streaming import start_on_host
-from potara_jax.runs.store import Cell, RunFolder
+from potara_jax.runs.folder import RunFolder
+from potara_jax.runs.store import Cell
 from tests.helpers_federated import (
     assert_equal,
     poisoned,
