@@ -18,6 +18,7 @@ import numpy as np
 
 from potara_jax.data.text import Example
 
+FILE = "tokenizer.json"
 SPECIAL = "<pad>", "<begin>", "<end>"
 _ROUND_UP = 8
 _OPEN = 16  # rows that `pack_texts` still looks at
@@ -101,14 +102,9 @@ def from_folder(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> To
     Raises:
       ValueError: the file is missing, or does not fit the model.
     """
-    path = Path(folder) / "tokenizer.json"
-    tokenizer, size = _from_file(path), config["vocab_size"]
-    last = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if last >= size:
-        raise ValueError(
-            f"{path} has a token {last}, but the model only {size} tokens: it belongs "
-            "to another model"
-        )
+    path, size = Path(folder) / FILE, config["vocab_size"]
+    tokenizer = from_file(path)
+    check_size(path, tokenizer, size)
     end, begin = _first(config["eos_token_id"]), config.get("bos_token_id")
     pad = config.get("pad_token_id")
     for token in (end, *(x for x in (begin, pad) if x is not None)):
@@ -122,11 +118,15 @@ def from_folder(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> To
     return _wrapped(tokenizer, pad=pad, begin=begin, end=end)._replace(size=size)
 
 
-def _from_file(path: Path) -> Any:
+def from_file(path: Path) -> Any:
+    """The library's tokenizer in a `tokenizer.json`, which neither cuts nor pads.
+
+    Raises `ValueError` if the file is missing or damaged.
+    """
     import tokenizers
 
     if not path.is_file():
-        raise ValueError(f"{path.parent} holds no tokenizer.json; download it again")
+        raise ValueError(f"{path.parent} holds no {FILE}; download it again")
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises this alone
@@ -134,6 +134,16 @@ def _from_file(path: Path) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def check_size(path: Path, tokenizer: Any, size: int) -> None:
+    """Raise `ValueError` if a file's tokenizer has a token that the model lacks."""
+    last = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if last >= size:
+        raise ValueError(
+            f"{path} has a token {last}, but the model only {size} tokens: it belongs "
+            "to another model"
+        )
 
 
 def _first(token: Any) -> Any:
