@@ -5,6 +5,7 @@ import math
 import pytest
 
 from potara_jax.experiment.experiment import GROUPS
+from potara_jax.experiment.settings import Cells
 from potara_jax.experiments import digits
 
 WRONG = {
@@ -78,3 +79,8 @@ def test_defaults_and_tasks_are_accepted():
     digits.EXPERIMENT.check()
     kinds = ("tasks", "0.05", "shards2")
     digits.EXPERIMENT.set({"cells.heterogeneity": kinds}).check()
+
+
+def test_there_is_a_cell_for_each_heterogeneity_and_seed():
+    cells = Cells(seeds=(3, 1), heterogeneity=("tasks", "0.5"))
+    assert cells.keys == [("tasks", 3), ("tasks", 1), ("0.5", 3), ("0.5", 1)]
