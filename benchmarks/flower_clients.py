@@ -32,8 +32,11 @@ def seconds_of_a_round(clients: int) -> float:
     def main(grid: Grid, context: Context) -> None:
         strategy = FedAvg(fraction_evaluate=0.0, min_available_nodes=clients)
         first = ArrayRecord(_arrays(setup().adapter))
-        look = lambda number, arrays: ends.append(time.perf_counter())
-        strategy.start(grid, first, num_rounds=_ROUNDS, evaluate_fn=look)
+
+        def record_end(number, arrays) -> None:
+            ends.append(time.perf_counter())
+
+        strategy.start(grid, first, num_rounds=_ROUNDS, evaluate_fn=record_end)
 
     each = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
     run_simulation(server, _client(), num_supernodes=clients, backend_config=each)

@@ -46,7 +46,9 @@ def evaluator(task: Task, *, layout: Layout = AT_ONCE) -> Callable[..., Scores]:
         values = _of_examples(task, shared, adapter, test.index)
         return Scores(*(_mean(x, test.weight) for x in values))
 
-    make = lambda layout: over_clients(evaluate, in_axes=(None, 0, 0), layout=layout)
+    def make(layout: Layout) -> Callable[..., Scores]:
+        return over_clients(evaluate, in_axes=(None, 0, 0), layout=layout)
+
     return jit_over_clients(make, layout, lambda *args: len(args[2].weight))
 
 

@@ -102,7 +102,10 @@ def _setting(
 ) -> Setting:
     fields = {n: v for n, v in zip(FIELDS, key, strict=True) if v is not None}
     regrets = [(c["seed"], scale * (e["mean"] - c["best_constant"])) for c, e in pairs]
-    gain = lambda c, e: scale * (e["mean"] - max(c["federated"], c["local"]))
+
+    def gain(cell: Record, estimate: Record) -> float:
+        return scale * (estimate["mean"] - max(cell["federated"], cell["local"]))
+
     return Setting(
         fields,
         _over_seeds(regrets),
