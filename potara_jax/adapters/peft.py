@@ -39,7 +39,8 @@ _NUMBERED = re.compile(r"\.\d+\.")  # after the name of a list of layers
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _UNSUPPORTED_KEYS = {
     "lora_magnitude_vector": "is DoRA's, which is not plain LoRA",
-    "lora_embedding_": "adapts an embedding, not a linear layer",
+    "lora_embedding_": "adapts an embedding; leave embeddings out of target_modules "
+    "(list them in modules_to_save to train them whole)",
     "lora_B.bias": "is a bias of the factors; train with lora_bias=False",
     "lora_A.bias": "is a bias of the factors; train with lora_bias=False",
 }
@@ -159,28 +160,58 @@ def _by_module(
     """The tensors of every adapted module, and of every module trained whole."""
     factors: dict[str, _Tensors] = {}
     whole: dict[str, _Tensors] = {}
+    unknown: list[str] = []
     for key, value in tensors.items():
         name = key.removeprefix(_PREFIX)
         if name != key and (match := _FACTOR.fullmatch(name)):
             factors.setdefault(match["path"], {})[match["side"]] = value
-        elif name != key and (place := peft_config.whole_module(config, name)):
+        elif name != key and (place := _whole_module(config, name, tensors)):
             module, parameter = place
             whole.setdefault(module, {})[parameter] = value
         else:
-            raise ValueError(f"{folder / WEIGHTS}: '{key}' {_why_unsupported(key)}")
+            unknown.append(key)
+    _check_known(unknown, folder)
     if not factors:
         raise ValueError(f"{folder / WEIGHTS} holds no LoRA factors; copy it again")
     return factors, whole
 
 
-def _why_unsupported(key: str) -> str:
-    reasons = (why for part, why in _UNSUPPORTED_KEYS.items() if part in key)
-    unknown = (
-        f"is neither '{_PREFIX}<module>.lora_A.weight', its lora_B, nor in "
-        "modules_to_save; save the adapter with PEFT's save_pretrained and "
-        "save_embedding_layers=False"
+def _whole_module(
+    config: Config, name: str, tensors: _Tensors
+) -> tuple[str, str] | None:
+    """The module that a tensor is of, and its name in it, if it is trained whole.
+
+    With `ensure_weight_tying`, PEFT also writes what is tied to a module in
+    `modules_to_save`, such as `lm_head.weight` beside `embed_tokens.weight`.
+    """
+    place = peft_config.whole_module(config, name)
+    copied = peft_config.COPIES & set(name.split("."))
+    if place or copied or not config.get("ensure_weight_tying"):
+        return place
+    value = tensors[f"{_PREFIX}{name}"]
+    twins = (
+        key
+        for key, other in tensors.items()
+        if peft_config.whole_module(config, key.removeprefix(_PREFIX))
+        and np.array_equal(value, other)
     )
-    return next(reasons, unknown)
+    module, _, parameter = name.rpartition(".")
+    return (module, parameter) if next(twins, None) else None
+
+
+def _check_known(unknown: Sequence[str], folder: Path) -> None:
+    """Raise `ValueError` for tensors of unknown names, first what cannot be mended."""
+    for key in unknown:
+        for part, why in _UNSUPPORTED_KEYS.items():
+            if part in key:
+                raise ValueError(f"{folder / WEIGHTS}: '{key}' {why}")
+    for key in unknown:
+        raise ValueError(
+            f"{folder / WEIGHTS}: '{key}' is neither "
+            f"'{_PREFIX}<module>.lora_A.weight', its lora_B, nor in modules_to_save; "
+            "save the adapter with PEFT's save_pretrained and "
+            "save_embedding_layers=False"
+        )
 
 
 def _check_factors(path: str, sides: _Tensors, config: Config, folder: Path) -> None:

@@ -53,6 +53,8 @@ _KNOWN = frozenset(
         "velora_config",
     }
 )
+# In names of what `save_embedding_layers=True` adds.
+COPIES = frozenset({"modules_to_save", "original_module"})
 _KINDS = {
     "rank_pattern": dict,
     "alpha_pattern": dict,
@@ -188,8 +190,13 @@ def _matches(pattern: str, path: str, where: str) -> bool:
 
 
 def whole_module(config: Config, key: str) -> tuple[str, str] | None:
-    """The module of `modules_to_save` that holds a parameter, and its name in it."""
+    """The module of `modules_to_save` that holds a parameter, and its name in it.
+
+    None for the copies that `save_embedding_layers=True` adds.
+    """
     parts = key.split(".")
+    if COPIES & set(parts):
+        return None
     for end in range(1, len(parts)):
         path = ".".join(parts[:end])
         if names_cover(config.get("modules_to_save") or (), [path]):

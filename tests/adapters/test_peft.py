@@ -186,6 +186,39 @@ def test_dora_is_refused():
     assert "use_dora" in refused(FIXTURES / "dora")
 
 
+def test_what_is_tied_to_a_module_trained_whole_is_read_with_it(copied, tmp_path):
+    """As PEFT writes it with `ensure_weight_tying=True`."""
+    table = np.random.default_rng(0).normal(size=(24, 16)).astype(np.float32)
+    config = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+    names = "model.embed_tokens", "lm_head"
+    tensors = {f"base_model.model.{name}.weight": table for name in names}
+    folder = copied(config=config, tensors=tensors)
+    source = peft.read(folder)
+    for name in names:
+        np.testing.assert_array_equal(source.adapter[name]["weight"], table)
+    peft.write(tmp_path / "out", source.adapter, source.config)
+    again = peft.read(tmp_path / "out")
+    assert sorted(again.config["modules_to_save"]) == sorted(names)
+    other = tensors | {"base_model.model.lm_head.weight": table + 1}
+    assert "lm_head" in refused(copied("local", config=config, tensors=other))
+
+
+def test_an_embedding_is_refused_by_what_would_remain_without_its_copy(copied):
+    embedding = "base_model.model.model.embed_tokens"
+    tensors = {
+        f"{embedding}.base_layer.weight": MATRIX,
+        f"{embedding}.lora_embedding_A": MATRIX,
+    }
+    assert "leave embeddings out of target_modules" in refused(copied(tensors=tensors))
+
+
+def test_copies_of_modules_trained_whole_are_refused(copied):
+    score = "base_model.model.score"
+    tensors = {f"{score}.{n}.weight": MATRIX for n in ("modules_to_save", "original")}
+    folder = copied("classifier", tensors=tensors)
+    assert "save_embedding_layers=False" in refused(folder)
+
+
 MATRIX = np.zeros((4, 16), np.float32)
 
 
