@@ -4,12 +4,14 @@ Dimension letters: `B` batch, `H` height, `W` width, `C` colours, `L` tokens, `D
 features of a token, `K` classes.
 
 Dosovitskiy et al. 2020 (arXiv 2010.11929): patches, a class token, learned positions,
-pre-norm blocks, a linear head on the class token.
+pre-norm blocks, a linear head on the class token. What DINOv2 adds to it is optional:
+layer scale, a SwiGLU as MLP, and a head on the class token and the mean patch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -18,7 +20,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from potara_jax.models import weights
+from potara_jax.models import positions, weights
+from potara_jax.models.positions import Grid
 from potara_jax.models.weights import (
     FLAT,
     FROM_HEADS,
@@ -32,6 +35,7 @@ from potara_jax.models.weights import (
 
 Array = jax.Array
 Implementation = Literal["xla", "cudnn"]
+Pooling = Literal["token", "token_and_mean"]
 
 # By Hugging Face's names.
 ACTIVATIONS = {
@@ -46,10 +50,15 @@ class ViTConfig:
 
     patch: side of a square patch, in pixels.
     width, depth, heads: of the transformer.
-    mlp_ratio: width of the MLP over `width`.
+    mlp_ratio: width of the MLP over `width`; two thirds of it if it is gated.
     classes: outputs of the head.
     epsilon: added to the variance by the norms.
     activation: of the MLP, one of `ACTIVATIONS`.
+    gated: the MLP is a SwiGLU, which has its own activation.
+    layer_scale: multiply what each half of a block adds by learned numbers.
+    pooling: what the head reads: the class token, or it and the mean of the patches.
+    grid: rows and columns of patches that positions are learned for; images of other
+      sizes get them interpolated. Default: those of the first images.
     dtype: of the activations; parameters keep their dtypes.
     remat: recompute a block's activations for the gradient, which takes less memory
       and a third more time.
@@ -65,6 +74,10 @@ class ViTConfig:
     classes: int = 1000
     epsilon: float = 1e-6
     activation: str = "gelu_new"
+    gated: bool = False
+    layer_scale: bool = False
+    pooling: Pooling = "token"
+    grid: Grid | None = None
     dtype: str = "float32"
     remat: bool = False
     attention: Implementation = "xla"
@@ -129,6 +142,39 @@ class MLP(nn.Module):
         return nn.Dense(width, dtype=dtype, name="down")(hidden)
 
 
+class GatedMLP(nn.Module):
+    """A SwiGLU, `(silu(x u) * x v) w`, with `u` and `v` in one kernel.
+
+    Shazeer 2020 (arXiv 2002.05202). Its width is rounded up to a multiple of 8.
+    """
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, x_BLD: Array) -> Array:
+        width, dtype = self.config.width, self.config.dtype
+        hidden = (2 * self.config.mlp_ratio * width // 3 + 7) // 8 * 8
+        both = nn.Dense(2 * hidden, dtype=dtype, name="weights_in")(x_BLD)
+        gate, value = jnp.split(both, 2, axis=-1)
+        down = nn.Dense(width, dtype=dtype, name="weights_out")
+        return down(nn.silu(gate) * value)
+
+
+class LayerScale(nn.Module):
+    """A learned factor for every feature (Touvron et al. 2021, arXiv 2103.17239)."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BLD: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, x_BLD.shape[-1:])
+        return x_BLD * scale.astype(self.dtype)
+
+
+def _scaled(config: ViTConfig, x_BLD: Array, name: str) -> Array:
+    return LayerScale(config.dtype, name=name)(x_BLD) if config.layer_scale else x_BLD
+
+
 def _norm(config: ViTConfig, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.epsilon, dtype=config.dtype, name=name)
 
@@ -140,10 +186,12 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
-        normed = _norm(self.config, "norm_1")(x_BLD)
-        x_BLD = x_BLD + Attention(self.config, name="attention")(normed)
-        normed = _norm(self.config, "norm_2")(x_BLD)
-        return x_BLD + MLP(self.config, name="mlp")(normed)
+        config, mlp = self.config, GatedMLP if self.config.gated else MLP
+        normed = _norm(config, "norm_1")(x_BLD)
+        mixed = Attention(config, name="attention")(normed)
+        x_BLD = x_BLD + _scaled(config, mixed, "scale_1")
+        normed = _norm(config, "norm_2")(x_BLD)
+        return x_BLD + _scaled(config, mlp(config, name="mlp")(normed), "scale_2")
 
 
 class ViT(nn.Module):
@@ -158,18 +206,32 @@ class ViT(nn.Module):
         embed = nn.Conv(
             width, patch, strides=patch, padding="VALID", dtype=dtype, name="embed"
         )
-        x_BLD = embed(image_BHWC).reshape(image_BHWC.shape[0], -1, width)
-        normal = nn.initializers.normal(0.02)
+        patches_BHWD = embed(image_BHWC)
+        batch, rows, columns, _ = patches_BHWD.shape
+        x_BLD = patches_BHWD.reshape(batch, -1, width)
         token = self.param("token", nn.initializers.zeros, (1, 1, width))
-        tokens = jnp.tile(token.astype(dtype), (x_BLD.shape[0], 1, 1))
+        tokens = jnp.tile(token.astype(dtype), (batch, 1, 1))
         x_BLD = jnp.concatenate([tokens, x_BLD], 1)
-        position = self.param("position", normal, (1, x_BLD.shape[1], width))
-        x_BLD += position.astype(dtype)
+        x_BLD += self._positions((rows, columns)).astype(dtype)
         block = nn.remat(Block) if self.config.remat else Block
         for index in range(self.config.depth):
             x_BLD = block(self.config, name=f"block_{index}")(x_BLD)
-        pooled_BD = _norm(self.config, "norm")(x_BLD)[:, 0]
+        pooled_BD = _pooled(_norm(self.config, "norm")(x_BLD), self.config.pooling)
         return nn.Dense(self.config.classes, dtype=dtype, name="head")(pooled_BD)
+
+    def _positions(self, grid: Grid) -> Array:
+        """The position embeddings of an image's grid."""
+        learned = self.config.grid or grid
+        shape = 1, 1 + math.prod(learned), self.config.width
+        position = self.param("position", nn.initializers.normal(0.02), shape)
+        return positions.fitted(position, learned, grid)
+
+
+def _pooled(x_BLD: Array, pooling: Pooling) -> Array:
+    token_BD = x_BLD[:, 0]
+    if pooling == "token":
+        return token_BD
+    return jnp.concatenate([token_BD, x_BLD[:, 1:].mean(1)], -1)
 
 
 # --- Hugging Face files --------------------------------------------------------------
@@ -177,17 +239,22 @@ class ViT(nn.Module):
 _BLOCK = "vit.encoder.layer.*"
 
 
-def _dense(
-    ours: str, theirs: str, kernel: Conversion, bias: Conversion
+def block_dense(
+    ours: str,
+    theirs: str,
+    kernel: Conversion = LINEAR,
+    bias: Conversion = SAME,
+    *,
+    block: str = _BLOCK,
 ) -> tuple[Rule, Rule]:
-    """The rules of a block's dense layer."""
+    """The rules of a block's dense layer; `block` is the block's name in the files."""
     return (
-        Rule(f"block_*/{ours}/kernel", f"{_BLOCK}.{theirs}.weight", kernel),
-        Rule(f"block_*/{ours}/bias", f"{_BLOCK}.{theirs}.bias", bias),
+        Rule(f"block_*/{ours}/kernel", f"{block}.{theirs}.weight", kernel),
+        Rule(f"block_*/{ours}/bias", f"{block}.{theirs}.bias", bias),
     )
 
 
-def _layer_norm(ours: str, theirs: str) -> tuple[Rule, Rule]:
+def layer_norm(ours: str, theirs: str) -> tuple[Rule, Rule]:
     """The rules of a norm."""
     return (
         Rule(f"{ours}/scale", f"{theirs}.weight"),
@@ -203,15 +270,15 @@ TABLE = Table(
             "embed/kernel", "vit.embeddings.patch_embeddings.projection.weight", PATCHES
         ),
         Rule("embed/bias", "vit.embeddings.patch_embeddings.projection.bias"),
-        *_dense("attention/query", "attention.attention.query", LINEAR, FLAT),
-        *_dense("attention/key", "attention.attention.key", LINEAR, FLAT),
-        *_dense("attention/value", "attention.attention.value", LINEAR, FLAT),
-        *_dense("attention/out", "attention.output.dense", FROM_HEADS, SAME),
-        *_dense("mlp/up", "intermediate.dense", LINEAR, SAME),
-        *_dense("mlp/down", "output.dense", LINEAR, SAME),
-        *_layer_norm("block_*/norm_1", f"{_BLOCK}.layernorm_before"),
-        *_layer_norm("block_*/norm_2", f"{_BLOCK}.layernorm_after"),
-        *_layer_norm("norm", "vit.layernorm"),
+        *block_dense("attention/query", "attention.attention.query", LINEAR, FLAT),
+        *block_dense("attention/key", "attention.attention.key", LINEAR, FLAT),
+        *block_dense("attention/value", "attention.attention.value", LINEAR, FLAT),
+        *block_dense("attention/out", "attention.output.dense", FROM_HEADS),
+        *block_dense("mlp/up", "intermediate.dense"),
+        *block_dense("mlp/down", "output.dense"),
+        *layer_norm("block_*/norm_1", f"{_BLOCK}.layernorm_before"),
+        *layer_norm("block_*/norm_2", f"{_BLOCK}.layernorm_after"),
+        *layer_norm("norm", "vit.layernorm"),
         Rule("head/kernel", "classifier.weight", LINEAR),
         Rule("head/bias", "classifier.bias"),
     ),
@@ -236,14 +303,14 @@ def description_of(
 
     Args:
       config: its sizes.
-      side: of its images, in pixels.
+      side: of its images, in pixels, if `config` has no grid.
       colours: of its images.
       names: of its classes.
     """
     return {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",
-        "image_size": side,
+        "image_size": described_side(config, side),
         "num_channels": colours,
         "patch_size": config.patch,
         "hidden_size": config.width,
@@ -253,45 +320,68 @@ def description_of(
         "hidden_act": config.activation,
         "layer_norm_eps": config.epsilon,
         "qkv_bias": True,
+        **described_names(names),
+    }
+
+
+def described_side(config: ViTConfig, side: int) -> int:
+    """The side of the images that positions are learned for."""
+    return config.grid[0] * config.patch if config.grid else side
+
+
+def described_classes(description: Mapping[str, Any]) -> int:
+    """The classes of a checkpoint's head, of which transformers has two by default."""
+    return len(description.get("id2label") or ()) or 2
+
+
+def described_names(names: Sequence[str]) -> dict[str, Any]:
+    """The names of classes as a `config.json` has them."""
+    return {
         "id2label": {str(number): name for number, name in enumerate(names)},
         "label2id": {name: number for number, name in enumerate(names)},
     }
 
 
 def config_of(
-    description: Mapping[str, Any], *, classes: int | None = None
+    description: Mapping[str, Any],
+    *,
+    classes: int | None = None,
+    layers: int | None = None,
 ) -> ViTConfig:
     """The configuration that a `config.json` describes.
 
     Args:
       description: the object in the file.
       classes: of a new head; default: those of the checkpoint's head.
+      layers: use the first blocks only, and the last norm after them; default: all.
 
     Raises:
-      ValueError: it describes another kind of model, or impossible sizes.
+      ValueError: it describes another kind of model, impossible sizes, or fewer layers.
     """
     given: dict[str, Any] = {
         "layer_norm_eps": 1e-12,
         "hidden_act": "gelu",
+        "image_size": 224,
         **description,
     }
-
     _check_kind(given)
-    _check_sizes(given)
+    check_transformer(given)
+    _check_width(given)
     return ViTConfig(
         patch=given["patch_size"],
         width=given["hidden_size"],
-        depth=given["num_hidden_layers"],
+        depth=first_layers(given, layers),
         heads=given["num_attention_heads"],
         mlp_ratio=given["intermediate_size"] // given["hidden_size"],
-        classes=classes or len(given.get("id2label") or ()) or 2,
+        classes=classes or described_classes(given),
         epsilon=given["layer_norm_eps"],
         activation=given["hidden_act"],
+        grid=positions.grid_of(given),
     )
 
 
 def _check_kind(given: Mapping[str, Any]) -> None:
-    kind, activation = given.get("model_type"), given["hidden_act"]
+    kind = given.get("model_type")
     if kind == "deit":
         raise ValueError(
             "model_type is 'deit', whose distillation token is not supported; use a "
@@ -299,16 +389,33 @@ def _check_kind(given: Mapping[str, Any]) -> None:
         )
     if kind != "vit" or given.get("qkv_bias") is False:
         raise ValueError(f"model_type is {kind!r}: it must be vit, with biases")
+
+
+def _check_width(given: Mapping[str, Any]) -> None:
+    weights.check_sizes(given, "intermediate_size")
+    if given["intermediate_size"] % given["hidden_size"]:
+        raise ValueError("intermediate_size is not a multiple of hidden_size")
+
+
+def check_transformer(given: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for sizes or an activation that no ViT here has."""
+    activation = given["hidden_act"]
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise ValueError(f"hidden_act is {activation!r}: it must be one of {known}")
-
-
-def _check_sizes(given: Mapping[str, Any]) -> None:
-    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    weights.check_sizes(given, "patch_size", "intermediate_size", *sizes)
+    sizes = "hidden_size", "num_hidden_layers", "num_attention_heads"
+    weights.check_sizes(given, "patch_size", *sizes)
     weights.check_numbers(given, "layer_norm_eps")
     if given["hidden_size"] % given["num_attention_heads"]:
         raise ValueError("hidden_size is not a multiple of num_attention_heads")
-    if given["intermediate_size"] % given["hidden_size"]:
-        raise ValueError("intermediate_size is not a multiple of hidden_size")
+
+
+def first_layers(given: Mapping[str, Any], layers: int | None) -> int:
+    """The number of blocks to use of those that a `config.json` describes.
+
+    Raises `ValueError` if it has fewer.
+    """
+    depth = given["num_hidden_layers"]
+    if layers is not None and not 1 <= layers <= depth:
+        raise ValueError(f"layers is {layers}: it must be between 1 and {depth}")
+    return layers or depth

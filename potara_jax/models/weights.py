@@ -11,6 +11,7 @@ directions, so a folded model can be written as a checkpoint again.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -99,6 +100,17 @@ class Table(NamedTuple):
         for before, after in self.renamed if transformers >= 5 else ():
             name = name.replace(before, after)
         return name
+
+    def without_layers(self, numbers: Iterable[int]) -> Table:
+        """The table of a model without the layers of these numbers in the files."""
+        starts = {
+            rule.theirs.partition("*")[0].removeprefix(self.prefix)
+            for rule in self.rules
+            if "*" in rule.theirs
+        }
+        pairs = itertools.product(sorted(starts), numbers)
+        unused = (f"*{start}{number}.*" for start, number in pairs)
+        return self._replace(ignored=(*self.ignored, *unused))
 
     def of(self, names: Iterable[str]) -> Table:
         """The table for a checkpoint whose tensors have these names."""

@@ -20,7 +20,7 @@ LLAMAS = {
     "qwen2": llama.LlamaConfig(40, 16, 24, 2, 4, 2, biases=True, tied=False),
     "qwen3": llama.LlamaConfig(40, 16, 24, 2, 4, 2, head_width=8, head_norms=True),
 }
-VIT = ViTConfig(patch=4, width=16, depth=2, heads=2, classes=3)
+VIT = ViTConfig(patch=4, width=16, depth=2, heads=2, classes=3, grid=(2, 2))
 
 
 def languages():
