@@ -6,11 +6,15 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
 
 from potara_jax.federated import registry as federated
 from potara_jax.federated import stack
 from potara_jax.merging import registry as merging
 from tests import helpers_federated
+from tests.merging import toy
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,6 +62,41 @@ def test_the_page_on_many_clients_runs():
     assert scope["step"].number == 99
     same = helpers_federated.run(algorithm, helpers_federated.problem(), number=100)
     helpers_federated.assert_close(scope["step"].progress.server, same[0].server)
+
+
+class Attention(nn.Module):
+    """Two projections, as the page on merging adapts them."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(8, name="query")(x) * nn.Dense(8, name="value")(x)
+
+
+def test_the_page_on_merging_runs():
+    """On a toy client, and on two copies of it, in place of the reader's."""
+    scope: dict[str, object] = {"federated": toy.FEDERATED, "local": toy.LOCAL}
+    one, weights, certainty, lora = blocks("docs/merging.md")
+    exec(compile(one.replace("rank=8", "rank=2"), "docs/merging.md", "exec"), scope)
+    assert scope["merged"]["one"]["a"].shape == (toy.INPUTS, 4)
+    scope |= {
+        "federated": stack(toy.FEDERATED, clients=2),
+        "local": stack(toy.LOCAL, clients=2),
+        "base": toy.CLIENT.base,
+        "logits": toy.one_example,
+        "images": jnp.stack([toy.EXAMPLES[0]] * 2),
+        "labels": jnp.stack([toy.EXAMPLES[1]] * 2),
+        "counts": jnp.array([toy.SAMPLES, 5]),
+        "train_counts": jnp.array([40.0, 20.0]),
+    }
+    for code in (weights, certainty):
+        exec(compile(code, "docs/merging.md", "exec"), scope)
+    assert scope["merged"].weight.shape == scope["low"].shape == (2,)
+    model, inputs = Attention(), jnp.ones((1, 9))
+    base = model.init(jax.random.key(0), inputs)["params"]
+    scope |= {"model": model, "inputs": inputs, "base": base}
+    exec(compile(lora, "docs/merging.md", "exec"), scope)
+    adapted = scope["apply"](scope["base"], scope["adapter"], inputs)
+    np.testing.assert_allclose(adapted, model.apply({"params": base}, inputs))
 
 
 def test_the_reference_lists_what_is_registered():
