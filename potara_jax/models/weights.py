@@ -382,12 +382,13 @@ def save(
 
     Raises:
       OSError: the files cannot be written.
+      ValueError: a value is too large for the dtype.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, np.ndarray] = {}
     for path, x in flatten_dict(dict(params), sep="/").items():
-        tensors |= _tensors(path, _cast(np.asarray(x), dtype), table)
+        tensors |= _tensors(path, np.asarray(x), table, dtype)
     temporary = folder / f".{os.getpid()}.{CONFIG}"
     temporary.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, folder / CONFIG)
@@ -401,13 +402,28 @@ def save(
     os.replace(temporary, folder / WEIGHTS)
 
 
-def _tensors(path: str, value: np.ndarray, table: Table) -> dict[str, np.ndarray]:
+def _tensors(
+    path: str, value: np.ndarray, table: Table, dtype: str | None
+) -> dict[str, np.ndarray]:
     """A parameter's tensors in the file."""
     storage = stored_as(path, value.shape, table)
     layers = value if storage.stacked else [value]
     to_file = storage.conversion.to_file
     tensors = (np.ascontiguousarray(to_file(layer)) for layer in layers)
-    return dict(zip(storage.names, tensors, strict=True))
+    pairs = zip(storage.names, tensors, strict=True)
+    return {name: _narrowed(name, x, dtype) for name, x in pairs}
+
+
+def _narrowed(name: str, x: np.ndarray, dtype: str | None) -> np.ndarray:
+    """A tensor in a dtype; raises `ValueError` if that cannot hold its values."""
+    with np.errstate(over="ignore"):
+        narrowed = _cast(x, dtype)
+    if np.isfinite(narrowed).all() or not np.isfinite(x).all():
+        return narrowed
+    raise ValueError(
+        f"{name} has values up to {np.abs(x).max():g}, which do not fit {dtype}; "
+        "choose dtype float32 or bfloat16"
+    )
 
 
 # --- Descriptions --------------------------------------------------------------------

@@ -54,12 +54,28 @@ def test_parameters_are_read_in_another_dtype_and_placed():
     assert "layers/mlp/up_proj/kernel" in placed
 
 
-def test_bfloat16_files_are_read(tmp_path):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_files_of_two_bytes_a_number_are_read_and_compute_what_float32_does(
+    dtype, tmp_path
+):
+    model, params, text = language("llama")
+    weights.save(tmp_path, params, llama.TABLE, {}, dtype=dtype)
+    half = weights.load(tmp_path, llama.TABLE, shapes_of("llama"))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {dtype}
+    rounded = jax.tree.map(lambda x: x.astype(dtype), params)
+    jax.tree.map(np.testing.assert_array_equal, half, rounded)
+    exact = weights.load(tmp_path, llama.TABLE, shapes_of("llama"), dtype="float32")
+    logits = jax.jit(lambda params: model.apply({"params": params}, text))
+    np.testing.assert_allclose(logits(half), logits(exact), atol=1e-6)
+
+
+def test_numbers_that_a_dtype_cannot_hold_are_not_written(tmp_path):
     _, params, _ = language("llama")
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    weights.save(tmp_path, half, llama.TABLE, {})
-    again = weights.load(tmp_path, llama.TABLE, shapes_of("llama"))
-    jax.tree.map(np.testing.assert_array_equal, half, again)
+    large = jax.tree.map(lambda x: x.at[...].set(7e4), params)
+    with pytest.raises(ValueError, match="up to 70000, which do not fit float16"):
+        weights.save(tmp_path, large, llama.TABLE, {}, dtype="float16")
+    assert not list(tmp_path.glob("*.safetensors"))
+    weights.save(tmp_path, large, llama.TABLE, {}, dtype="bfloat16")
 
 
 def copied(tmp_path, name="qwen2"):
