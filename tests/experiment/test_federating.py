@@ -13,7 +13,7 @@ from potara_jax.federated.conditions import Conditions
 from potara_jax.federated.registry import algorithms
 from potara_jax.federated.wire import AS_IT_IS, Privacy
 from tests.helpers_federated import problem as linear
-from tests.helpers_federated import task
+from tests.helpers_federated import start, task
 
 COUNTS = (4, 2, 1, 4)
 SMALL = digits.EXPERIMENT.set(
@@ -134,6 +134,36 @@ def test_only_a_single_adapter_of_the_rank_is_merged(name):
         return
     with pytest.raises(ValueError, match=f"federated.algorithm is {name}: its model"):
         federating.check_mergeable(experiment, small_problem())
+
+
+RANKED = SMALL.set({"federated.ranks": (2, 1)})
+
+
+@pytest.mark.parametrize("name", ["flexlora", "flora", "hetlora"])
+def test_ranks_are_dealt_to_the_clients(name):
+    given = linear(COUNTS)
+    algorithm = federating.make_algorithm(RANKED, task, name)
+    ranks = start(algorithm, given).states
+    assert jnp.ravel(ranks).tolist() == [2, 1, 2, 1]
+    assert federating.make_algorithm(SMALL, task, name).name == algorithm.name
+
+
+def test_ranks_that_clients_cannot_have_are_refused():
+    federating.check_ranks(RANKED.set({"federated.algorithm": "flora"}))
+    federating.check_ranks(SMALL)
+    with pytest.raises(ValueError, match=r"fedit have one rank: .* flexlora, flora"):
+        federating.check_ranks(RANKED)
+    with pytest.raises(ValueError, match=r"federated.ranks is 3: it must be at most"):
+        federating.check(SMALL.set({"federated.ranks": (3, 1)}))
+    with pytest.raises(ValueError, match=r"federated.ranks is 0 1: it must be ranks"):
+        SMALL.set({"federated.ranks": (0, 1)}).check()
+
+
+def test_a_wire_that_makes_no_sense_for_an_algorithm_is_refused():
+    sparse = SMALL.set({"communication.compression": "top_k"})
+    with pytest.raises(ValueError, match="choose bfloat16 or int8"):
+        federating.make_algorithm(sparse, task, "flora")
+    federating.make_algorithm(sparse, task, "flexlora")
 
 
 # --- Privacy -------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
     b <- mean b + argmin_x  S(sum_k p_k a_k b_k, mean a (mean b + x)) + penalty |x|^2
 
-(arXiv 2411.14961). With the squared Frobenius distance for `S` it has a closed form of
-`R x R` matrices; with the paper's cosine it takes gradient steps on the server.
+(arXiv 2411.14961). `S` is one minus the cosine, as in the paper, and the server takes
+gradient steps; with the squared Frobenius distance instead there is a closed form of
+`R x R` matrices, which also corrects the delta's size.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ def lora_fair(
     train: Train,
     *,
     penalty: float = 0.01,
-    distance: Literal["frobenius", "cosine"] = "frobenius",
+    distance: Literal["frobenius", "cosine"] = "cosine",
     steps: int = 100,
     learning_rate: float = 0.01,
 ) -> Algorithm:
     """LoRA-FAIR.
 
-    penalty: times the mean eigenvalue of `a^T a`; infinite, it is FedIT.
+    penalty: infinite, it is FedIT; for `frobenius` times the mean eigenvalue of
+      `a^T a`.
     steps, learning_rate: of the cosine's gradient descent.
     """
 
