@@ -61,7 +61,7 @@ def _jobs() -> Iterator[tuple[str, ...]]:
 
 def _algorithms() -> Iterator[tuple[str, ...]]:
     for name, entry in algorithms().items():
-        yield name, entry.summary, entry.reference
+        yield name, entry.summary, entry.reference, entry.differs
 
 
 def _merges() -> Iterator[tuple[str, ...]]:
@@ -84,7 +84,9 @@ class _Listing(NamedTuple):
 _LISTINGS = {
     "experiments": _Listing(_experiments, ("what it is",)),
     "jobs": _Listing(_jobs, ("what it does",)),
-    "algorithms": _Listing(_algorithms, ("what it does", "source")),
+    "algorithms": _Listing(
+        _algorithms, ("what it does", "source", "what differs from it")
+    ),
     "merges": _Listing(_merges, ("what it does", "spaces", "source")),
     "weights": _Listing(_weights, ("what it is", "needs", "samples", "source")),
 }

@@ -20,23 +20,30 @@ Make = Callable[..., Algorithm]
 
 
 class Entry(NamedTuple):
-    """`make(task, train, **hyperparameters) -> Algorithm`, its paper, what it does."""
+    """`make(task, train, **hyperparameters) -> Algorithm`, its paper, what it does.
+
+    `differs`: where it is not what the paper has; empty where it is.
+    """
 
     make: Make
     reference: str
     summary: str
+    differs: str = ""
 
 
 _ENTRIES: dict[str, Entry] = {}
 
 
-def algorithm(name: str, reference: str, summary: str) -> Callable[[Make], Make]:
+def algorithm(
+    name: str, reference: str, summary: str, *, differs: str = ""
+) -> Callable[[Make], Make]:
     """Register a function that makes an algorithm.
 
     Args:
         name: what the command line and the tables call it.
         reference: its paper.
         summary: a few words that say what it does.
+        differs: a few words on what is not as in the paper.
 
     Raises:
         ValueError: another function has registered the name.
@@ -48,7 +55,7 @@ def algorithm(name: str, reference: str, summary: str) -> Callable[[Make], Make]
             raise ValueError(
                 f"an algorithm '{name}' is registered already: choose another name"
             )
-        _ENTRIES[name] = Entry(make, reference, summary)
+        _ENTRIES[name] = Entry(make, reference, summary, differs)
         return make
 
     return register

@@ -40,6 +40,8 @@ from potara_jax.jobs.job import Record
 _ANCHORS = 5
 _NO_MERGES = ("base", "federated", "local", TUNED)
 _FUSION = Weighing("lorahub")
+# An algorithm whose own model is not what its paper ends with, which is a pipeline.
+_TITLES = {"fdlora": "fdlora, plain mean"}
 
 
 class Contender(NamedTuple):
@@ -101,7 +103,7 @@ def _algorithms(
     federated, local, _ = trained.doubled
     doubled = {"federated, rank 2r": federated, "local, rank 2r": local}
     return [
-        _at_budget(at, name, outcome, budget)
+        _at_budget(at, _TITLES.get(name, name), outcome, budget)
         | {"kind": "algorithm", "personal": _is_personal(contenders, name)}
         for name, outcome in (trained.outcomes | doubled).items()
     ]
@@ -210,7 +212,7 @@ def _fdlora(at: Context, outcome: Outcome) -> Row:
     weight = measure(at, _FUSION, pair).weight
     merged = combine(at, BY_FACTOR, pair, weight)
     spent, scores = cost(at, outcome), score(at, merged)
-    return Row("fdlora + fusion", merged, spent, scores=scores)
+    return Row("fdlora, AdaFusion", merged, spent, scores=scores)
 
 
 def _exchanged(at: Context, contenders: Contenders, trained: Trained) -> list[Row]:

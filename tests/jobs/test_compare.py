@@ -62,7 +62,8 @@ def test_every_row_occurs_once(finished):
         "federated, rank 2r",
         "local, rank 2r",
         "feddpa_f",
-        "fdlora + fusion",
+        "fdlora, plain mean",
+        "fdlora, AdaFusion",
     }
     expected |= {"potara core", "potara core (fedsa)", "hermite_bayes (mine)"}
     assert expected <= set(names)

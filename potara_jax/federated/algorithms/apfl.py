@@ -26,6 +26,7 @@ from potara_jax.federated.registry import algorithm
     "apfl",
     "Deng et al. 2020, arXiv 2003.13461",
     "a personal and the federated model, interpolated",
+    differs="mixes factors, not outputs",
 )
 def apfl(
     task: Task, train: Train, *, alpha: float = 0.5, learning_rate: float = 0.1

@@ -30,6 +30,7 @@ from potara_jax.federated.registry import algorithm
     "fdlora",
     "Qi et al. 2024, arXiv 2406.07925",
     "a personal and a shared adapter, fused",
+    differs="its own model is the mean of both; AdaFusion is a row of a comparison",
 )
 def fdlora(
     task: Task,

@@ -32,6 +32,7 @@ _SETTLED = 10  # passes whose losses are compared
     "fedala",
     "Zhang et al. 2023, arXiv 2212.01197",
     "learns a mix of server and client before training",
+    differs="a pass over the data is a round of steps; 20 passes at most",
 )
 def fedala(
     task: Task,

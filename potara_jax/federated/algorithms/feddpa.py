@@ -37,6 +37,7 @@ from potara_jax.federated.registry import algorithm
     "feddpa_t",
     "Yang et al. 2024, arXiv 2403.19211",
     "a federated and a local adapter, mixed for each input",
+    differs="clients weigh by their examples, in the released code alike",
 )
 def feddpa_t(
     task: Task,

@@ -27,6 +27,7 @@ from potara_jax.federated.registry import algorithm
     "fedex",
     "Singhal et al. 2024, arXiv 2410.09432",
     "FedIT, with its error added to the base",
+    differs="clients weigh by their examples, in the paper alike",
 )
 def fedex(task: Task, train: Train) -> Algorithm:
     """FedEx-LoRA."""

@@ -23,6 +23,7 @@ from potara_jax.federated.interface import Algorithm
 from potara_jax.federated.registry import algorithm
 
 _PAPER = "Reddi et al. 2021, arXiv 2003.00295"
+_UNBIASED = "moments are corrected for their bias"
 
 
 def with_server_optimizer(
@@ -81,7 +82,7 @@ def fedavgm(
     return with_server_optimizer(fedit(task, train), optimizer)._replace(name="FedAvgM")
 
 
-@algorithm("fedadam", _PAPER, "FedIT with Adam on the server")
+@algorithm("fedadam", _PAPER, "FedIT with Adam on the server", differs=_UNBIASED)
 def fedadam(
     task: Task, train: Train, *, rate: float = 0.01, eps: float = 1e-3
 ) -> Algorithm:
@@ -90,7 +91,7 @@ def fedadam(
     return with_server_optimizer(fedit(task, train), optimizer)._replace(name="FedAdam")
 
 
-@algorithm("fedyogi", _PAPER, "FedIT with Yogi on the server")
+@algorithm("fedyogi", _PAPER, "FedIT with Yogi on the server", differs=_UNBIASED)
 def fedyogi(
     task: Task, train: Train, *, rate: float = 0.01, eps: float = 1e-3
 ) -> Algorithm:

@@ -25,6 +25,7 @@ from potara_jax.federated.registry import algorithm
     "fedrpca",
     "2025, arXiv 2506.01194",
     "FedIT, with the sparse part of updates amplified",
+    differs="amplifies by a constant, which the paper adapts",
 )
 def fedrpca(
     task: Task, train: Train, *, boost: float = 2.0, iterations: int = 30

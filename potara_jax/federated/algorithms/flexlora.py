@@ -23,6 +23,7 @@ from potara_jax.federated.registry import algorithm
     "flexlora",
     "Bai et al. 2024, arXiv 2402.11505",
     "averages the deltas and truncates to a rank",
+    differs="one scale for all ranks",
 )
 def flexlora(task: Task, train: Train, *, ranks: tuple[int, ...] = ()) -> Algorithm:
     """FlexLoRA; `ranks` are dealt to the clients in turn (default: all the adapter's).

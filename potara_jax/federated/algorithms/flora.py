@@ -26,6 +26,7 @@ from potara_jax.keys import subkey
     "flora",
     "Wang et al. 2024, arXiv 2409.05976",
     "stacks the factors and adds them to the base",
+    differs="one scale for all ranks",
 )
 def flora(task: Task, train: Train, *, ranks: tuple[int, ...] = ()) -> Algorithm:
     """FLoRA; `ranks` are dealt to the clients in turn (default: all the adapter's).

@@ -25,6 +25,7 @@ from potara_jax.federated.registry import algorithm
     "hetlora",
     "Cho et al. 2024, arXiv 2401.06432",
     "a rank for each client, padded and pruned",
+    differs="one scale for all ranks; penalty and decay of a re-implementation",
 )
 def hetlora(
     task: Task,

@@ -29,6 +29,7 @@ from potara_jax.federated.registry import algorithm
     "lora_fair",
     "Bian et al. 2025, arXiv 2411.14961",
     "FedIT, with b corrected for the mean delta",
+    differs="the correction's norm is squared in its penalty",
 )
 def lora_fair(
     task: Task,

@@ -23,8 +23,9 @@ from potara_jax.keys import subkey
 
 @algorithm(
     "pf2lora",
-    "2025, arXiv 2503.03920 (first order)",
+    "2025, arXiv 2503.03920",
     "common and private factors side by side",
+    differs="first order: without the second derivatives of the private factors",
 )
 def pf2lora(task: Task, train: Train, *, share: float = 0.5) -> Algorithm:
     """PF2LoRA; private factors have `share` of the rank."""

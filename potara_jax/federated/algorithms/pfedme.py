@@ -25,6 +25,7 @@ from potara_jax.federated.registry import algorithm
     "pfedme",
     "Dinh et al. 2020, arXiv 2006.08848",
     "personal models by Moreau envelopes",
+    differs="inner steps are those of the clients' optimiser",
 )
 def pfedme(
     task: Task,
