@@ -53,11 +53,12 @@ TABLE = Table(
     ),
     ignored=("*embeddings.mask_token",),
     prefix="dinov2.",
-    renamed=(
+    renamed=(  # since transformers 5.18; those before it have the names in the files
         ("attention.attention.query", "attention.q_proj"),
         ("attention.attention.key", "attention.k_proj"),
         ("attention.attention.value", "attention.v_proj"),
         ("attention.output.dense", "attention.o_proj"),
+        ("mlp.weights_in", "mlp.gate_proj", "mlp.up_proj"),
         ("mlp.weights_out", "mlp.down_proj"),
     ),
 )

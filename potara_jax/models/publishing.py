@@ -5,7 +5,7 @@ from __future__ import annotations
 import filecmp
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,8 +77,23 @@ def as_peft(adapter: Adapter, form: Form, *, transformers: int = NEWEST) -> Adap
             modules |= _whole(path, entry, form)
     if form.table is None:
         return modules
-    name = functools.partial(form.table.module, transformers=transformers)
-    return {name(path): entry for path, entry in modules.items()}
+    names = functools.partial(form.table.modules, transformers=transformers)
+    parts = (_split(entry, names(path)) for path, entry in modules.items())
+    return {name: part for named in parts for name, part in named.items()}
+
+
+def _split(entry: Entry, names: Sequence[str]) -> Adapter:
+    """A module under its names, with equal parts of its outputs if it has several."""
+    if len(names) == 1:
+        return {names[0]: entry}
+
+    def parts(key: str, x: Any) -> Sequence[Any]:
+        if key == "a":
+            return [x] * len(names)
+        return np.split(x, len(names), axis=-1 if key == "b" else 0)
+
+    split = {key: parts(key, x) for key, x in entry.items()}
+    return {n: {key: x[i] for key, x in split.items()} for i, n in enumerate(names)}
 
 
 def _factors(path: str, entry: Entry, form: Form) -> dict[str, dict[str, Any]]:

@@ -81,25 +81,28 @@ class Table(NamedTuple):
     ignored: `fnmatch` patterns of tensors in the files that the model does not use.
     prefix: of all names; missing in checkpoints of the model without its head.
     renamed: what transformers 5 calls modules whose names in the files are older: parts
-      of names, and what stands in their places, in order.
+      of names, and what stands in their places, in order. Several things stand for a
+      module that is split into equal parts of its outputs.
     older: ends of names, and what older files have in their places.
     """
 
     rules: Sequence[Rule]
     ignored: Sequence[str] = ()
     prefix: str = ""
-    renamed: Sequence[tuple[str, str]] = ()
+    renamed: Sequence[tuple[str, ...]] = ()
     older: Sequence[tuple[str, str]] = ()
 
-    def module(self, name: str, *, transformers: int) -> str:
-        """The name in a version of transformers of a module with a name in the files.
+    def modules(self, name: str, *, transformers: int) -> list[str]:
+        """The names in a version of transformers of a module with a name in the files.
 
         The names of tensors in checkpoints are the same in all versions; an adapter's
-        are those of the modules.
+        are those of the modules. A module that is split has several.
         """
-        for before, after in self.renamed if transformers >= 5 else ():
-            name = name.replace(before, after)
-        return name
+        names = [name]
+        for before, *parts in self.renamed if transformers >= 5 else ():
+            if before in names[0]:
+                names = [x.replace(before, part) for x in names for part in parts]
+        return names
 
     def without_layers(self, numbers: Iterable[int]) -> Table:
         """The table of a model without the layers of these numbers in the files."""

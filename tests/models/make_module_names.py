@@ -21,6 +21,14 @@ TEXT = SIZES | dict(vocab_size=24, num_key_value_heads=2)
 DISTILLED = dict(dim=16, hidden_dim=32, n_layers=2, n_heads=2, vocab_size=24)
 MODELS = {
     "vit": (transformers.ViTForImageClassification, transformers.ViTConfig(**SIZES)),
+    "dinov2": (
+        transformers.Dinov2ForImageClassification,
+        transformers.Dinov2Config(**SIZES),
+    ),
+    "dinov2-swiglu": (
+        transformers.Dinov2ForImageClassification,
+        transformers.Dinov2Config(**SIZES, use_swiglu_ffn=True),
+    ),
     "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig(**TEXT)),
     "qwen2": (transformers.Qwen2ForCausalLM, transformers.Qwen2Config(**TEXT)),
     "qwen3": (transformers.Qwen3ForCausalLM, transformers.Qwen3Config(**TEXT)),

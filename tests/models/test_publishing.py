@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from safetensors import SafetensorError
 
 from potara_jax.adapters import lora, peft
-from potara_jax.models import llama, publishing, vit, weights
+from potara_jax.models import dinov2, llama, publishing, vit, weights
 from potara_jax.models.llama import Llama, Text
 from potara_jax.models.publishing import Form
 from potara_jax.models.vit import ViT, ViTConfig
@@ -96,6 +97,35 @@ def test_modules_are_called_as_in_transformers(version):
     assert sorted(adapter) == NAMES[str(version)]["vit"]
     if version == publishing.NEWEST:
         assert adapter.keys() == publishing.as_peft(*form[3:]).keys()
+
+
+def dinov2s(**change):
+    """The form of a DINOv2 with an adapter of all its linear layers."""
+    model = ViT(dataclasses.replace(VIT, layer_scale=True, **change))
+    image, whole = jnp.zeros((1, 8, 8, 3)), ("head", "block_0/mlp")
+    targets = ".*/attention/.*", "block_1/mlp/.*"
+    return of(model, image, targets, whole, dinov2.TABLE, {})[3:]
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov2-swiglu"])
+def test_a_dinov2s_modules_are_called_as_in_transformers(name):
+    form = dinov2s(gated=name == "dinov2-swiglu")
+    for version in (4, 5):
+        adapter = publishing.as_peft(*form, transformers=version)
+        assert sorted(adapter) == NAMES[str(version)][name]
+
+
+def test_a_module_that_transformers_splits_has_equal_parts_of_its_outputs():
+    form = dinov2s(gated=True)
+    older, newer = (publishing.as_peft(*form, transformers=v) for v in (4, 5))
+    equal, layer = np.testing.assert_array_equal, "dinov2.encoder.layer"
+    for number, key, axis in ((0, "weight", 0), (0, "bias", 0), (1, "b", -1)):
+        mlp = f"{layer}.{number}.mlp"
+        parts = [newer[f"{mlp}.{name}"][key] for name in ("gate_proj", "up_proj")]
+        equal(np.concatenate(parts, axis), older[f"{mlp}.weights_in"][key])
+    for name in ("gate_proj", "up_proj"):
+        part, both = newer[f"{layer}.1.mlp.{name}"], older[f"{layer}.1.mlp.weights_in"]
+        equal(part["a"], both["a"])
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
