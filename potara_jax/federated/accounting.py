@@ -88,7 +88,7 @@ def epsilon(
         from dp_accounting import dp_event, privacy_accountant, rdp
     except ImportError:
         raise ValueError(
-            "epsilon needs dp-accounting: pip install 'potara_jax[privacy]'"
+            "epsilon needs dp-accounting: pip install dp-accounting"
         ) from None
     event = dp_event.GaussianDpEvent(privacy.noise / 2)  # the sum moves by 2 clip
     if cohort < clients:
