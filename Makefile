@@ -33,6 +33,10 @@ SMALL_cifar100 := --out runs/cifar100-small --data-dir $(FILES)/sets \
 	--cells.clients 4 --federated.rounds 2 --federated.longer-rounds 3 --local.rounds 2 \
 	--merging.samples 10 --merging.grid-points 3 --merging.methods uniform \
 	--compute.precision float32
+SMALL_sentences := --out runs/sentences-small --data $(FILES)/sentences \
+	--checkpoint $(FILES)/bert --cells.seeds 0 --cells.clients 6 --training.steps 2 \
+	--federated.rounds 2 --local.rounds 2 --merging.samples 4 --merging.grid-points 3 \
+	--merging.methods uniform
 SMALL_bench := --out runs/bench-small --clients 2 --depth 1 --repeats 1 --max-clients 4
 SMALL_bench-accelerator := --out runs/bench-accelerator-small --tiny
 EXTRA = $(if $(small),$(SMALL_$@))
@@ -87,6 +91,9 @@ digits: install  ## federate and personalise a ViT on handwritten digits (8 minu
 
 tasks: install  ## the same of a small Llama, on generated text tasks (6 minutes on 2 cores)
 	$(BIN)/potara run tasks $(EXTRA) $(ARGS)
+
+sentences: install $(MAKE_FILES)  ## MiniLM on sentence classification: make sentences DATA=FOLDER
+	$(BIN)/potara run sentences $(if $(DATA),--data $(DATA)) $(EXTRA) $(ARGS)
 
 cifar100: install $(MAKE_FILES)  ## ViT-B/16 on CIFAR-100, as in the paper (downloads; an accelerator)
 	$(BIN)/potara run cifar100 $(EXTRA) $(ARGS)

@@ -3,9 +3,11 @@
     python -m tests.small FOLDER
 
 In the folder: `sets`, prepared by tensorflow-datasets from files as their authors
-publish them; `llama` and `vit`, Hugging Face folders with random weights.
+publish them; `llama`, `vit` and `bert`, Hugging Face folders with random weights;
+`sentences`, files of texts and labels.
 """
 
+import gzip
 import json
 import shutil
 import sys
@@ -13,12 +15,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tokenizers
 from tokenizers import decoders, pre_tokenizers
 
 from potara_jax.data import catalogue, prompts
-from potara_jax.models import llama, vit, weights
+from potara_jax.models import bert, llama, vit, weights
 from tests.data import raw_sets
 
 _LLAMA = {
@@ -48,6 +51,24 @@ _VIT = {
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-12,
 }
+_BERT = {
+    "model_type": "bert",
+    "vocab_size": 20,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+    "type_vocab_size": 2,
+}
+_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "plot", "dull"]
+_WORDS += ["fine", "who", "where", "why", "is"]
+# The labels of a task, and a word of each.
+_SENTENCES = {
+    "sst2": {"0": "bad", "1": "good"},
+    "subj": {"0": "plot", "1": "fine"},
+    "trec": {"0": "who", "1": "where", "2": "why"},
+}
 
 
 def sets(folder: Path, examples: int) -> None:
@@ -74,6 +95,37 @@ def models(folder: Path) -> None:
     weights.save(folder / "vit", body, vit.TABLE, _VIT)
     scaling = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (folder / "vit" / "preprocessor_config.json").write_text(json.dumps(scaling))
+    encoder(folder / "bert")
+
+
+def encoder(folder: Path) -> None:
+    """Write a BERT without a head, and the vocabulary of its WordPiece tokenizer."""
+    model = bert.Bert(bert.config_of(_BERT, pooling="mean"))
+    tokens, count = jnp.zeros((1, 4), int), jnp.ones(1, int)
+    init = jax.jit(model.init)
+    params = init(jax.random.key(0), bert.Sentences(tokens, count))["params"]
+    body = {name: x for name, x in params.items() if name != "head"}
+    weights.save(folder, body, bert.table_of(model.config), _BERT)
+    (folder / "vocab.txt").write_text("\n".join(_WORDS) + "\n")
+
+
+def sentences(folder: Path, number: int) -> None:
+    """Write tasks of labelled sentences, of which one has two files, and another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for task, labels in _SENTENCES.items():
+        lines = []
+        for n in range(number):
+            label = str(n % len(labels))
+            words = [labels[label], *rng.choice(_WORDS[4:], 4), f"{task}{n}"]
+            text = " ".join(rng.permutation(words))
+            lines.append(json.dumps({"text": text, "label": label}))
+        parts = {"train": lines[:-6], "test": lines[-6:]}
+        for split, mine in parts.items() if task == "sst2" else [("all", lines)]:
+            path = folder / f"{task}.{split}.jsonl.gz"
+            path.write_bytes(gzip.compress("\n".join(mine).encode()))
+    other = {"query": "which?", "choices": ["a", "b"], "gold": 0}
+    (folder / "choices.jsonl").write_text(json.dumps(other) + "\n")
 
 
 def with_config(source: Path, target: Path, change: dict) -> Path:
@@ -98,3 +150,4 @@ def _bytes_tokenizer() -> tokenizers.Tokenizer:
 if __name__ == "__main__":
     sets(Path(sys.argv[1]), 30)
     models(Path(sys.argv[1]))
+    sentences(Path(sys.argv[1]) / "sentences", 60)

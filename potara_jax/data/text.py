@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 from potara_jax.data.labels import by_number
 
+LABEL = "\nlabel:"  # between a text and its label
+
 Record = dict[str, Any]
 Records = list[tuple[int, Record]]
 
@@ -69,6 +71,13 @@ def read_together(paths: Sequence[str | os.PathLike[str]]) -> list[list[Example]
         list(map(among_all, examples)) if labelled else examples
         for labelled, examples in files
     ]
+
+
+def is_labelled(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's first record has a text and a label."""
+    _, first = next(_records(Path(path)), (0, {}))
+    forms = (make for needed, make in _FORMS if needed <= set(first))
+    return next(forms, None) is _labelled
 
 
 def _read_one(path: Path) -> tuple[bool, list[Example]]:
@@ -132,7 +141,7 @@ def _labelled(path: Path, records: Records) -> list[Example]:
         raise ValueError(f"{path}, line {line}: the label is blank")
     options = tuple(sorted(set(labels), key=by_number))
     return [
-        Example(f"{_body(path, *record)}\nlabel:", options, options.index(label))
+        Example(f"{_body(path, *record)}{LABEL}", options, options.index(label))
         for record, label in zip(records, labels, strict=True)
     ]
 

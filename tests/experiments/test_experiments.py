@@ -21,6 +21,7 @@ from potara_jax.experiments import (
     digits,
     flan,
     images,
+    sentences,
     text,
 )
 from potara_jax.experiments import tasks as generated_tasks
@@ -30,7 +31,7 @@ NAMES = [module.name for module in pkgutil.iter_modules(experiments.__path__)]
 ALL = {
     n: importlib.import_module(f"{experiments.__name__}.{n}").EXPERIMENT for n in NAMES
 }
-USERS = {"images", "text", "clients"}
+USERS = {"images", "text", "clients", "sentences"}
 RNG = np.random.default_rng(0)
 # Small problems.
 CELLS = {"cells.seeds": (0,), "cells.clients": 4, "merging.samples": 4, "lora.rank": 2}
@@ -44,6 +45,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     small.sets(folder, 30)
     small.models(folder)
+    small.sentences(folder / "sentences", 60)
     return folder
 
 
@@ -92,7 +94,7 @@ def check_parts(federation, clients):
 
 
 def test_the_experiments_are_the_files():
-    users = ["clients", "images", "text"]
+    users = ["clients", "images", "sentences", "text"]
     public = ["cifar100", "commonsense", "digits", "flan", "tasks"]
     assert sorted(ALL) == sorted(users + public)
     assert all(name == experiment.name for name, experiment in ALL.items())
@@ -237,6 +239,40 @@ def test_texts_with_a_checkpoint_name_the_files_that_no_client_has(lines, files)
     changes = {"source.data": lines, "source.checkpoint": str(files / "llama")}
     made(text, CELLS | changes | {"cells.clients": 2}, log.append)
     assert log == ["no client has 2.jsonl, with one task each; set cells.clients"]
+
+
+def of_sentences(files, **changes):
+    given = {
+        "source.data": (files / "sentences",),
+        "source.checkpoint": str(files / "bert"),
+    }
+    return CELLS | given | changes
+
+
+def test_sentences_give_clients_one_task_each_in_turn(files):
+    changes = of_sentences(files) | {"cells.clients": 6, "merging.samples": 2}
+    experiment, problem = made(sentences, changes)
+    assert problem.contents.names == (
+        *("sst2 0", "sst2 1", "subj 0", "subj 1", "trec 0", "trec 1", "trec 2"),
+    )
+    federation = problem.federations["tasks", 0]
+    tasks = np.asarray(federation.pool.inputs.task)
+    for client in range(6):
+        index = np.asarray(federation.train.index[client])
+        mine = index[: int(federation.train.count[client])]
+        assert set(tasks[mine].tolist()) == {client % 3}
+    names = {path.name for path in experiment.files(experiment)}
+    assert {"sst2.train.jsonl.gz", "sst2.test.jsonl.gz", "vocab.txt"} <= names
+    assert "choices.jsonl" not in names
+
+
+def test_sentences_of_one_task_are_dealt_by_their_labels(files):
+    changes = of_sentences(files, **{"source.tasks": ("trec",), "cells.clients": 2})
+    changes |= {"cells.heterogeneity": ("0.5",)}
+    _, problem = made(sentences, changes)
+    assert problem.contents.names == ("0", "1", "2")
+    assert problem.federations["0.5", 0].proportions.shape == (2, 3)
+    assert problem.base["head"]["kernel"].shape == (32, 3)
 
 
 # --- Natural clients -----------------------------------------------------------------

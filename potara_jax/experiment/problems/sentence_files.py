@@ -1,0 +1,124 @@
+"""Tasks of labelled sentences in the user's files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from potara_jax.data import text
+from potara_jax.data.text import Example
+from potara_jax.experiment.checks import require_at_least, require_that
+from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.problem import Resources
+from potara_jax.experiment.problems import bases, text_files
+from potara_jax.models import weights
+from potara_jax.models.bert import Pooling
+
+_SUFFIXES = ".jsonl", ".jsonl.gz", ".json"
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceFiles:
+    """The user's labelled sentences, and the encoder that learns them."""
+
+    data: tuple[Path, ...] = ()
+    """Files of texts and labels (.jsonl, .jsonl.gz, .json), or folders of them. Files
+    whose names are equal up to the first dot are one task."""
+    tasks: tuple[str, ...] = ()
+    """Names of the tasks to take. Default: all whose files have labels."""
+    checkpoint: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Folder, or name on the hub, of a BERT, RoBERTa, XLM-R or DistilBERT."""
+    pooling: Pooling = "mean"
+    """What the head reads: the mean of all tokens, the first token (cls), or the first
+    token after one more dense layer (pooler)."""
+    context: int | None = None
+    """Maximum of tokens per sentence; a longer one loses its end. Default: what 19 of
+    20 sentences need, at most 128."""
+    train_examples: int = 1000
+    """Maximum of training examples per task."""
+    test_examples: int = 200
+    """Maximum of test examples per client."""
+
+    def check(self, experiment: Experiment) -> None:
+        """Raise `ValueError` for an invalid value."""
+        expected = "files or folders of texts and labels, such as sst2.train.jsonl"
+        require_that(bool(self.data), "source.data", "empty", expected)
+        require_at_least(self, "source", 8, "context", "test_examples")
+        require_at_least(self, "source", 12, "train_examples")
+
+
+class SentenceTask(NamedTuple):
+    """A task: its name, the names of its classes, and its examples."""
+
+    name: str
+    classes: tuple[str, ...]
+    sentences: list[str]
+    labels: list[int]
+
+
+def files_of(experiment: Experiment) -> list[Path]:
+    """The files whose content determines an experiment's results."""
+    source: SentenceFiles = experiment.source
+    chosen = find(source).values()
+    return [
+        *(p for paths in chosen for p in paths),
+        *weights.files_of(source.checkpoint),
+    ]
+
+
+def find(source: SentenceFiles) -> dict[str, list[Path]]:
+    """The files of every task, by its name.
+
+    Raises `ValueError` if there are none, or none of a task that the user names.
+    """
+    groups: dict[str, list[Path]] = {}
+    for path in _paths(source.data):
+        groups.setdefault(path.name.split(".")[0], []).append(path)
+    known = ", ".join(groups)
+    for name in source.tasks:
+        require_that(name in groups, "source.tasks", name, f"among {known or 'none'}")
+    if source.tasks:
+        return {name: groups[name] for name in source.tasks}
+    labelled = {n: p for n, p in groups.items() if all(map(text.is_labelled, p))}
+    names = " ".join(map(str, source.data))
+    require_that(bool(labelled), "source.data", names, "of records with text and label")
+    return labelled
+
+
+def _paths(data: Sequence[Path]) -> Iterator[Path]:
+    for path in data:
+        if path.is_dir():
+            yield from sorted(p for p in path.iterdir() if p.name.endswith(_SUFFIXES))
+        else:
+            yield path
+
+
+def read(experiment: Experiment, resources: Resources) -> list[SentenceTask]:
+    """The tasks, with no sentence twice.
+
+    Raises `ValueError` that names a file that is damaged, or a task that is too small.
+    """
+    source, seed = experiment.source, bases.settings_of(experiment).seed
+    groups = find(source)
+    joined = [_joined(paths) for paths in groups.values()]
+    files = text_files.without_repeats(joined, seed=seed, log=resources.log)
+    firsts = [paths[0] for paths in groups.values()]
+    limit = source.train_examples
+    _, kept = text_files.split_tasks(files, firsts, seen=0, train=limit, seed=seed)
+    return [_task(name, mine) for name, mine in zip(groups, kept, strict=True)]
+
+
+def _joined(paths: Sequence[Path]) -> list[Example]:
+    """The examples of a task's files, which share their labels."""
+    return [example for examples in text.read_together(paths) for example in examples]
+
+
+def _task(name: str, examples: Sequence[Example]) -> SentenceTask:
+    return SentenceTask(
+        name,
+        examples[0].options,
+        [example.prompt.removesuffix(text.LABEL) for example in examples],
+        [example.gold for example in examples],
+    )
