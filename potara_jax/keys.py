@@ -12,6 +12,7 @@ import zlib
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 Purpose = Literal[
     # of a cell: what it trains, and what it measures
@@ -41,3 +42,13 @@ PURPOSES: tuple[Purpose, ...] = typing.get_args(Purpose)
 def subkey(key: jax.Array, purpose: Purpose) -> jax.Array:
     """The key of one purpose; `key` may be used for the others too."""
     return jax.random.fold_in(key, zlib.crc32(purpose.encode()))
+
+
+def check(key: jax.Array) -> None:
+    """Raise `ValueError` if something else is given for a key."""
+    if isinstance(key, jax.Array):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if key.shape == (() if typed else (2,)):
+            return
+    number = key if isinstance(key, int) else 0
+    raise ValueError(f"key is {key!r}: it must be a key, jax.random.key({number})")

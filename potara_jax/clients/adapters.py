@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from potara_jax import keys
 from potara_jax.adapters import lora as lora_layers
 from potara_jax.adapters.lora import Adapter, Array, Params
 from potara_jax.clients.axis import AUTO, Layout, over_clients
@@ -94,8 +95,10 @@ def train_adapters(
       The adapters, stacked to `[C, ...]`, and the losses `[C, S]`, float32.
 
     Raises:
-      ValueError: where examples do not fit together, or settings do not fit the model.
+      ValueError: where examples do not fit together, labels are no classes of the
+        model, or settings do not fit it.
     """
+    keys.check(key)
     if min(steps, batch_size) < 1:
         raise ValueError(
             f"steps is {steps} and batch_size {batch_size}: both must be at least 1"
@@ -104,6 +107,7 @@ def train_adapters(
     arrays, groups = pooled(examples, names=names)
     pool, clients = Batch(*arrays), pack(groups)
     sites = task.sites(take(pool, jnp.arange(1)), lora.targets)
+    task.check_labels(base, pool, groups, names)
     init_key, batch_key = jax.random.split(key)
     adapter = lora_layers.init(init_key, sites, rank=lora.rank)
     lora_layers.check_apart(sites, lora.whole)
@@ -118,8 +122,8 @@ def train_adapters(
         layout=layout,
     )
     state = _start(adapter, optimizer, len(groups))
-    keys = jax.vmap(lambda c: jax.random.fold_in(batch_key, c))(np.arange(len(groups)))
-    placed = _placed(layout, (base, pool), (state, clients, keys))
+    each = jax.vmap(lambda c: jax.random.fold_in(batch_key, c))(np.arange(len(groups)))
+    placed = _placed(layout, (base, pool), (state, clients, each))
     state, losses = _train(advance, *placed, steps, size, progress)
     return state.adapter, losses
 

@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from potara_jax.adapters import lora
-from potara_jax.adapters.lora import Site
+from potara_jax.adapters.lora import Params, Site
 from potara_jax.clients.task import Loss, Task, of_classes, of_loss
-from potara_jax.data.federation import Batch
+from potara_jax.data.federation import Batch, take
 
 Arguments = Callable[[Any], tuple[Any, ...]]
 Sites = Mapping[str, Site]
@@ -23,12 +26,54 @@ class ModelTask:
     """A model and what is learned on it; `classification` and `objective` make one.
 
     model: any Linen model. inputs: from a batch's inputs to the arguments of the model.
-    build: `build(scale, sites)`, see `at`.
+    build: `build(scale, sites)`, see `at`. classes: whether labels are classes, from 0
+    to below the number of the model's outputs.
     """
 
     model: nn.Module
     inputs: Arguments
     build: Callable[[float, Sites | None], Task]
+    classes: bool = False
+
+    def check_labels(
+        self,
+        base: Params,
+        pool: Batch,
+        groups: Sequence[np.ndarray],
+        names: Sequence[str],
+    ) -> None:
+        """Raise `ValueError` for labels that are no classes of the model.
+
+        Args:
+          base: the model's parameters or variables.
+          pool: all examples.
+          groups: indices into the pool.
+          names: each group's name in the message.
+        """
+        if not self.classes:
+            return
+        outputs = self._outputs(base, take(pool, jnp.zeros(1, jnp.int32)))
+        _check_type_of_labels(pool.labels)
+        labels = np.asarray(pool.labels)
+        for group, name in zip(groups, names, strict=True):
+            wrong = (labels[group] < 0) | (labels[group] >= outputs)
+            if wrong.any():
+                raise ValueError(
+                    f"{name} has the label {labels[group][wrong][0]}: the model has "
+                    f"{outputs} outputs, so number the classes from 0 to {outputs - 1}"
+                )
+
+    def _outputs(self, base: Params, batch: Batch) -> int:
+        """The number of the model's logits."""
+        logits = self.at(1.0).logits
+        assert logits is not None, "a classification has logits"
+        shape = jax.eval_shape(logits, base, {}, batch).shape
+        if len(shape) != 2 or shape[0] != 1:
+            raise ValueError(
+                f"the model gives {list(shape)} for one example: a classification "
+                "needs logits, [1, classes]; use objective(...) for another loss"
+            )
+        return shape[1]
 
     def sites(self, batch: Batch, targets: str | Sequence[str]) -> dict[str, Site]:
         """The kernels that targets name, traced with a batch; see `lora.find_sites`."""
@@ -45,6 +90,26 @@ class ModelTask:
         """
         add = None if sites is None else lora.bind_add(sites, scale=scale)
         return self.build(scale, sites)._replace(add=add)
+
+
+def _check_type_of_labels(labels: Any) -> None:
+    """Raise `ValueError` unless labels are integers `[N]`; says how to make them so."""
+    array = isinstance(labels, jax.Array | np.ndarray)
+    if array and labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer):
+        return
+    if not array:
+        given, change = f"a {type(labels).__name__}", "give one array of integers"
+    elif labels.ndim == 2 and labels.shape[1] == 1:
+        given, change = "a column, [N, 1]", "take labels[:, 0]"
+    elif labels.ndim > 1:
+        given = f"arrays of {list(labels.shape[1:])}"
+        change = "take labels.argmax(-1) of one-hot vectors"
+    else:
+        given, change = str(labels.dtype), "take labels.astype(int)"
+    raise ValueError(
+        f"the clients' labels are {given}: a classification needs one integer for each "
+        f"example, so {change}, or use objective(...) for another loss"
+    )
 
 
 def arguments_of(inputs: Any) -> tuple[Any, ...]:
@@ -79,7 +144,7 @@ def classification(
             features=None if features is None else called(features),
         )
 
-    return ModelTask(model, inputs, build)
+    return ModelTask(model, inputs, build, classes=True)
 
 
 def objective(

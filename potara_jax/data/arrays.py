@@ -28,7 +28,8 @@ def pooled(
       The pool's `(inputs, labels)`, and an array of indices for each pair.
 
     Raises:
-      ValueError: a pair is empty, or does not fit the first one; names the pair.
+      ValueError: a pair is empty, does not fit the first one, or has a number that is
+        not finite or that the device's type cannot hold; names the pair.
     """
     if not examples:
         raise ValueError("there are no examples: give at least one pair of arrays")
@@ -45,12 +46,10 @@ def _checked(examples: Examples, name: str) -> Examples:
     if not isinstance(examples, tuple | list) or len(examples) != 2:
         raise ValueError(f"{name} must be a pair of arrays, (inputs, labels)")
     inputs, labels = jax.tree.map(np.asarray, tuple(examples))
-    for leaf in jax.tree.leaves((inputs, labels)):
-        if leaf.ndim == 0 or leaf.dtype.kind in _NO_NUMBERS:
-            raise ValueError(
-                f"{name} has {leaf.dtype}{list(leaf.shape)} for an array of numbers "
-                "with a leading axis of examples; turn lists into arrays"
-            )
+    for field, tree in zip(_FIELDS, (inputs, labels), strict=True):
+        for leaf in jax.tree.leaves(tree):
+            _check_array(leaf, name)
+            _check_numbers(leaf, f"{name} has {field} of")
     lengths = _lengths((inputs, labels))
     if len(lengths) != 1:
         listed = " and ".join(map(str, lengths)) or "none"
@@ -58,6 +57,31 @@ def _checked(examples: Examples, name: str) -> Examples:
     if lengths == [0]:
         raise ValueError(f"{name} has no examples")
     return inputs, labels
+
+
+def _check_array(leaf: np.ndarray, name: str) -> None:
+    if leaf.ndim == 0 or leaf.dtype.kind in _NO_NUMBERS:
+        raise ValueError(
+            f"{name} has {leaf.dtype}{list(leaf.shape)} for an array of numbers "
+            "with a leading axis of examples; turn lists into arrays"
+        )
+
+
+def _check_numbers(leaf: np.ndarray, start: str) -> None:
+    """Raise `ValueError` for the first number that is lost on a device."""
+    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        held = leaf.astype(dtype)
+        if jnp.issubdtype(dtype, jnp.inexact):
+            lost = ~np.isfinite(held)
+        else:
+            lost = held != leaf
+    if lost.any():
+        place = tuple(np.argwhere(lost)[0].tolist())
+        raise ValueError(
+            f"{start} {leaf[place]} in its example {place[0]}: numbers must be finite "
+            f"and fit {dtype}; replace it, or leave the example out"
+        )
 
 
 def _lengths(examples: Examples) -> list[int]:

@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from potara_jax import keys
 from potara_jax.data import partition
 from potara_jax.data.arrays import Examples, pooled
 
 Array = jax.Array
 Splits = tuple[Examples, Examples, Examples]  # for training, held out, for testing
+_MAX_CLASSES = 1000  # more are no classes, but numbers such as prices
 
 
 class Batch(NamedTuple):
@@ -95,13 +97,15 @@ class Federation(NamedTuple):
           key: the split's key, consumed.
 
         Returns:
-          The federation. Where labels are integers `[N]`, `proportions` are those of
-          the classes; otherwise one column of ones. Every client has its own task.
+          The federation. Where labels are integers `[N]` from 0 to at most 999,
+          `proportions` are those of the classes; otherwise one column of ones. Every
+          client has its own task.
 
         Raises:
-          ValueError: a client's arrays do not fit the first client's, or leave no
-            example to train on.
+          ValueError: a client's arrays do not fit the first client's, have a number
+            that is not finite, or leave no example to train on; or the key is none.
         """
+        keys.check(key)
         _check_amount("heldout", heldout)
         _check_amount("test", test)
         arrays, groups = pooled(clients, names=_names(len(clients)))
@@ -110,6 +114,19 @@ class Federation(NamedTuple):
             for client, group in enumerate(groups)
         ]
         return cls._assembled(Batch(*arrays), parts)
+
+    def examples(self) -> list[np.ndarray]:
+        """Every client's indices into the pool, of all its splits."""
+        (train, counts, _), (held, kept, _) = (
+            Ragged(*map(np.asarray, split[:2])) for split in (self.train, self.heldout)
+        )
+        test, weight = map(np.asarray, self.test)
+        return [
+            np.concatenate(
+                [train[c, : counts[c]], held[c, : kept[c]], test[c][weight[c] > 0]]
+            )
+            for c in range(len(counts))
+        ]
 
     @classmethod
     def of_splits(cls, clients: Sequence[Splits]) -> Federation:
@@ -152,10 +169,13 @@ def _names(clients: int) -> list[str]:
 
 
 def _check_amount(name: str, amount: int | float) -> None:
-    share = not isinstance(amount, int | np.integer)
-    if amount <= 0 or (share and amount >= 1):
+    if isinstance(amount, int | np.integer) and not isinstance(amount, bool):
+        good = amount >= 1
+    else:
+        good = isinstance(amount, float | np.floating) and 0 < amount < 1
+    if not good:
         raise ValueError(
-            f"{name} is {amount}: it must be a number of examples, 1 or more, or a "
+            f"{name} is {amount!r}: it must be a number of examples, 1 or more, or a "
             "share between 0 and 1"
         )
 
@@ -207,7 +227,9 @@ def _proportions(labels: Any, groups: Sequence[np.ndarray]) -> Array:
 
 def _are_classes(labels: Any) -> bool:
     integers = isinstance(labels, Array) and jnp.issubdtype(labels.dtype, jnp.integer)
-    return integers and labels.ndim == 1 and bool(labels.min() >= 0)
+    if not integers or labels.ndim != 1:
+        return False
+    return bool(labels.min() >= 0) and bool(labels.max() < _MAX_CLASSES)
 
 
 # --- Indices into a pool -------------------------------------------------------------

@@ -172,6 +172,9 @@ def test_the_bases_products_have_no_client_axis():
         ({"batch_size": 0}, "batch_size 0.*at least 1"),
         ({"data": []}, "no examples"),
         ({"data": [*examples(), (np.ones((3, 2)), np.ones(3, int))]}, "data set 5 has"),
+        ({"data": [(x, y - 1) for x, y in examples()]}, "data set . has the label -1"),
+        ({"data": [(x, y * 1.0) for x, y in examples()]}, "labels are float32"),
+        ({"key": 3}, r"key is 3: it must be a key, jax.random.key\(3\)"),
     ],
 )
 def test_a_mistake_is_named(options, message):

@@ -106,3 +106,58 @@ def test_an_objective_trains_on_a_loss_of_two_passes():
 def test_targets_without_a_match_are_refused():
     with pytest.raises(ValueError, match="target 'query' matches no module"):
         classification(TwoInputs()).sites(Batch((X, CONTEXT), LABELS), "query")
+
+
+# --- Labels --------------------------------------------------------------------------
+
+GROUPS = [np.arange(5), np.arange(5, 8)]
+
+
+def check_labels(labels, model=None):
+    task, batch = classification(model or TwoInputs()), Batch((X, CONTEXT), labels)
+    base = task.model.init(jax.random.key(0), X, CONTEXT)
+    task.check_labels(base, batch, GROUPS, ["client 0", "client 1"])
+
+
+def test_labels_below_the_number_of_outputs_are_classes():
+    check_labels(LABELS)
+    check_labels(LABELS.astype(jnp.uint8))
+
+
+@pytest.mark.parametrize("value", [-1, CLASSES, 2**31 - 1])
+def test_a_label_that_is_no_class_is_refused_with_its_client(value):
+    reason = f"client 1 has the label {value}: the model has 3 outputs, .* from 0 to 2"
+    with pytest.raises(ValueError, match=reason):
+        check_labels(LABELS.at[6].set(value))
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (LABELS * 1.0, r"are float32: .* labels\.astype\(int\)"),
+        (LABELS > 0, r"are bool: .* labels\.astype\(int\)"),
+        (LABELS[:, None], r"are a column, \[N, 1\]: .* labels\[:, 0\]"),
+        (jax.nn.one_hot(LABELS, 3), r"are arrays of \[3\]: .* labels\.argmax\(-1\)"),
+        ({"class": LABELS}, r"are a dict: .* one array of integers"),
+        (None, r"are a NoneType: .* one array of integers"),
+    ],
+)
+def test_labels_that_are_not_integers_are_refused_with_the_change(labels, reason):
+    with pytest.raises(ValueError, match=reason):
+        check_labels(labels)
+
+
+def test_a_loss_of_ones_own_takes_labels_of_any_kind():
+    loss = lambda apply, batch: apply(batch.inputs)
+    task, batch = objective(TwoInputs(), loss), Batch((X, CONTEXT), LABELS - 7.5)
+    task.check_labels({}, batch, GROUPS, ["client 0", "client 1"])
+
+
+def test_a_classification_has_one_row_of_logits_for_an_example():
+    class Sequence(nn.Module):
+        @nn.compact
+        def __call__(self, x, context):
+            return nn.Dense(CLASSES)(x)[:, None]
+
+    with pytest.raises(ValueError, match=r"gives \[1, 1, 3\] for one example"):
+        check_labels(LABELS, Sequence())

@@ -195,6 +195,19 @@ X, Y = np.ones((6, 1), np.float32), np.zeros(6, int)
         ),
         (spoiled(1, X, [0] * 6), r"client 1 has int64\[\].*turn lists into arrays"),
         (spoiled(1, X, np.array(["a"] * 6)), r"client 1 has <U1\[6\]"),
+        (
+            spoiled(1, np.where(np.arange(6) == 4, np.nan, X.T).T, Y),
+            r"client 1 has inputs of nan in its example 4: numbers must be finite",
+        ),
+        (spoiled(1, X, Y + np.inf), r"client 1 has labels of inf in its example 0"),
+        (
+            spoiled(2, X.astype(float) * 1e39, Y),
+            r"client 2 has inputs of .*e\+39 .* fit float32",
+        ),
+        (
+            spoiled(0, X, Y + 2**40),
+            r"client 0 has labels of 1099511627776 in its example 0: .* fit int32",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_by_the_clients_number(clients, message):
@@ -202,9 +215,31 @@ def test_arrays_that_do_not_fit_are_refused_by_the_clients_number(clients, messa
         Federation.of(clients, heldout=1, test=1, key=KEY)
 
 
-@pytest.mark.parametrize("amount", [0, -1, 1.0, 1.5, -0.1])
+def test_a_key_is_one_of_jax():
+    with pytest.raises(ValueError, match=r"key is 0: it must be .*jax.random.key\(0\)"):
+        Federation.of(client_arrays(), heldout=1, test=1, key=0)
+
+
+@pytest.mark.parametrize("top", [2**31 - 1, 1000])
+def test_large_integers_are_no_classes(top):
+    clients = [(X, np.where(np.arange(6) == 2, top, Y)), (X, Y)]
+    made = Federation.of(clients, heldout=1, test=1, key=KEY)
+    np.testing.assert_array_equal(made.proportions, [[1], [1]])
+    assert int(made.pool.labels.max()) == top
+
+
+def test_every_example_of_the_pool_is_one_clients():
+    made = Federation.of(client_arrays(), heldout=2, test=1, key=KEY)
+    ends = np.cumsum(COUNTS)[:-1]
+    for client, group in zip(
+        made.examples(), np.split(np.arange(28), ends), strict=True
+    ):
+        np.testing.assert_array_equal(np.sort(client), group)
+
+
+@pytest.mark.parametrize("amount", [0, -1, 1.0, 1.5, -0.1, np.nan, True, "2", None])
 @pytest.mark.parametrize("name", ["heldout", "test"])
 def test_an_amount_is_a_number_or_a_share(name, amount):
     amounts = {"heldout": 1, "test": 1} | {name: amount}
-    with pytest.raises(ValueError, match=f"{name} is {amount}: it must be"):
+    with pytest.raises(ValueError, match=f"{name} is {amount!r}: it must be"):
         Federation.of(client_arrays(), key=KEY, **amounts)

@@ -231,12 +231,22 @@ def test_another_algorithm_under_conditions():
         ({"merging": pj.Merging(methods=("tie",))}, r"merging\.methods is tie"),
         ({"federated": pj.Federated("fedalt")}, "federated.algorithm is fedalt"),
         ({"federated": pj.Federated("mine")}, "federated.algorithm is mine"),
+        ({"compute": pj.Compute("bfloat16")}, "compute.precision is bfloat16"),
+        ({"compute": pj.Compute(remat=True)}, "compute.remat is on"),
     ],
 )
 def test_invalid_arguments_are_refused_in_one_line(changes, reason):
     with pytest.raises(ValueError, match=reason) as refused:
         classified(**changes)
     assert "\n" not in str(refused.value)
+
+
+def test_a_label_beyond_the_models_outputs_is_refused_with_its_client():
+    model = Classifier()
+    federation = clients(lambda client, x: classes(client, x) + (client == 1) * 2)
+    base = variables(model)["params"]
+    with pytest.raises(ValueError, match=r"client 1 has the label [34]: the model has"):
+        pj.personalise(pj.classification(model), base, federation, **SHORT)
 
 
 def test_a_loss_that_is_a_mean_is_refused():
