@@ -117,16 +117,10 @@ class Federation(NamedTuple):
 
     def examples(self) -> list[np.ndarray]:
         """Every client's indices into the pool, of all its splits."""
-        (train, counts, _), (held, kept, _) = (
-            Ragged(*map(np.asarray, split[:2])) for split in (self.train, self.heldout)
-        )
-        test, weight = map(np.asarray, self.test)
-        return [
-            np.concatenate(
-                [train[c, : counts[c]], held[c, : kept[c]], test[c][weight[c] > 0]]
-            )
-            for c in range(len(counts))
-        ]
+        train, held = _groups(self.train), _groups(self.heldout)
+        index, weight = map(np.asarray, self.test)
+        tests = [row[real] for row, real in zip(index, weight > 0, strict=True)]
+        return [np.concatenate(parts) for parts in zip(train, held, tests, strict=True)]
 
     @classmethod
     def of_splits(cls, clients: Sequence[Splits]) -> Federation:
@@ -238,6 +232,12 @@ def _are_classes(labels: Any) -> bool:
 def take(pool: Batch, index: Array) -> Batch:
     """The pool's examples at an index of any shape."""
     return jax.tree.map(lambda x: x[index], pool)
+
+
+def _groups(examples: Ragged) -> list[np.ndarray]:
+    """Each client's real indices into the pool."""
+    rows = zip(np.asarray(examples.index), np.asarray(examples.count), strict=True)
+    return [index[:count] for index, count in rows]
 
 
 def pack(groups: Sequence[np.ndarray], *, size: int | None = None) -> Ragged:
