@@ -52,6 +52,7 @@ from potara_jax.merging.weights.learned import learned
 from potara_jax.merging.weights.lorahub import lorahub
 from potara_jax.merging.weights.potara import potara
 from potara_jax.merging.weights.soup import soup
+from potara_jax.merging.weights.tempered import mix, tempered_bayes
 
 __all__ = [
     "SPACES",
@@ -89,6 +90,7 @@ __all__ = [
     "lorahub",
     "loss_curves",
     "merge",
+    "mix",
     "one_example",
     "over_each",
     "pair",
@@ -104,6 +106,7 @@ __all__ = [
     "slerp",
     "soup",
     "task_arithmetic",
+    "tempered_bayes",
     "ties",
     "truncate",
     "tsv",

@@ -19,7 +19,7 @@ from potara_jax.merging.combining import merge, pair
 from potara_jax.merging.interface import Client, Weight
 from potara_jax.merging.likelihoods import Loss
 
-_POINTS = 101  # of the prior's grid
+POINTS = 101  # of the prior's grid
 
 
 # --- A client's loss -----------------------------------------------------------------
@@ -143,15 +143,27 @@ def empirical_bayes(cubics: Cubic, counts: Array, *, steps: int = 200) -> Array:
     """Every client's weight under a prior from all clients' cubics, `[C]`.
 
     A client's `N` samples have likelihood `exp(-N l(w))` at weight `w`, with `l` its
-    cubic. The prior over weights is that of the highest marginal likelihood (Robbins
-    1956; EM on a grid from the uniform prior, Laird 1978). A client's weight minimises
-    the posterior mean of the squared error: it is the posterior mean. Each client sends
-    four numbers.
+    cubic; see `posterior_mean`. Each client sends four numbers.
     """
-    points = jnp.linspace(0, 1, _POINTS)
+    points = jnp.linspace(0, 1, POINTS)
     losses = jax.vmap(lambda *c: value(Cubic(*c), points))(*cubics)
     losses = jnp.where(jnp.isfinite(losses), losses, 0)
-    log_likelihood = -counts[:, None] * (losses - losses.min(-1, keepdims=True))
+    return posterior_mean(-counts[:, None] * losses, points, steps=steps)
+
+
+def posterior_mean(log_likelihood: Array, points: Array, *, steps: int) -> Array:
+    """Every client's weight under a prior from all clients' likelihoods, `[C]`.
+
+    The prior over the weights `points` `[T]` is that of the highest marginal likelihood
+    (Robbins 1956; EM on a grid from the uniform prior, Laird 1978). A client's weight
+    minimises the posterior mean of the squared error: it is the posterior mean.
+
+    Args:
+      log_likelihood: `[C, T]`; a row that is constant gives the mean of the prior.
+      points: `[T]`.
+      steps: of EM.
+    """
+    log_likelihood -= log_likelihood.max(-1, keepdims=True)
 
     def posterior(log_prior: Array) -> Array:
         return jax.nn.softmax(log_likelihood + log_prior, -1)
@@ -159,6 +171,6 @@ def empirical_bayes(cubics: Cubic, counts: Array, *, steps: int = 200) -> Array:
     def update(_: Array, log_prior: Array) -> Array:
         return jnp.log(posterior(log_prior).mean(0) + 1e-30)
 
-    uniform = jnp.full(_POINTS, -jnp.log(float(_POINTS)))
+    uniform = jnp.full(len(points), -jnp.log(float(len(points))))
     log_prior = jax.lax.fori_loop(0, steps, update, uniform)
     return posterior(log_prior) @ points

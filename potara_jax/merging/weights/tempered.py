@@ -1,0 +1,90 @@
+"""Weights from the loss along the segment at one temperature for all clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax.numpy as jnp
+
+from potara_jax.adapters.lora import Array
+from potara_jax.merging import curves, registry
+from potara_jax.merging.curves import Curves
+from potara_jax.merging.interface import Client, Estimator, Measured
+from potara_jax.merging.likelihoods import Logits
+from potara_jax.merging.registry import Work
+from potara_jax.merging.segment import POINTS, posterior_mean
+
+_POINTS, _STEPS = 11, 10
+
+
+def _passes(work: Work) -> float:
+    """A forward pass a point."""
+    del work
+    return _POINTS / 3
+
+
+@registry.weight(
+    "tempered_bayes",
+    needs="logits",
+    samples="heldout",
+    passes=_passes,
+    summary="posterior mean of the tempered loss along the segment",
+    reference="this project",
+)
+def tempered_bayes(logits: Logits, *, curve_points: int = _POINTS) -> Estimator:
+    """The posterior mean weight of the loss along the segment, at one temperature.
+
+    (1) A client's cross-entropy of `logits / T`, at `curve_points` weights `w` and nine
+    temperatures `T`. (2) One `T` for all: that of the least loss over all clients,
+    samples and weights. (3) The cubic spline `l_c(w)` of a client's loss at that `T`.
+    (4) The mean of the posterior `exp(-N l_c(w)) p(w)`, with the prior `p` that all
+    clients' losses suggest (empirical Bayes, ten steps of EM). A client without
+    samples takes the mean of the prior.
+
+    The temperature is that of a label's likelihood: for answers of several tokens, of
+    a token's. Each client sends `9 (curve_points + 5) + 1` numbers.
+
+    Raises `ValueError` for fewer than four points, which have no cubic spline.
+    """
+
+    def decide(measured: Curves, counts: Array) -> Measured:
+        del counts
+        return Measured(_bayes(*curves.tempered(measured)))
+
+    return Estimator("tempered_bayes", _measure(logits, curve_points), decide)
+
+
+@registry.weight(
+    "mix",
+    needs="logits",
+    samples="heldout",
+    passes=_passes,
+    summary="mean of tempered_bayes and of the minimum of a shrunk curve",
+    reference="this project",
+)
+def mix(logits: Logits, *, curve_points: int = _POINTS) -> Estimator:
+    """The mean of `tempered_bayes` and of a minimum, that of a shrunk curve.
+
+    Both come from the same measurements; see `curves.shrunk` for the curve, which
+    is drawn to the pooled one. Raises `ValueError` for fewer than four points.
+    """
+
+    def decide(measured: Curves, counts: Array) -> Measured:
+        del counts
+        chosen, fine = curves.tempered(measured)
+        least = jnp.argmin(curves.shrunk(chosen, fine), -1) / (POINTS - 1)
+        return Measured((_bayes(chosen, fine) + least) / 2)
+
+    return Estimator("mix", _measure(logits, curve_points), decide)
+
+
+def _measure(logits: Logits, points: int) -> Callable[[Client], Curves]:
+    if points < 4:
+        raise ValueError(f"curve_points is {points}: a cubic spline needs 4 or more")
+    return partial(curves.measure, logits, points=points)
+
+
+def _bayes(chosen: Curves, fine: Array) -> Array:
+    points = jnp.linspace(0, 1, POINTS)
+    return posterior_mean(-chosen.count[:, None] * fine, points, steps=_STEPS)
