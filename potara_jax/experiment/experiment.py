@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from potara_jax.experiment.settings import (
     Pretraining,
     Training,
 )
+from potara_jax.experiment.types import check_types, from_json, types_of
 
 SOURCE = "source"
 
@@ -73,14 +72,37 @@ class Experiment:
     resolve: Callable[[Experiment], Experiment] = lambda experiment: experiment
     files: Callable[[Experiment], list[Path]] = lambda experiment: []
 
-    def replace(self, **groups: Any) -> Experiment:
-        """The experiment with some of its groups replaced."""
-        return dataclasses.replace(self, **groups)
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.source is not None:
+            if not dataclasses.is_dataclass(self.source):
+                raise ValueError(f"source is {self.source!r}: it must be a dataclass")
+            check_types(self.source, f"{SOURCE}.")
+
+    def replace(self, **changes: Any) -> Experiment:
+        """The experiment with some of its groups, or other attributes, replaced.
+
+        Raises `ValueError` for a group of another type, which its problem cannot use.
+        """
+        for name in {SOURCE, *GROUPS} & set(changes):
+            known, given = getattr(self, name), changes[name]
+            same = known is None or isinstance(given, type(known))
+            if not same and "make_problem" not in changes:
+                raise ValueError(
+                    f"{name} is {given!r}: it must be a {type(known).__name__}"
+                )
+        return dataclasses.replace(self, **changes)
 
     def set(self, changes: Mapping[str, Any]) -> Experiment:
         """The experiment with some settings changed, by their dotted names.
 
-        Raises `ValueError` for a name that is no setting of this experiment.
+        Args:
+          changes: by name, values as a group has them or as `settings()` gives them:
+            lists in place of tuples, and texts in place of paths.
+
+        Raises:
+          ValueError: a name is no setting of this experiment, or its value is not of
+            the setting's type.
         """
         experiment = self
         for name, value in changes.items():
@@ -88,7 +110,9 @@ class Experiment:
             if name not in self.settings():
                 known = ", ".join(self.settings())
                 raise ValueError(f"there is no setting {name}; choose from {known}")
-            changed = dataclasses.replace(getattr(experiment, group), **{field: value})
+            known = getattr(experiment, group)
+            typed = from_json(types_of(known)[field], value)
+            changed = dataclasses.replace(known, **{field: typed})
             experiment = experiment.replace(**{group: changed})
         return experiment
 
@@ -107,18 +131,11 @@ class Experiment:
         }
 
     def restored(self, settings: Mapping[str, Any]) -> Experiment:
-        """The experiment with settings as `settings()` gave them.
+        """The experiment with settings as `settings()` gave them; others are ignored.
 
-        Raises `TypeError` or `ValueError` if a value does not have its setting's type.
+        Raises `ValueError` if a value is not of its setting's type.
         """
-        changes = {}
-        for group_name, group in self.groups():
-            kinds = typing.get_type_hints(type(group))
-            for field, kind in kinds.items():
-                name = f"{group_name}.{field}"
-                if name in settings:
-                    changes[name] = _of_kind(kind, settings[name])
-        return self.set(changes)
+        return self.set({n: settings[n] for n in self.settings() if n in settings})
 
     def check(self) -> None:
         """Raise `ValueError` for the first invalid setting, with what it must be."""
@@ -152,14 +169,3 @@ def _json(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_json(each) for each in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _of_kind(kind: Any, value: Any) -> Any:
-    """A JSON value converted to a setting's type."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        kind = next(k for k in typing.get_args(kind) if k is not type(None))
-    if typing.get_origin(kind) is tuple and value is not None:
-        if not isinstance(value, list):
-            raise TypeError(f"{value!r} is not a list")
-        return tuple(_of_kind(typing.get_args(kind)[0], each) for each in value)
-    return Path(value) if kind is Path and value is not None else value

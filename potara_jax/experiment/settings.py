@@ -1,8 +1,9 @@
 """The groups of settings that an experiment is composed of.
 
-Each is a frozen dataclass that checks itself. A setting is always named by its group
-and its field: `lora.rank` in an error, in `config.json`, and as an option of the
-command line, `--lora.rank`.
+Each is a frozen dataclass. It checks the types of its fields when it is made, and their
+values when it is used. A setting is always named by its group and its field:
+`lora.rank` in an error, in `config.json`, and as an option of the command line,
+`--lora.rank`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from potara_jax.experiment.checks import (
     require_positive,
     require_that,
 )
+from potara_jax.experiment.types import check_types
 from potara_jax.federated.registry import algorithms
 
 SEEDS = 2**63
@@ -44,6 +46,9 @@ class Cells:
     apart_from: tuple[int, ...] = ()
     """Seeds whose test examples are neither trained nor measured on. A search of step
     sizes stays apart from the tables' seeds."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "cells.")
 
     @property
     def keys(self) -> list[tuple[str, int]]:
@@ -79,6 +84,9 @@ class Lora:
     """Modules that are trained whole, such as a new `head`. They are sent and merged
     with the factors."""
 
+    def __post_init__(self) -> None:
+        check_types(self, "lora.")
+
     @property
     def scale(self) -> float:
         """What a delta is scaled by."""
@@ -103,6 +111,9 @@ class Training:
     weight_decay: float = 1e-4
     """AdamW's weight decay."""
 
+    def __post_init__(self) -> None:
+        check_types(self, "training.")
+
     def check(self) -> None:
         """Raise `ValueError` for an invalid value."""
         require_positive(self, "training", "steps", "batch_size", "learning_rate")
@@ -123,6 +134,9 @@ class Federated:
     longer_rounds: int = 0
     """Total rounds of a federated model that is trained longer, as a baseline that is
     not merged; 0: no such baseline."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "federated.")
 
     def check(self) -> None:
         """Raise `ValueError` for an invalid value."""
@@ -147,6 +161,9 @@ class Participation:
     """Probability that a client finishes only some of a round's steps."""
     newcomers: float = 0.0
     """Share of the clients that join after the federated rounds."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "participation.")
 
     def check(self) -> None:
         """Raise `ValueError` for an invalid value."""
@@ -175,6 +192,9 @@ class Communication:
     privacy_delta: float = 1e-5
     """The delta at which epsilon is reported."""
 
+    def __post_init__(self) -> None:
+        check_types(self, "communication.")
+
     def check(self) -> None:
         """Raise `ValueError` for an invalid value."""
         require_positive(self, "communication", "privacy_clip")
@@ -193,6 +213,9 @@ class Local:
     start: Literal["shared", "independent", "federated"] = "shared"
     """Where local training starts: the factors that the federation starts from, factors
     drawn for each client, or the federated adapter."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "local.")
 
     def check(self) -> None:
         """Raise `ValueError` for an invalid value."""
@@ -222,6 +245,9 @@ class Merging:
     """Merged rows of the table, by name. `potara factor`, `potara core` and
     `hermite_bayes` are always included. Default: all that the task allows."""
 
+    def __post_init__(self) -> None:
+        check_types(self, "merging.")
+
     def check(self) -> None:
         """Raise `ValueError` for an invalid value."""
         kinds = "exact, empirical or sampled"
@@ -242,6 +268,9 @@ class Compute:
     chunk: int | Literal["auto"] = "auto"
     """Clients that are trained at once; auto: as many as fit in memory."""
 
+    def __post_init__(self) -> None:
+        check_types(self, "compute.")
+
     def check(self) -> None:
         """Raise `ValueError` for an invalid value."""
         if self.chunk != "auto":
@@ -261,6 +290,9 @@ class Pretraining:
     learning_rate: float = 1e-3
     """The largest learning rate: it warms up over a tenth of the steps, and falls to
     zero as a cosine."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "pretraining.")
 
     def check(self) -> None:
         """Raise `ValueError` for an invalid value."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 from rich.console import Console
 
+from potara_jax import keys
 from potara_jax.adapters.lora import Params
 from potara_jax.clients.model_task import ModelTask
 from potara_jax.data.federation import Federation
@@ -29,6 +30,7 @@ from potara_jax.jobs.table import Table
 from potara_jax.runs.store import Cell, Memory
 
 _CELL = Cell(NATURAL, 0)
+_DEFAULT = Merging(curvature="empirical", methods=("uniform",))
 
 
 def personalise(
@@ -73,10 +75,12 @@ def personalise(
       The result: its `table()`, `adapters`, `report(folder)` and `export(folder)`.
 
     Raises:
-      ValueError: a setting is invalid, or LoRA cannot adapt the model.
+      ValueError: a setting is invalid, LoRA cannot adapt the model, or labels are no
+        classes of it.
 
     Source: Zou et al. 2026, arXiv 2602.18658.
     """
+    keys.check(key)
     experiment = Experiment(
         name="personalise",
         make_problem=lambda experiment, _: arrays.problem(
@@ -84,14 +88,14 @@ def personalise(
         ),
         cells=Cells((0,), (NATURAL,), len(clients.train.count)),
         natural=True,
-        lora=lora or Lora(),
-        federated=federated or Federated(),
-        local=local or Local(),
-        training=training or Training(),
-        merging=merging or Merging(curvature="empirical", methods=("uniform",)),
-        participation=participation or Participation(),
-        communication=communication or Communication(),
-        compute=compute or Compute(),
+        lora=Lora() if lora is None else lora,
+        federated=Federated() if federated is None else federated,
+        local=Local() if local is None else local,
+        training=Training() if training is None else training,
+        merging=_DEFAULT if merging is None else merging,
+        participation=Participation() if participation is None else participation,
+        communication=Communication() if communication is None else communication,
+        compute=Compute() if compute is None else compute,
     )
     job, console = Table(), Console()
     check(experiment, job)

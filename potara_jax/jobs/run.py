@@ -16,6 +16,7 @@ from potara_jax.experiment.context import Context
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Problem, Resources
 from potara_jax.experiment.programs import Programs
+from potara_jax.experiment.types import check_types
 from potara_jax.jobs.job import Job, Record, cells_of
 from potara_jax.jobs.result import Result
 from potara_jax.jobs.table import Table
@@ -103,6 +104,7 @@ def run(
 
 def check(experiment: Experiment, job: Job) -> None:
     """Raise `ValueError` for invalid settings of an experiment or a job."""
+    check_types(job, f"{job.name}.")
     experiment.check()
     methods.check(experiment)
     federating.check(experiment)

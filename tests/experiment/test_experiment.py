@@ -104,8 +104,10 @@ def test_entries_that_are_not_settings_are_ignored():
 
 
 def test_a_value_of_another_kind_is_refused():
-    with pytest.raises(TypeError, match="5 is not a list"):
+    with pytest.raises(ValueError, match=r"cells\.seeds is 5: it must be a tuple"):
         MINE.restored({"cells.seeds": 5})
+    with pytest.raises(ValueError, match=r"source\.size is '3': it must be a whole"):
+        MINE.restored({"source.size": "3"})
 
 
 # --- Checks --------------------------------------------------------------------------
