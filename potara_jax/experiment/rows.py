@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from potara_jax.adapters.lora import Adapter
+from potara_jax.clients.task import ACCURACY
+from potara_jax.data.federation import Ragged, Weighted
+from potara_jax.evaluation.largest_class import largest_class
 from potara_jax.evaluation.metrics import Scores, adapter_parameters, worst_decile
 from potara_jax.experiment.context import Context
 from potara_jax.experiment.merges import Merges, Pair, combine
@@ -18,6 +21,7 @@ from potara_jax.federated import stack
 
 PARENT = "federated"  # the parent of a merge, unless it is another algorithm's model
 TUNED = "federated + fine-tuning"
+LARGEST_CLASS = "largest class"  # no model: always a client's most frequent class
 
 
 class Parents(NamedTuple):
@@ -87,6 +91,7 @@ def table_rows(
     ]
     return [
         base_row(at),
+        *largest_class_rows(at),
         Row("federated", pair[0], federated, scores=ends[1]),
         *(_longer_row(at, longer) if longer else ()),
         Row("local", pair[1], local, scores=ends[0]),
@@ -100,6 +105,20 @@ def base_row(at: Context) -> Row:
     """The model that all clients start from."""
     adapters = stack(at.problem.adapter(at.key_for("adapter")), clients=at.clients)
     return Row("base", adapters, Cost(), scores=score_common(at, adapters))
+
+
+def largest_class_rows(at: Context) -> list[Row]:
+    """What always answering with a client's largest class gives, if there are any."""
+    federation = at.federation
+    scores = largest_class_of(at, federation.train, federation.test)
+    return [Row(LARGEST_CLASS, (), Cost(), scores=scores)] if scores else []
+
+
+def largest_class_of(at: Context, train: Ragged, test: Weighted) -> Scores | None:
+    """The largest class of some clients; None if the task is no classification."""
+    if at.problem.task.metric != ACCURACY:
+        return None
+    return largest_class(at.federation.pool, train, test)
 
 
 def merged_rows(at: Context, pair: Pair, merges: Merges, cost: Cost) -> list[Row]:

@@ -22,6 +22,7 @@ from potara_jax.experiment.methods import (
 )
 from potara_jax.experiment.phases import Budget, Outcome, Phase, account_until, until
 from potara_jax.experiment.rows import (
+    LARGEST_CLASS,
     TUNED,
     Cost,
     Parents,
@@ -38,7 +39,8 @@ from potara_jax.federated.algorithms.feddpa import anchor_index, instance_wise
 from potara_jax.jobs.job import Record
 
 _ANCHORS = 5
-_NO_MERGES = ("base", "federated", "local", TUNED)
+_UNTRAINED = ("base", LARGEST_CLASS)
+_NO_MERGES = (*_UNTRAINED, "federated", "local", TUNED)
 _FUSION = Weighing("lorahub")
 # An algorithm whose own model is not what its paper ends with, which is a pipeline.
 _TITLES = {"fdlora": "fdlora, plain mean"}
@@ -85,7 +87,7 @@ def records(
     kinds = {
         "parent": [begun._replace(name=title)],
         "merge": [r for r in rows if not r.oracle and r.name not in _NO_MERGES],
-        "bound": [row for row in rows if row.oracle or row.name == "base"],
+        "bound": [row for row in rows if row.oracle or row.name in _UNTRAINED],
         "pipeline": tuned + _pipelines(at, trained),
         "exchanged": _exchanged(at, contenders, trained),
     }

@@ -18,13 +18,14 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from potara_jax.evaluation.metrics import evaluator, worst_decile
+from potara_jax.evaluation.metrics import Scores, evaluator, worst_decile
 from potara_jax.experiment import federating
 from potara_jax.experiment.checks import require_at_least
 from potara_jax.experiment.context import Context
 from potara_jax.experiment.experiment import Experiment
-from potara_jax.experiment.phases import Mark, Outcome, Phase, run_phase
+from potara_jax.experiment.phases import Outcome, Phase, run_phase
 from potara_jax.experiment.problem import Problem
+from potara_jax.experiment.rows import largest_class_of
 from potara_jax.federated import HostProgress, start_on_host
 from potara_jax.federated.conditions import size
 from potara_jax.jobs.job import Record, quantity
@@ -156,15 +157,23 @@ def _record(at: Context, phase: Phase, outcome: Outcome) -> Record:
         "state_bytes": states.nbytes,
         "steps": sum(line["steps"] for line in history),
         "seconds": outcome.seconds,
+        **_largest_class(at, phase),
         "curve": [
-            {"round": number, "bytes": int(sent[number - 1]), **_scores(mark)}
+            {"round": number, "bytes": int(sent[number - 1]), **_means(mark.scores)}
             for number, mark in outcome.marks.items()
         ],
     }
 
 
-def _scores(mark: Mark) -> dict[str, float]:
-    accuracy = np.asarray(mark.scores.accuracy, np.float64)
+def _largest_class(at: Context, phase: Phase) -> Record:
+    """What always answering with a client's largest class gives, if there are any."""
+    federation = at.federation.train, at.federation.test
+    scores = largest_class_of(at, *jax.tree.map(lambda x: x[phase.clients], federation))
+    return {"largest_class": _means(scores)} if scores else {}
+
+
+def _means(scores: Scores) -> dict[str, float]:
+    accuracy = np.asarray(scores.accuracy, np.float64)
     return {"mean": float(accuracy.mean()), "worst_decile": worst_decile(accuracy)}
 
 

@@ -38,7 +38,7 @@ from potara_jax.experiment.merges import (
 )
 from potara_jax.experiment.methods import Weighing
 from potara_jax.experiment.problem import Problem
-from potara_jax.experiment.rows import score
+from potara_jax.experiment.rows import largest_class_of, mean_accuracy, score
 from potara_jax.jobs.job import Record
 from potara_jax.merging import Client, Estimator, Samples, registry
 from potara_jax.merging.damping import DAMPINGS
@@ -99,6 +99,7 @@ class Study:
             "local": float(exact[0].mean()),
             "best_constant": float(np.fmax.reduce(exact.mean(1))),
             "best_per_client": float(np.fmax.reduce(exact).mean()),
+            **_largest_class(at),
             "estimates": _estimates(at, pair, curves),
         }
 
@@ -381,3 +382,9 @@ def _read_off(
 
 def _estimate(fields: Record, weights: np.ndarray, mean: float) -> Record:
     return {**fields, "mean": float(mean), "weight": float(np.mean(weights))}
+
+
+def _largest_class(at: Context) -> Record:
+    """What always answering with a client's largest class gives, if there are any."""
+    scores = largest_class_of(at, at.federation.train, at.federation.test)
+    return {"largest_class": mean_accuracy(at, scores)} if scores else {}

@@ -20,7 +20,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from potara_jax.reports import drawing
+from potara_jax.reports import drawing, findings
 from potara_jax.reports.document import (
     Cell,
     Group,
@@ -34,7 +34,7 @@ from potara_jax.reports.document import (
 from potara_jax.reports.figures import comparison as figures
 from potara_jax.reports.figures.clients import CLIENTS
 from potara_jax.reports.formats import MISSING, Metric, label, metric_of
-from potara_jax.reports.methods import cells, head, oracle_notes
+from potara_jax.reports.methods import cells, class_notes, head, oracle_notes
 from potara_jax.reports.summary import (
     Groups,
     Record,
@@ -75,7 +75,7 @@ def report(results: Results, folder: Path) -> Report:
     explained = Text(_budgets(metric_of(results)))
     return Report(
         title=f"Federated algorithms: {results['experiment']}",
-        lead=[],
+        lead=findings.unbeaten(ranked(results)),
         sections=[
             Section(
                 "Methods", (explained, *map(Text, privacy(results)), table(results))
@@ -187,7 +187,8 @@ def entry_cells(entry: Entry, metric: Metric) -> dict[str, Cell]:
 def notes(lines: list[Entry]) -> list[str]:
     """Explanations of what occurs in the table."""
     over = any(line.over for line in lines)
-    return [OVER] * over + oracle_notes([line.summary for line in lines])
+    summaries = [line.summary for line in lines]
+    return [OVER] * over + oracle_notes(summaries) + class_notes(summaries)
 
 
 def _score(value: float | None, metric: Metric) -> Cell:

@@ -23,6 +23,7 @@ from potara_jax.reports.figures.scores import scores
 from potara_jax.reports.figures.segment import SEGMENT
 from potara_jax.reports.formats import MISSING, Metric, label, metric_of, size
 from potara_jax.reports.summary import (
+    LARGEST_CLASS,
     Results,
     Summary,
     best,
@@ -33,6 +34,10 @@ from potara_jax.reports.summary import (
 
 DAGGER = "†"
 ORACLES = f"{DAGGER} Oracle: chosen among several weights on the test data."
+_LARGEST_CLASS = (
+    "Largest class: no model, always the class that a client's training examples have "
+    "most often."
+)
 _SHARED = ("Method", "Score", "Gain", "Worst 10 %", "Weight")
 COLUMNS = (
     *(*_SHARED, "Bytes up", "Bytes down"),
@@ -174,12 +179,19 @@ def _count(number: float) -> Cell:
 def notes(summaries: list[Summary], metric: Metric) -> list[str]:
     """Explanations of what occurs in the table."""
     gains = any(summary.gain is not None for summary in summaries)
-    return [_gain_explained(metric)] * gains + oracle_notes(summaries)
+    explained = [_gain_explained(metric)] * gains + oracle_notes(summaries)
+    return explained + class_notes(summaries)
 
 
 def oracle_notes(summaries: list[Summary]) -> list[str]:
     """What an oracle is, if the table has one."""
     return [ORACLES] if any(summary.oracle for summary in summaries) else []
+
+
+def class_notes(summaries: list[Summary]) -> list[str]:
+    """What the largest class is, if the table has it, and who does not beat it."""
+    known = any(summary.method == LARGEST_CLASS for summary in summaries)
+    return [_LARGEST_CLASS] * known + findings.unbeaten(summaries)
 
 
 def _gain_explained(metric: Metric) -> str:

@@ -65,10 +65,18 @@ def finding(results: Results) -> str:
     """The result of the first federation, in a sentence."""
     cell, metric = results["cells"][0], metric_of(results)
     last = cell["curve"][-1]
-    return (
+    reached = (
         f"{cell['algorithm']} with {cell['clients']:,} clients, {cell['cohort']:,} of "
         f"them in a round, reaches {metric.phrase(last['mean'])} after "
-        f"{last['round']} rounds."
+        f"{last['round']} rounds"
+    )
+    if "largest_class" not in cell:
+        return f"{reached}."
+    floor = cell["largest_class"]["mean"]
+    against = "against" if last["mean"] > floor else "which does not beat the"
+    return (
+        f"{reached}, {against} {metric.quantity(floor)} of always answering with a "
+        "client's largest class."
     )
 
 
@@ -81,6 +89,8 @@ def table(results: Results, speed: Sequence[Record] = ()) -> Table:
         *("Steps / s", "Memory MB", "Growth %"),
     )
     rows = [_row(cell, speed, metric) for cell in results["cells"]]
+    if "largest_class" in results["cells"][0]:
+        columns = (*columns[:3], "Largest class %", *columns[3:])
     return Table(columns, [Group(rows)])
 
 
@@ -100,6 +110,7 @@ def _row(cell: Record, speed: Sequence[Record], metric: Metric) -> Row:
             figures.name_of(cell),
             score("mean"),
             score("worst_decile"),
+            *_floor(cell, metric),
             Cell(f"{last['bytes'] / 1e9:.3g}", last["bytes"]),
             Cell(f"{cell['seen']:,} of {cell['clients']:,}", cell["seen"]),
             Cell(f"{cell['state_bytes'] / 1e6:.3g}", cell["state_bytes"]),
@@ -107,6 +118,12 @@ def _row(cell: Record, speed: Sequence[Record], metric: Metric) -> Row:
             *_speed_cells(lines),
         )
     )
+
+
+def _floor(cell: Record, metric: Metric) -> list[Cell]:
+    """The score of always answering with a client's largest class, if there is one."""
+    means = [cell["largest_class"]["mean"]] if "largest_class" in cell else []
+    return [Cell(metric.text(mean), metric.shown(mean)) for mean in means]
 
 
 def _speed_cells(lines: Sequence[Record]) -> list[Cell]:

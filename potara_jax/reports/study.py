@@ -34,6 +34,7 @@ from potara_jax.reports.summary import Results
 
 COLUMNS = ("Weight", "Samples", "n", "Regret", "To grid", "Worst gain", "Passes")
 _MODELS = {
+    "largest_class": "Largest class",
     "federated": "Federated",
     "local": "Local",
     "best_constant": "Best constant",
@@ -78,14 +79,15 @@ def _explanation(metric: Metric) -> str:
 def models(results: Results) -> Table:
     """Scores of both models and of the oracles, one row per heterogeneity."""
     metric, rows = metric_of(results), []
+    columns = {key: head for key, head in _MODELS.items() if key in results["cells"][0]}
     for name in heterogeneities(results):
         means = [
             mean_over_cells(results, name, lambda cell, key=key: cell[key])
-            for key in _MODELS
+            for key in columns
         ]
         cells = [Cell(metric.text(mean), metric.shown(mean)) for mean in means]
         rows.append(Row((label(name), *cells)))
-    return Table(("Heterogeneity", *_MODELS.values()), [Group(rows)])
+    return Table(("Heterogeneity", *columns.values()), [Group(rows)])
 
 
 def table(

@@ -17,6 +17,7 @@ Record = dict[str, Any]
 Groups = dict[str, dict[str, list[Record]]]
 
 PARENTS = ("federated", "local")
+LARGEST_CLASS = "largest class"  # a row that is no model
 
 
 class Summary(NamedTuple):

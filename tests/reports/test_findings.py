@@ -3,12 +3,18 @@ from __future__ import annotations
 import pytest
 
 from potara_jax.reports import findings
-from potara_jax.reports.summary import PARENTS
+from potara_jax.reports.summary import PARENTS, summarise
 from tests.reports.synthetic import synthetic
 
 
 def sentence(means):
-    """The finding of one heterogeneity; `means` are lists over seeds."""
+    """The only finding."""
+    (text,) = sentences(means)
+    return text
+
+
+def sentences(means):
+    """The findings of one heterogeneity; `means` are lists over seeds."""
     results = synthetic(clients=1, heterogeneities=("0.1",), seeds=1, methods=1)
     template = results["methods"][0]
     results["methods"] = [
@@ -16,8 +22,7 @@ def sentence(means):
         for method, values in means.items()
         for seed, mean in enumerate(values)
     ]
-    (text,) = findings.sentences(results)
-    return text
+    return findings.sentences(results)
 
 
 def parents(federated, local):
@@ -82,3 +87,43 @@ def test_a_method_that_diverged_is_said_to_and_its_rival_named():
     )
     text = sentence(parents([nan], [nan]) | {"potara core": [nan]})
     assert text == "With Dirichlet 0.1, potara core diverged."
+
+
+def floored(means, largest_class=0.7):
+    """What the lead says of the largest class."""
+    results = synthetic(clients=1, heterogeneities=("0.1",), seeds=1, methods=1)
+    template = results["methods"][0]
+    rows = {"base": 0.1, "largest class": largest_class} | means
+    results["methods"] = [
+        template | {"method": method, "seed": 0, "mean": mean}
+        for method, mean in rows.items()
+    ]
+    return findings.unbeaten(summarise(results))
+
+
+def test_the_lead_names_the_methods_that_do_not_beat_the_largest_class():
+    end = "always answering with a client's largest class (70.0 %)."
+    assert floored({"local": 0.71, "federated": 0.8}) == []
+    assert floored({"local": 0.7, "federated": 0.8}) == [
+        f"With Dirichlet 0.1, local does not beat {end}"
+    ]
+    assert floored({"local": 0.7, "ties": float("nan"), "federated": 0.8}) == [
+        f"With Dirichlet 0.1, local, ties do not beat {end}"
+    ]
+    assert floored({"local": 0.7, "federated": 0.6}) == [
+        f"With Dirichlet 0.1, no method beats {end}"
+    ]
+    many = {f"m{number}": 0.1 for number in range(8)}
+    (text,) = floored(many | {"local": 0.9})
+    assert "m0, m1, m2, m3, m4 and 3 more do not beat" in text
+
+
+def test_the_largest_class_is_no_rival_of_the_merges():
+    text = sentence(
+        parents([0.67], [0.69]) | {"potara core": [0.7], "largest class": [0.65]}
+    )
+    assert text.endswith("spread is unknown).")
+    top = parents([0.5], [0.6]) | {"uniform": [0.55], "largest class": [0.65]}
+    results = sentences(top)
+    assert results[0].startswith("With Dirichlet 0.1, uniform does not beat both")
+    assert "no method beats always answering" in results[1]

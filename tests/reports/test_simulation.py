@@ -76,6 +76,18 @@ def test_the_report(tmp_path):
     assert len(simulation.report(results(), tmp_path).sections) == 2, "without speed"
 
 
+@pytest.mark.parametrize(("floor", "verb"), [(0.3, "against"), (0.4, "does not beat")])
+def test_the_largest_class_is_a_column_and_in_the_finding(floor, verb):
+    given = results()
+    given["cells"][0]["largest_class"] = {"mean": floor, "worst_decile": 0.1}
+    row = texts(given, [])
+    assert row["Largest class %"] == f"{100 * floor:.1f}"
+    assert list(row).index("Largest class %") == 3
+    assert verb in simulation.finding(given) and "largest class." in (
+        simulation.finding(given)
+    )
+
+
 def test_losses_are_shown_as_they_are():
     given = results(metric={"name": "loss", "percent": False})
     for point in given["cells"][0]["curve"]:
