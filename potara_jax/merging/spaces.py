@@ -189,6 +189,11 @@ def check_equal_ranks(adapters: Sequence[Adapter], space: str) -> None:
             )
 
 
+def stands_for_delta(entry: Entry) -> bool:
+    """Whether a module's coordinates are of a delta (else: its own parameters)."""
+    return set(entry) in ({"v"}, {"m"}, {"c"}, {"a", "b"})
+
+
 def plain_rank(entry: Entry) -> int:
     """The rank of a module's factors, a core multiplied in."""
     return entry["b"].shape[-2]

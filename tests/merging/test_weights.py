@@ -87,6 +87,27 @@ def test_fisher_weights_by_hand():
     assert_close(found.weight["two"]["m"], (f + 0.01) / (f + own + 0.02))
 
 
+@pytest.mark.parametrize("space", ["core", "knots", "factor"])
+def test_fisher_averages_modules_trained_whole_unless_asked(space):
+    head = {"bias": jnp.arange(3.0), "kernel": jnp.eye(3)}
+    both = (FEDERATED | {"head": head}, LOCAL | {"head": jax.tree.map(jnp.sin, head)})
+    with_head = merging.exact(
+        lambda base, x, e: (
+            one_example(base, x, e) @ x["head"]["kernel"] + x["head"]["bias"]
+        )
+    )
+    client = CLIENT._replace(federated=both[0], local=both[1])
+    found = measure(merging.fisher(with_head, space=space), client)
+    asked = measure(merging.fisher(with_head, space=space, whole=True), client)
+    for x in jax.tree.leaves(found.weight["head"]):
+        np.testing.assert_array_equal(x, 0.5)
+    assert np.abs(np.asarray(asked.weight["head"]["kernel"]) - 0.5).max() > 0.1
+    only = {p: found.curvature.federated[p] for p in FEDERATED}
+    others = {p: found.curvature.local[p] for p in FEDERATED}
+    alone = found.curvature._replace(federated=only, local=others)
+    assert_close({p: found.weight[p] for p in FEDERATED}, merging.fisher_weight(alone))
+
+
 def test_normalised_fisher_weights_do_not_see_how_sharp_a_model_is():
     found = measure(merging.fisher(EXACT))
     scaled = jax.tree.map(lambda x: 1000 * x, found.curvature.federated)

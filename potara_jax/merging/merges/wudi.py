@@ -22,7 +22,7 @@ _SPACES = ("core",)  # its bases are orthonormal: its singular values are the de
     summary="least interference with each delta's subspace, drawn to the sum",
     reference="arXiv 2503.08099",
 )
-def wudi(*, ridge: float = 0.0) -> Merge:
+def wudi(*, ridge: float = 3.0) -> Merge:
     """The delta that interferes least with each task's input subspace (WUDI).
 
     Minimises `sum_i w_i |theta_i^T (theta - theta_i)|^2 / |theta_i|^2` in closed form:
@@ -35,8 +35,11 @@ def wudi(*, ridge: float = 0.0) -> Merge:
 
     Args:
       ridge: how strongly the solution is drawn to that sum, as a share of the mean
-        squared singular value of the rows `A_i`. Without it the result explodes where
-        the deltas read nearly parallel inputs, as those of one initialisation do.
+        squared singular value of the rows `A_i`: the early stopping. Without it the
+        result explodes where the deltas read nearly parallel inputs, as those of one
+        initialisation do. On the digits (seed 100, a trained head, Dirichlet 0.1 and
+        0.5), a ridge of 0 gives 70.9 and 42.0 %, 0.3 gives 86.7 and 74.3 %, 3 gives
+        90.8 and 79.1 %, and 10 gives 90.7 and 79.3 %.
 
     Raises:
       ValueError: a ridge that is negative or not finite.

