@@ -179,9 +179,10 @@ def run_cells(
     results = store.results()
     if results is None:
         with shown as progress:
-            heard = store.warning(progress.log)
             tools = resources._replace(log=progress.log)
             problem = _problem(experiment, job, tools)
+            store = store.begin()
+            heard = store.warning(progress.log)
             records = _records(experiment, job, heard, problem, progress, key_of)
         metric = {"metric": problem.task.metric._asdict()}
         results = _finished(config, job.results(records) | metric)

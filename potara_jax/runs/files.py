@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_LOCK = ".lock"
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file as a whole."""
@@ -124,14 +126,30 @@ def _encoded(path: Path) -> bytes:
 
 @contextmanager
 def locked(folder: Path) -> Generator[None]:
-    """Lock a folder; raises `ValueError` if another process has locked it."""
+    """Lock a folder, which is made, and removed again if nothing is put into it.
+
+    Raises `ValueError` if another process has locked it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    with open(folder / _LOCK, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
                 f"another run is using {folder}; wait for it or set another --out"
             ) from None
+        try:
+            yield
+        finally:
+            _remove_unused(made)
 
-        yield
+
+def _remove_unused(made: Sequence[Path]) -> None:
+    """Remove folders, the inner ones first, of which none holds more than the next."""
+    if made and [path.name for path in made[0].iterdir()] == [_LOCK]:
+        (made[0] / _LOCK).unlink()
+        for folder in made:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -42,11 +43,26 @@ _FILES = (
 
 
 class RunFolder(NamedTuple):
-    """A store in the folder `path`; `profile`: whether phases are traced."""
+    """A store in a folder.
+
+    path: the folder. warn: takes lines for the user. profile: whether phases are
+    traced. config: settings that determine the results. replaces: whether `begin`
+    removes another run, of which nothing is shown.
+    """
 
     path: Path
     warn: Callable[[str], None]
     profile: bool = False
+    config: Mapping[str, Any] = MappingProxyType({})
+    replaces: bool = False
+
+    def begin(self) -> RunFolder:
+        """Make the folder this run's, which is not refused from here on."""
+        if self.replaces:
+            _clear(self.path)
+        files.write_json(self.path / "config.json", dict(self.config))
+        files.write_json(self.path / "versions.json", versions())
+        return self._replace(replaces=False)
 
     def warning(self, warn: Callable[[str], None]) -> RunFolder:
         """The store, whose lines for the user go elsewhere."""
@@ -145,6 +161,8 @@ class RunFolder(NamedTuple):
 
     def results(self) -> dict[str, Any] | None:
         """The finished run's results, if they exist undamaged."""
+        if self.replaces:
+            return None
         return _with_nan(files.read_whole_json(self.path / "results.json", self.warn))
 
     def finish(self, results: dict[str, Any]) -> None:
@@ -194,19 +212,16 @@ def open_folder(
 ) -> RunFolder:
     """The run folder for a configuration, new or to be continued.
 
-    Raises `ValueError` if it holds files that are not a run's, or a run with another
-    configuration; the message names the difference.
+    Nothing is written until it begins. Raises `ValueError` if it holds files that are
+    not a run's, or a run with another configuration; the message names the difference.
     """
     known = path / "config.json"
-    if known.exists() and (rerun or not _has_begun(path)):
-        _clear(path)
-    elif known.exists():
+    replaces = known.exists() and (rerun or not _has_begun(path))
+    if known.exists() and not replaces:
         _check_same(path, _read_config(known), config)
-    elif any(not p.name.startswith(".") for p in path.iterdir()):
+    elif not known.exists() and any(not p.name.startswith(".") for p in path.iterdir()):
         raise ValueError(f"{path} is not empty and not a run folder; set another --out")
-    files.write_json(known, config)
-    files.write_json(path / "versions.json", versions())
-    return RunFolder(path, warn, profile)
+    return RunFolder(path, warn, profile, config, replaces)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -222,7 +237,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _has_begun(path: Path) -> bool:
-    """Whether a folder holds a round; refused runs, and early failures, have none."""
+    """Whether a folder holds a round; a run that failed before its first has none."""
     patterns = ("results.json", "cells/*", "checkpoints/*/*/*")
     return any(any(path.glob(pattern)) for pattern in patterns)
 

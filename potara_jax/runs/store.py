@@ -33,6 +33,9 @@ class Store(Protocol):
     def warning(self, warn: Callable[[str], None]) -> Store:
         """The store, whose lines for the user go elsewhere."""
 
+    def begin(self) -> Store:
+        """The store of a run whose settings were accepted; before, nothing is kept."""
+
     def traced(self, phase: str, rounds: Iterable[T]) -> Iterator[T]:
         """A phase's rounds, a few of which are traced if profiling is on."""
 
@@ -91,6 +94,10 @@ class Memory:
     def warning(self, warn: Callable[[str], None]) -> Memory:
         """The store, whose lines for the user go elsewhere from here on."""
         self.warn = warn
+        return self
+
+    def begin(self) -> Memory:
+        """The store, in which there is nothing to replace."""
         return self
 
     def traced(self, phase: str, rounds: Iterable[T]) -> Iterator[T]:

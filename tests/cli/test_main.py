@@ -110,7 +110,7 @@ def test_a_wrong_setting_is_one_line_and_status_two(tmp_path, capsys, words, nam
     error = capsys.readouterr().err
     assert error.startswith("potara: ") and error.count("\n") == 1
     assert named in error
-    assert not (tmp_path / "bases").exists()
+    assert not (tmp_path / "bases").exists() and not (tmp_path / "run").exists()
 
 
 def test_a_defect_is_not_reported_as_a_users_mistake(tmp_path, monkeypatch):

@@ -17,6 +17,11 @@ ADAPTERS = {"block/query": {"a": jnp.ones((2, 3, 1)), "b": jnp.zeros((2, 1, 4))}
 
 
 def opened(path, config=None, *, rerun=False):
+    """The store of a run that has begun."""
+    return looked_at(path, config, rerun=rerun).begin()
+
+
+def looked_at(path, config=None, *, rerun=False):
     path.mkdir(exist_ok=True)
     return open_folder(path, config or CONFIG, rerun=rerun, warn=print)
 
@@ -115,6 +120,43 @@ def test_data_that_have_changed_are_named(tmp_path):
         ValueError, match="whose data, checkpoint or code of yours have changed"
     ):
         opened(tmp_path / "run", {**CONFIG, files.DATA: "b"})
+
+
+def contents(path) -> dict:
+    return {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("rerun", [False, True])
+def test_nothing_is_changed_before_a_run_begins(tmp_path, rerun):
+    store = opened(tmp_path / "run")
+    if rerun:
+        rounds(store, 2)
+        store.finish({"methods": []})
+    before = contents(tmp_path)
+    other = looked_at(tmp_path / "run", {**CONFIG, "lora.rank": 4}, rerun=rerun)
+    assert other.results() is None
+    assert contents(tmp_path) == before
+    begun = other.begin()
+    assert json.loads((tmp_path / "run/config.json").read_text())["lora.rank"] == 4
+    assert {p.name for p in contents(tmp_path)} == {"config.json", "versions.json"}
+    begun.finish({"methods": [1]})
+    assert begun.results() == {"methods": [1]}
+
+
+def test_a_folder_that_a_run_does_not_use_is_removed_with_its_new_parents(tmp_path):
+    folder = tmp_path / "a" / "b" / "c"
+    (tmp_path / "a").mkdir()
+    with pytest.raises(RuntimeError), files.locked(folder):
+        raise RuntimeError
+    assert contents(tmp_path) == {} and [*tmp_path.iterdir()] == [tmp_path / "a"]
+    assert not (tmp_path / "a" / "b").exists()
+    with files.locked(folder):
+        (folder / "x").touch()
+    assert {p.name for p in folder.iterdir()} == {".lock", "x"}
+    (folder / "x").unlink()
+    with files.locked(folder):
+        pass
+    assert folder.exists()  # it was there before
 
 
 def test_two_runs_cannot_have_one_folder(tmp_path):
