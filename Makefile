@@ -43,7 +43,7 @@ EXTRA = $(if $(small),$(SMALL_$@))
 MAKE_FILES = $(if $(small),$(FILES)/.made)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-oldest lint wheel digits tasks cifar100 commonsense flan compare study bench bench-accelerator clean
+.PHONY: help install test test-oldest lint docs wheel digits tasks cifar100 commonsense flan compare study bench bench-accelerator clean
 
 help:  ## show this
 	@echo "targets (settings: PYTHON=$(PYTHON) JAX=$(JAX) VENV=$(VENV) ARGS= small=)"
@@ -77,6 +77,9 @@ lint: install  ## check style, imports and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
+
+docs: install  ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 wheel: install  ## build a wheel, and check it in a fresh environment
 	rm -rf $(VENV)/wheel $(VENV)/wheel-env build *.egg-info
@@ -117,4 +120,4 @@ bench-accelerator: install  ## what an accelerator does, in 8 minutes (JAX=cuda1
 	$(BIN)/python -m benchmarks.accelerator $(EXTRA) $(ARGS)
 
 clean:  ## remove .venv and caches, keep runs
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info build
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info build site
