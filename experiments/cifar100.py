@@ -1,6 +1,7 @@
 """CIFAR-100: ViT-B/16 from ImageNet-21k, twenty clients.
 
     potara run cifar100                  (or: make cifar100)
+    potara run cifar100 --checkpoint facebook/dinov2-small --image-size 224
 
 Dirichlet 0.1 and 0.5 over the hundred classes, 400 federated and 300 local rounds,
 against 600 federated ones. The paper (arXiv 2602.18658) reports 62.39 % for its first
@@ -30,7 +31,12 @@ def make_problem(experiment: pj.Experiment, resources: Resources) -> Problem:
     everything, number = join(parts, splits), source.test_examples
     testing = np.repeat([False, True], [len(part.labels) for part in parts])
     cells = images.dealt(experiment, everything, test=number, testing=testing)
-    model = image_models.loaded(source.checkpoint, everything)
+    model = image_models.loaded(
+        source.checkpoint,
+        everything,
+        image_size=source.image_size,
+        layers=source.layers,
+    )
     return vision.problem(experiment, model, cells)
 
 

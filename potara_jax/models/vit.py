@@ -227,6 +227,11 @@ class ViT(nn.Module):
         return positions.fitted(position, learned, grid)
 
 
+def head_inputs(config: ViTConfig) -> int:
+    """The number of features that the head reads."""
+    return config.width * (2 if config.pooling == "token_and_mean" else 1)
+
+
 def _pooled(x_BLD: Array, pooling: Pooling) -> Array:
     token_BD = x_BLD[:, 0]
     if pooling == "token":

@@ -88,6 +88,7 @@ def test_a_checkpoint_that_changed_is_refused(npz, tmp_path, capsys):
     [
         ("images", "source.data is empty"),
         ("text --data nowhere.jsonl", "nowhere.jsonl is not a file"),
+        ("images --data x --layers 2", "source.layers is 2: it must be left out"),
         ("images --data nowhere.npz", "neither an .npz file nor a folder"),
         ("clients --data nowhere", "source.data is nowhere: it must be one folder"),
         (

@@ -26,6 +26,7 @@ from potara_jax.experiments import (
 )
 from potara_jax.experiments import tasks as generated_tasks
 from tests import small
+from tests.models.test_parity import FIXTURES
 
 NAMES = [module.name for module in pkgutil.iter_modules(experiments.__path__)]
 ALL = {
@@ -192,14 +193,23 @@ def test_an_image_that_is_repeated_is_used_once(npz):
     assert log[0] == "300 images are duplicates: one of each is kept"
 
 
-def test_cifar100_with_a_pretrained_vit(files):
+@pytest.mark.parametrize("model", ["vit", "dinov2"])
+def test_cifar100_with_a_pretrained_model(model, files):
+    sources = {
+        "vit": {"source.checkpoint": str(files / "vit")},
+        "dinov2": {
+            "source.checkpoint": str(FIXTURES / "dinov2"),
+            "source.image_size": 8,
+            "source.layers": 1,
+        },
+    }
     changes = {
         "source.data_dir": files / "sets",
-        "source.checkpoint": str(files / "vit"),
         "cells.heterogeneity": ("0.5",),
         "compute.precision": "bfloat16",
     }
-    experiment, problem = made(cifar100, CELLS | changes)
+    experiment, problem = made(cifar100, CELLS | changes | sources[model])
+    assert problem.form.config["model_type"] == model
     federation = problem.federations["0.5", 0]
     assert federation.pool.inputs.shape == (600, 32, 32, 3)
     test = np.asarray(federation.test.index)[np.asarray(federation.test.weight) > 0]

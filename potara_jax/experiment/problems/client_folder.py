@@ -24,8 +24,13 @@ class ClientFolder:
     data: tuple[Path, ...] = ()
     """The folder that holds a sub-folder or file per client."""
     checkpoint: str | None = None
-    """Folder, or name on Hugging Face's hub, of a ViT, a Llama or a Qwen. Default: one
-    is pre-trained."""
+    """Folder, or name on Hugging Face's hub, of a ViT, a DINOv2, a Llama or a Qwen.
+    Default: a model is pre-trained."""
+    image_size: int | None = None
+    """Side of the images that the checkpoint reads, in pixels. Default: as its
+    preprocessor crops them, or those that it was trained on."""
+    layers: int | None = None
+    """Use the first layers of a checkpoint for images only. Default: all."""
     upstream: float = 0.3
     """Share of the clients that the base is pre-trained on; they do not federate."""
     side: int | None = None
@@ -49,6 +54,7 @@ class ClientFolder:
         texts.check(self)
         require_at_least(self, "source", 8, "test_examples")
         images.check_side(self)
+        images.check_reading(self)
         bases.check_upstream(self)
 
     def num_upstream(self, clients: int) -> int:

@@ -1,4 +1,4 @@
-"""The ViT of a problem of labelled images: pre-trained here, or a checkpoint's.
+"""The model of a problem of images: a new ViT, or a checkpoint's ViT or DINOv2.
 
 Dimension letters: `B` batch.
 """
@@ -19,11 +19,12 @@ import numpy as np
 from potara_jax.adapters.lora import Params
 from potara_jax.data.images import Images
 from potara_jax.experiment.experiment import Experiment
-from potara_jax.experiment.problem import Resources
+from potara_jax.experiment.problem import Resources, silent
 from potara_jax.experiment.problems import bases, vision
 from potara_jax.experiment.problems.images import batch
 from potara_jax.experiment.problems.vision import VisionModel
 from potara_jax.models import publishing, vit, weights
+from potara_jax.models.image_families import family_of
 from potara_jax.models.vit import ViT, ViTConfig
 
 _PREPROCESSOR = "preprocessor_config.json"
@@ -34,6 +35,10 @@ class ImageModel(Protocol):
 
     @property
     def checkpoint(self) -> str | None: ...
+    @property
+    def image_size(self) -> int | None: ...
+    @property
+    def layers(self) -> int | None: ...
     @property
     def width(self) -> int: ...
     @property
@@ -48,27 +53,50 @@ def chosen(
     Args:
       experiment: its source is an `ImageModel`.
       upstream: images that the base is pre-trained on; none if it is a checkpoint.
-      mine: the clients' images, for whose classes the model has a new head.
+      mine: the clients' images. The model's head is of their classes; it keeps what
+        the base knows of them.
       resources: the cache, and the log.
 
     Returns:
       The model; it is loaded or trained when it is read.
 
     Raises:
-      ValueError: the checkpoint is not a ViT, cannot be loaded, or does not fit the
-        images.
+      ValueError: the checkpoint is neither a ViT nor a DINOv2, cannot be loaded, or
+        does not fit the images.
     """
     source: ImageModel = experiment.source
     if source.checkpoint:
-        return loaded(source.checkpoint, mine)
+        return loaded(
+            source.checkpoint,
+            mine,
+            image_size=source.image_size,
+            layers=source.layers,
+            log=resources.log,
+        )
     return _pretrained(experiment, upstream, mine, resources)
 
 
-def _with_head(base: Params, classes: int) -> Params:
-    """The base with a head of zeros."""
-    width = base["norm"]["scale"].shape[0]
-    head = {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
-    return dict(base) | {"head": head}
+def _with_head(
+    base: Params, config: ViTConfig, known: Sequence[str], names: Sequence[str]
+) -> Params:
+    """The base with a head for classes: what it knows of them, and zeros for others.
+
+    Args:
+      base: its head, if it knows any classes, is of these.
+      config: the sizes of the model.
+      known: the names of what the base knows.
+      names: of the classes of the new head.
+    """
+    places = {name: place for place, name in enumerate(known)}
+    chosen = np.array([places.get(name, -1) for name in names])
+    kept, new = np.flatnonzero(chosen >= 0), len(names)
+    kernel = jnp.zeros((vit.head_inputs(config), new))
+    bias = jnp.zeros(new)
+    if kept.size:
+        head, columns = base["head"], chosen[kept]
+        kernel = kernel.at[:, kept].set(head["kernel"][:, columns])
+        bias = bias.at[kept].set(head["bias"][columns])
+    return dict(base) | {"head": {"kernel": kernel, "bias": bias}}
 
 
 # --- A model that is pre-trained -----------------------------------------------------
@@ -81,10 +109,12 @@ def _pretrained(
     config = _sized(upstream, experiment.source)
     examples, settings = batch(upstream), bases.settings_of(experiment)
     pretrain = partial(vision.pretrain, config, examples, settings, resources)
-    classes, shape = len(mine.names), mine.images.shape[1:]
+    shape = mine.images.shape[1:]
     return VisionModel(
-        dataclasses.replace(config, classes=classes),
-        lambda: _with_head(pretrain(prepare=_scaled), classes),
+        dataclasses.replace(config, classes=len(mine.names)),
+        lambda: _with_head(
+            pretrain(prepare=_scaled), config, upstream.names, mine.names
+        ),
         shape,
         mine.names,
         prepare=_scaled,
@@ -128,58 +158,127 @@ def _described_scaling(shape: Sequence[int]) -> str:
 # --- A checkpoint --------------------------------------------------------------------
 
 
-def loaded(checkpoint: str, images: Images) -> VisionModel:
-    """A Hugging Face ViT with a new head for the images' classes.
+def loaded(
+    checkpoint: str,
+    images: Images,
+    *,
+    image_size: int | None = None,
+    layers: int | None = None,
+    log: Callable[[str], None] = silent,
+) -> VisionModel:
+    """A Hugging Face ViT or DINOv2 with a head for the images' classes.
+
+    The checkpoint's head is kept for the classes that it names as the images do.
 
     Args:
       checkpoint: its folder, or its name on the hub.
-      images: the clients' images, which are enlarged to the model's size on the device.
+      images: the clients' images, which are resized on the device.
+      image_size: side of the images that the model reads. Default: as its preprocessor
+        crops them, or those that it was trained on.
+      layers: use the first layers only; default: all.
+      log: receives a line if the checkpoint knows some of the classes.
 
     Returns:
       The model; its parameters are loaded when it is read.
 
     Raises:
-      ValueError: it is not a ViT, cannot be loaded, or does not fit the images.
+      ValueError: it is neither, cannot be loaded, or does not fit the images.
     """
-    folder, classes = weights.folder_of(checkpoint), len(images.names)
+    folder, names = weights.folder_of(checkpoint), images.names
     description = weights.read_config(folder)
     with weights.errors_naming(folder / weights.CONFIG):
-        config = vit.config_of(description, classes=classes)
-    prepare = _preparation(folder, description, colours=images.images.shape[-1])
-    image = jax.eval_shape(prepare, jnp.zeros((1, *images.images.shape[1:])))
-    shapes = jax.eval_shape(ViT(config).init, jax.random.key(0), image)["params"]
-    body = {name: x for name, x in shapes.items() if name != "head"}
-    table = vit.TABLE._replace(ignored=(*vit.TABLE.ignored, "classifier.*"))
+        family = family_of(description)
+        config = family.config_of(description, classes=len(names), layers=layers)
+    shape = _shape(folder, description, config, image_size, images.images.shape[-1])
+    known = _known_classes(folder, description)
+    if shared := len({*known} & {*names}):
+        log(f"{checkpoint} knows {shared} of the {len(names)} classes: its head stays")
+    read = partial(_read, folder, description, config, shape, known)
     return VisionModel(
         config,
-        lambda: _with_head(weights.load(folder, table, body, dtype="float32"), classes),
-        image.shape[1:],
-        images.names,
-        prepare=prepare,
+        lambda: _with_head(read(), config, known, names),
+        shape,
+        names,
+        prepare=_preparation(folder, shape),
         files=publishing.read_files(folder),
         checkpoint=checkpoint,
+        family=family,
     )
+
+
+def _shape(
+    folder: Path,
+    description: dict[str, Any],
+    config: ViTConfig,
+    image_size: int | None,
+    colours: int,
+) -> tuple[int, int, int]:
+    """`(H, W, C)` of the images that a checkpoint reads."""
+    expected = description.get("num_channels", 3)
+    if colours != expected:
+        raise ValueError(f"{folder} wants images of {expected} colours, not {colours}")
+    trained_on = vit.described_side(config, 0)
+    side = image_size or _crop(folder / _PREPROCESSOR) or trained_on
+    if side < config.patch:
+        raise ValueError(
+            f"{folder}: images of {side} pixels are smaller than a patch of "
+            f"{config.patch}; set another source.image_size"
+        )
+    return side, side, colours
+
+
+def _crop(path: Path) -> int | None:
+    """The side of the images that a preprocessor crops, if it does."""
+    description = weights.read_object(path) if path.is_file() else {}
+    size = description.get("crop_size")
+    sides = {*size.values()} if isinstance(size, dict) else {size}
+    (side,) = sides if len(sides) == 1 else (0,)
+    if side is not None and (not isinstance(side, int) or side < 1):
+        raise ValueError(
+            f"{path}: crop_size is {size}: it must be one number of pixels"
+        )
+    return side
+
+
+def _known_classes(folder: Path, description: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the classes of a checkpoint's head, if it has one."""
+    names = description.get("id2label") or {}
+    if "classifier.weight" not in weights.open_all(folder):
+        return ()
+    with weights.errors_naming(folder / weights.CONFIG):
+        return tuple(str(names[str(number)]) for number in range(len(names)))
+
+
+def _read(
+    folder: Path,
+    description: dict[str, Any],
+    config: ViTConfig,
+    shape: tuple[int, int, int],
+    known: Sequence[str],
+) -> Params:
+    """A checkpoint's parameters, with its head if the classes of that are known."""
+    family, image = family_of(description), jnp.zeros((1, *shape))
+    model = ViT(dataclasses.replace(config, classes=max(1, len(known))))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    table = family.reading(config, description)
+    if known:
+        ignored = tuple(x for x in table.ignored if x != "classifier.*")
+        table = table._replace(ignored=ignored)
+    else:
+        shapes = {name: x for name, x in shapes.items() if name != "head"}
+    return weights.load(folder, table, shapes, dtype="float32")
 
 
 def _preparation(
-    folder: Path, description: dict[str, Any], *, colours: int
+    folder: Path, shape: tuple[int, int, int]
 ) -> Callable[[jax.Array], jax.Array]:
-    """Enlarges images to the model's side, and normalises them as its folder says."""
-    side, expected = (
-        description.get("image_size", 224),
-        description.get("num_channels", 3),
-    )
-    if not isinstance(side, int):
-        raise ValueError(f"{folder} wants images of {side}: they must be square")
-    if colours != expected:
-        raise ValueError(f"{folder} wants images of {expected} colours, not {colours}")
-    mean, deviation = _normalisation(folder / _PREPROCESSOR, colours)
+    """Resizes images to `(H, W, C)`, and normalises them as a folder says."""
+    mean, deviation = _normalisation(folder / _PREPROCESSOR, shape[-1])
 
     def prepare(images: jax.Array) -> jax.Array:
         images = images.astype(jnp.float32)
-        shape = len(images), side, side, images.shape[-1]
-        if images.shape != shape:
-            images = jax.image.resize(images, shape, "bilinear")
+        if images.shape[1:] != shape:
+            images = jax.image.resize(images, (len(images), *shape), "bilinear")
         return (images / 255 - mean) / deviation
 
     return prepare

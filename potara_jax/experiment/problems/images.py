@@ -37,7 +37,13 @@ class ImageFiles:
     side: int | None = None
     """Resize images to this many pixels per side. Default: as they are."""
     checkpoint: str | None = None
-    """Folder, or name on Hugging Face's hub, of a ViT. Default: one is pre-trained."""
+    """Folder, or name on Hugging Face's hub, of a ViT or a DINOv2. Default: a ViT is
+    pre-trained."""
+    image_size: int | None = None
+    """Side of the images that the checkpoint reads, in pixels. Default: as its
+    preprocessor crops them, or those that it was trained on."""
+    layers: int | None = None
+    """Use the first layers of the checkpoint only. Default: all."""
     upstream: float = 0.6
     """Share of the classes that the base is pre-trained on, and no client has."""
     test_examples: int = 100
@@ -53,16 +59,22 @@ class ImageFiles:
         require_that(bool(self.data), "source.data", "empty", expected)
         require_at_least(self, "source", 1, "test_examples")
         check_side(self)
+        check_reading(self)
         bases.check_sizes(self)
         bases.check_upstream(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class PublicImages:
-    """A public data set of images, and the ViT that learns it."""
+    """A public data set of images, and the pre-trained model that learns it."""
 
     checkpoint: str
-    """Folder, or name on Hugging Face's hub, of a pre-trained ViT."""
+    """Folder, or name on Hugging Face's hub, of a ViT or a DINOv2."""
+    image_size: int | None = None
+    """Side of the images that the checkpoint reads, in pixels. Default: as its
+    preprocessor crops them, or those that it was trained on."""
+    layers: int | None = None
+    """Use the first layers of the checkpoint only. Default: all."""
     data_dir: Path = catalogue.DEFAULT
     """Folder of tensorflow-datasets; a missing data set is downloaded into it."""
     test_examples: int = 500
@@ -71,12 +83,23 @@ class PublicImages:
     def check(self, experiment: Experiment) -> None:
         """Raise `ValueError` for an invalid value."""
         require_at_least(self, "source", 1, "test_examples")
+        check_reading(self)
 
 
 def check_side(source: Any) -> None:
     """Raise `ValueError` for a side that images cannot be resized to."""
     require_at_least(source, "source", 1, "side")
     require_at_most(source, "source", _LARGEST_SIDE, "side")
+
+
+def check_reading(source: Any) -> None:
+    """Raise `ValueError` for an `image_size` or `layers` that no checkpoint takes."""
+    require_at_least(source, "source", 1, "image_size", "layers")
+    require_at_most(source, "source", _LARGEST_SIDE, "image_size")
+    for name in ("image_size", "layers"):
+        value, expected = getattr(source, name), "left out without source.checkpoint"
+        good = value is None or bool(source.checkpoint)
+        require_that(good, f"source.{name}", value, expected)
 
 
 # --- Who has what --------------------------------------------------------------------

@@ -26,7 +26,8 @@ from potara_jax.experiment.problem import (
 )
 from potara_jax.experiment.problems import bases
 from potara_jax.experiment.settings import Pretraining
-from potara_jax.models import vit
+from potara_jax.models import image_families
+from potara_jax.models.image_families import Family
 from potara_jax.models.publishing import Form
 from potara_jax.models.vit import ViT, ViTConfig
 
@@ -49,6 +50,7 @@ class VisionModel(NamedTuple):
       prepare: turns a pool's images `[B, ...]` into the model's.
       files: what else a checkpoint of it holds, texts by name.
       checkpoint: the folder or name that it comes from; None for a model trained here.
+      family: how it is written.
     """
 
     config: ViTConfig
@@ -58,6 +60,7 @@ class VisionModel(NamedTuple):
     prepare: Callable[[jax.Array], jax.Array] = unchanged
     files: Mapping[str, str] = {}
     checkpoint: str | None = None
+    family: Family = image_families.VIT
 
 
 def problem(
@@ -112,8 +115,10 @@ def _prepared(
 def _form(model: VisionModel, sites: Mapping[str, Site], scale: float) -> Form:
     side, _, colours = model.shape
     return Form(
-        vit.TABLE,
-        vit.description_of(model.config, side=side, colours=colours, names=model.names),
+        model.family.table,
+        model.family.description_of(
+            model.config, side=side, colours=colours, names=model.names
+        ),
         model.files,
         sites=sites,
         scale=scale,
