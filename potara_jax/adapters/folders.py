@@ -1,10 +1,14 @@
-"""Write a folder as a whole or not at all, and replace only a folder of its kind."""
+"""Write a folder as a whole or not at all, and replace only a folder of its kind.
+
+What a killed process leaves unfinished beside a folder or file is removed when that is
+written the next time.
+"""
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
-import tempfile
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,17 +47,46 @@ def check_free(
 def atomic_folder(folder: Path) -> Generator[Path]:
     """An empty folder to fill, which takes its place if the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    parent = folder.parent.resolve()
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=parent))
+    temporary = beside(folder.parent.resolve() / folder.name)
     try:
         new = temporary / "new"
-        new.mkdir()
+        new.mkdir(parents=True)
         yield new
         for file in new.iterdir():
             _flush(file)
         _replace(folder, new, temporary / "old")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def beside(path: Path) -> Path:
+    """A hidden name beside a path for what is to replace it, of this process.
+
+    Removes what processes that have ended, of this machine, left under such names.
+    """
+    prefix = f".{path.name}."
+    for other in path.parent.glob(f"{glob.escape(prefix)}*"):
+        process = other.name.removeprefix(prefix)
+        if process.isdecimal() and not _is_alive(int(process)):
+            _remove(other)
+    return path.with_name(f"{prefix}{os.getpid()}")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _replace(folder: Path, new: Path, old: Path) -> None:

@@ -30,6 +30,7 @@ import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
+from potara_jax.adapters import folders
 from potara_jax.adapters.lora import Params
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -392,10 +393,10 @@ def save(
     tensors: dict[str, np.ndarray] = {}
     for path, x in flatten_dict(dict(params), sep="/").items():
         tensors |= _tensors(path, np.asarray(x), table, dtype)
-    temporary = folder / f".{os.getpid()}.{CONFIG}"
+    temporary = folders.beside(folder / CONFIG)
     temporary.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, folder / CONFIG)
-    temporary = folder / f".{os.getpid()}.{WEIGHTS}"
+    temporary = folders.beside(folder / WEIGHTS)
     try:
         save_file(tensors, temporary, metadata={"format": "pt"})
     except safetensors.SafetensorError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from potara_jax.reports import document
 from potara_jax.reports.formats import label
+from potara_jax.runs import files
 
 INK, FAINT = "#222222", "#707070"
 DASHED = (0, (4, 3))
@@ -68,10 +68,9 @@ def illustrate(
 
 
 def _write(figure: Figure, path: Path) -> Path:
-    beside = path.with_name(f".{path.name}.part")
     FigureCanvasAgg(figure)
-    figure.savefig(beside, format="png", dpi=_DPI, metadata={"Software": None})
-    os.replace(beside, path)
+    with files.atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
     return path
 
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from potara_jax.adapters import folders
+
 _LOCK = ".lock"
 
 
@@ -30,7 +32,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def atomic_file(path: Path) -> Generator[BinaryIO]:
     """A temporary file to write, which takes its place if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = folders.beside(path)
     try:
         with open(temporary, "wb") as file:
             yield file
