@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 
-from potara_jax.experiment import federating
+from potara_jax.experiment import federating, trials
 from potara_jax.experiment.cell import ParentPhases, parent_phases, train, train_parents
 from potara_jax.experiment.checks import require_one_of
 from potara_jax.experiment.context import Context
@@ -59,11 +59,12 @@ class Compare:
             require_one_of(name, "algorithms", algorithms())
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
-        """Raise `ValueError` if the federated model cannot be merged, if no model can
-        have twice its rank, or if privacy is on and an algorithm does not declare what
-        its server takes.
+        """Raise `ValueError` if the federated model or a row cannot be merged, if no
+        model can have twice its rank, or if privacy is on and an algorithm does not
+        declare what its server takes.
         """
         federating.check_mergeable(experiment, problem)
+        trials.check_methods(experiment, problem)
         _check_doubled(experiment, problem)
         for name in self.algorithms or possible(experiment, problem, algorithms()):
             algorithm = federating.tuned_algorithm(experiment, problem.task, name)

@@ -25,7 +25,7 @@ from potara_jax import merging
 from potara_jax.adapters.lora import Adapter
 from potara_jax.clients.axis import Layout
 from potara_jax.clients.task import Task
-from potara_jax.experiment import federating
+from potara_jax.experiment import federating, trials
 from potara_jax.experiment.cell import parent_phases, train_parents
 from potara_jax.experiment.context import Context, heldout_samples, training_samples
 from potara_jax.experiment.experiment import Experiment
@@ -77,8 +77,10 @@ class Study:
         """Nothing to check."""
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
-        """Raise `ValueError` if the federated model cannot be merged."""
+        """Raise `ValueError` if the federated model cannot be merged, or weighed."""
         federating.check_mergeable(experiment, problem)
+        every_weight = experiment.set({"merging.methods": ()})
+        trials.check_methods(every_weight, problem)
 
     def rounds(self, experiment: Experiment) -> int:
         """The federated and the local ones."""

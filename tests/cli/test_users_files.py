@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from potara_jax.cli.main import main
+from potara_jax.experiment import cell
 from potara_jax.jobs import study
 from tests.jobs.examples import example, forget_later
 
@@ -119,3 +120,19 @@ def test_a_file_without_an_experiment_is_refused(text, reason, tmp_path, capsys)
 def test_a_file_that_does_not_exist_is_refused(tmp_path, capsys):
     assert main(["run", str(tmp_path / "mine.py")]) == 2
     assert "is not a Python file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("job", ["run", "study", "compare"])
+def test_a_users_weight_that_fails_ends_the_job_before_it_trains(
+    job, folder, monkeypatch, capsys
+):
+    forget_later(monkeypatch)
+    monkeypatch.chdir(folder)
+    wrong = example("A merge weight").replace("Measured(local / (", "(local / (")
+    (folder / "wrong.py").write_text(wrong)
+    monkeypatch.setattr(cell, "run_phase", lambda *args: pytest.fail("it trains"))
+    words = [job, "wine.py", *SHORT.split(), "--out", f"wrong-{job}"]
+    assert main([*words, "--cache", "cache", "--load", "wrong.py"]) == 2
+    error = capsys.readouterr().err
+    assert "weight 'by_loss' of" in error and "wrong.py" in error
+    assert "return Measured(weight)" in error and error.count("\n") == 1
