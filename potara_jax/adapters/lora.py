@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,13 +36,12 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-Array = jax.Array
+from potara_jax.adapters.layers import Array, Layer, Site, added, kind_of, site_of
+
 Params = Mapping[str, Any]
 Entry = dict[str, Array]
 Adapter = dict[str, Entry]
 Apply = Callable[..., Array]
-Shape = tuple[int, ...]
-Axes = tuple[Sequence[int], Sequence[int]]  # contracted and produced
 Interceptor = Callable[..., Any]  # as `flax.linen.intercept_methods` takes it
 
 _PARAMS, _LORA = "params", "lora"
@@ -50,157 +49,9 @@ INT8_SCALE = "int8_scale"  # beside a kernel in int8, see `precision.to_int8`
 _SCALE = _PARAMS, INT8_SCALE
 
 
-class Site(NamedTuple):
-    """One kernel that can be adapted.
-
-    `path`: the module, as `block_0/attention/query`. `kernel`: the kernel's shape.
-    `inputs`, `outputs`: the kernel's axes that are contracted and produced.
-    `stack`: the number of leading axes that the model scans over.
-    """
-
-    path: str
-    kernel: Shape
-    inputs: Shape
-    outputs: Shape
-    stack: int
-
-    @property
-    def factor_shape(self) -> tuple[Shape, int, int]:
-        """The scanned axes, `D` and `K`."""
-        inputs, outputs = (
-            math.prod(self.kernel[axis] for axis in axes)
-            for axes in (self.inputs, self.outputs)
-        )
-        return self.kernel[: self.stack], inputs, outputs
-
-
 def is_factors(entry: Entry) -> bool:
     """Whether a module's entry holds low-rank factors (else: whole parameters)."""
     return "a" in entry
-
-
-# --- Which layers can be adapted, and how each contracts its input -------------------
-
-
-class _Layer(NamedTuple):
-    """A kind of layer: its kernel's axes, and its products with `a` and with `b`."""
-
-    axes: Callable[[Any, int], Axes]
-    project: Callable[[Any, Array, Array], Array]
-    expand: Callable[[Any, Array, Array, Shape], Array]
-
-
-def _matmul_expand(module: nn.Module, hidden: Array, b: Array, shape: Shape) -> Array:
-    del module
-    return (hidden @ b).reshape(shape)
-
-
-def _dense_axes(module: nn.Module, rank: int) -> Axes:
-    del module, rank
-    return (0,), (1,)
-
-
-def _dense_project(module: nn.Module, x: Array, a: Array) -> Array:
-    del module
-    return x @ a
-
-
-def _general_axes(module: nn.DenseGeneral, rank: int) -> Axes:
-    contracted = len(_as_tuple(module.axis))
-    if module.batch_dims:
-        raise ValueError("a DenseGeneral with batch_dims")
-    return range(contracted), range(contracted, rank)
-
-
-def _general_project(module: nn.DenseGeneral, x: Array, a: Array) -> Array:
-    axes = sorted(axis % x.ndim for axis in _as_tuple(module.axis))  # as Flax has them
-    x = jnp.moveaxis(x, axes, range(-len(axes), 0))
-    return x.reshape(*x.shape[: -len(axes)], -1) @ a
-
-
-def _einsum_axes(module: nn.Einsum, rank: int) -> Axes:
-    del rank
-    _, kernel, output = _einsum_labels(module)
-    inputs = [i for i, label in enumerate(kernel) if label not in output]
-    return inputs, [i for i, label in enumerate(kernel) if label in output]
-
-
-def _einsum_project(module: nn.Einsum, x: Array, a: Array) -> Array:
-    x_labels, kernel, output = _einsum_labels(module)
-    contracted = "".join(label for label in kernel if label not in output)
-    rest = "".join(label for label in x_labels if label not in contracted)
-    sizes = [x.shape[_axis(x_labels, label, x.ndim)] for label in contracted]
-    rank_label = _free_label(x_labels + kernel + output)
-    a = a.reshape(*sizes, a.shape[-1])
-    equation = f"{x_labels},{contracted}{rank_label}->{rest}{rank_label}"
-    return jnp.einsum(equation, x, a)
-
-
-def _einsum_expand(module: nn.Einsum, hidden: Array, b: Array, shape: Shape) -> Array:
-    x_labels, kernel, output = _einsum_labels(module)
-    produced = "".join(label for label in kernel if label in output)
-    contracted = [label for label in kernel if label not in output]
-    rest = "".join(label for label in x_labels if label not in contracted)
-    rank_label = _free_label(x_labels + kernel + output)
-    sizes = [shape[_axis(output, label, len(shape))] for label in produced]
-    b = b.reshape(b.shape[0], *sizes)
-    equation = f"{rest}{rank_label},{rank_label}{produced}->{output}"
-    return jnp.einsum(equation, hidden, b)
-
-
-def _einsum_labels(module: nn.Einsum) -> tuple[str, str, str]:
-    if module.einsum_str is None:
-        raise ValueError("an Einsum whose equation comes with the call")
-    operands, output = module.einsum_str.replace(" ", "").split("->")
-    x_labels, kernel = operands.split(",")
-    shared = set(x_labels) & set(kernel) & set(output) - {"."}
-    if shared or "." in kernel:
-        raise ValueError(f"an Einsum '{module.einsum_str}' with batch axes")
-    return x_labels, kernel, output
-
-
-def _axis(labels: str, label: str, ndim: int) -> int:
-    before, dots, after = labels.partition("...")
-    if not dots or label in before:
-        return labels.index(label)
-    return ndim - len(after) + after.index(label)
-
-
-def _free_label(used: str) -> str:
-    return next(label for label in "rstuvwxyz" if label not in used)
-
-
-def _conv_axes(module: nn.Conv, rank: int) -> Axes:
-    if module.mask is not None:
-        raise ValueError("a masked convolution")
-    if module.feature_group_count != 1:
-        raise ValueError("a grouped convolution")
-    return range(rank - 1), (rank - 1,)
-
-
-def _conv_project(module: nn.Conv, x: Array, a: Array) -> Array:
-    window = _as_tuple(module.kernel_size)
-    down = module.clone(features=a.shape[-1], use_bias=False, parent=None, name=None)
-    kernel = a.reshape(*window, x.shape[-1], a.shape[-1])
-    rows: Any = down.apply({_PARAMS: {"kernel": kernel}}, x)
-    return rows
-
-
-_LAYERS: dict[type[nn.Module], _Layer] = {
-    nn.Dense: _Layer(_dense_axes, _dense_project, _matmul_expand),
-    nn.DenseGeneral: _Layer(_general_axes, _general_project, _matmul_expand),
-    nn.Einsum: _Layer(_einsum_axes, _einsum_project, _einsum_expand),
-    nn.Conv: _Layer(_conv_axes, _conv_project, _matmul_expand),
-}
-
-
-def _layer(module: nn.Module) -> _Layer | None:
-    kinds = (_LAYERS[kind] for kind in type(module).__mro__ if kind in _LAYERS)
-    return next(kinds, None)
-
-
-def _as_tuple(value: int | Sequence[int]) -> Shape:
-    return tuple(value) if isinstance(value, Sequence) else (value,)
 
 
 def _path(module: nn.Module) -> str:
@@ -236,21 +87,21 @@ def find_sites(
             f"module; the adaptable modules are: {_summary(modules)}"
         )
     chosen = [path for path in modules if any(_matches(t, path) for t in targets)]
-    return {path: _site(path, *modules[path], params) for path in chosen}
+    return {path: site_of(path, *modules[path], params) for path in chosen}
 
 
 def _trace(
     model: nn.Module, *inputs: Any
-) -> tuple[dict[str, tuple[nn.Module, _Layer]], dict[str, Any]]:
+) -> tuple[dict[str, tuple[nn.Module, Layer]], dict[str, Any]]:
     """The adaptable modules and the shapes of all parameters, by path."""
-    modules: dict[str, tuple[nn.Module, _Layer]] = {}
+    modules: dict[str, tuple[nn.Module, Layer]] = {}
     leaves, structure = jax.tree.flatten(inputs)
     arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
 
     def record(
         next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any
     ) -> Any:
-        module, layer = context.module, _layer(context.module)
+        module, layer = context.module, kind_of(context.module)
         if context.method_name == "__call__" and layer:
             modules.setdefault(_path(module), (module.clone(parent=None), layer))
         return next_fun(*args, **kwargs)
@@ -276,32 +127,6 @@ def _matches(target: str, path: str) -> bool:
 def _summary(paths: Iterable[str]) -> str:
     """Module paths with their indices joined: `block_*/attention/query`."""
     return ", ".join(dict.fromkeys(re.sub(r"\d+", "*", path) for path in paths))
-
-
-def _site(
-    path: str, module: nn.Module, layer: _Layer, params: Mapping[str, Any]
-) -> Site:
-    kernel = params[f"{path}/kernel"].shape
-    rank = _kernel_rank(module)
-    try:
-        inputs, outputs = layer.axes(module, rank)
-    except ValueError as reason:
-        raise ValueError(
-            f"'{path}' is {reason}, which LoRA cannot adapt; leave it out of the "
-            "targets"
-        ) from None
-    stack = len(kernel) - rank
-    inputs, outputs = (tuple(stack + i for i in axes) for axes in (inputs, outputs))
-    return Site(path, kernel, inputs, outputs, stack)
-
-
-def _kernel_rank(module: nn.Module) -> int:
-    """The number of the kernel's axes, without those that the model scans over."""
-    if isinstance(module, nn.DenseGeneral):
-        return len(_as_tuple(module.axis)) + len(_as_tuple(module.features))
-    if isinstance(module, nn.Conv):
-        return len(_as_tuple(module.kernel_size)) + 2
-    return len(module.shape) if isinstance(module, nn.Einsum) else 2
 
 
 def init(key: Array, sites: Mapping[str, Site], *, rank: int) -> Adapter:
@@ -463,9 +288,9 @@ def _recorder(seen: dict[str, Array]) -> Interceptor:
     return record
 
 
-def _adapted_layer(context: nn.module.InterceptorContext) -> _Layer | None:
+def _adapted_layer(context: nn.module.InterceptorContext) -> Layer | None:
     """The kind of layer that is called, if it is one that has factors."""
-    if context.method_name != "__call__" or not (layer := _layer(context.module)):
+    if context.method_name != "__call__" or not (layer := kind_of(context.module)):
         return None
     return layer if context.module.has_variable(_LORA, "a") else None
 
@@ -478,14 +303,10 @@ def _adder(scale: float) -> Interceptor:
         layer = _adapted_layer(context)
         if layer is None:
             return y
-        read = lambda name: module.get_variable(_LORA, name).astype(y.dtype)
-        hidden = layer.project(module, args[0].astype(y.dtype), read("a"))
-        if module.has_variable(_LORA, "m"):
-            hidden = hidden @ read("m")
-        if module.has_variable(_LORA, "g"):
-            gates = layer.project(module, args[0].astype(y.dtype), read("g"))
-            hidden = _gated(hidden, gates)
-        return y + scale * layer.expand(module, hidden, read("b"), y.shape)
+        names = (name for name in "abmg" if module.has_variable(_LORA, name))
+        factors = {n: module.get_variable(_LORA, n).astype(y.dtype) for n in names}
+        x = args[0].astype(y.dtype)
+        return y + scale * added(layer, module, x, factors, y.shape)
 
     return add_delta
 
@@ -496,11 +317,6 @@ def _rescaled(y: Array, context: nn.module.InterceptorContext) -> Array:
     if context.method_name != "__call__" or not module.has_variable(*_SCALE):
         return y
     return y * module.get_variable(*_SCALE).astype(y.dtype)
-
-
-def _gated(hidden: Array, gates: Array) -> Array:
-    shares = jax.nn.softmax(gates.astype(jnp.float32)).astype(hidden.dtype)
-    return hidden * jnp.repeat(shares, hidden.shape[-1] // shares.shape[-1], -1)
 
 
 def bind_input_of(model: nn.Module, path: str, *, scale: float) -> Apply:
