@@ -19,11 +19,18 @@ from potara_jax.federated.aggregation import is_float
 from potara_jax.federated.conditions import Conditions
 from potara_jax.federated.interface import Shared, Size
 from potara_jax.federated.privacy import Privacy
-from potara_jax.federated.progress import known, upload_shape
+from potara_jax.federated.progress import known, personalised, upload_shape
 from potara_jax.federated.registry import algorithms
 from potara_jax.federated.rounds import make_round
 from potara_jax.federated.wire import Wire
-from tests.helpers_federated import assert_close, problem, run, start, task
+from tests.helpers_federated import (
+    assert_close,
+    differs,
+    problem,
+    run,
+    start,
+    task,
+)
 
 COUNTS = (4, 2, 1, 4)
 KEY = jax.random.key(0)
@@ -227,6 +234,33 @@ def test_a_newcomer_hears_of_all_clients_that_took_part():
         rest = algorithm.broadcast(progress.server, state)
         mean = jax.tree.map(lambda x, o=others: x[np.array(o)].mean(0), summed)
         assert_close(rest, mean, rtol=1e-4, atol=1e-5)
+
+
+# --- Clients that were never drawn ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["apfl", "ditto", "fdlora", "fedala", "feddpa_t", "pf2lora", "pfedme"]
+)
+def test_a_client_that_never_took_part_has_the_servers_model(name):
+    """And not one that was mixed with factors that nobody has trained."""
+    given, algorithm = problem(COUNTS), ALGORITHMS[name]
+    alone = Conditions(cohort=1)
+    step, progress = make_round(algorithm, conditions=alone), start(algorithm, given)
+    never = {*range(4)}
+    for number in range(2):
+        args = given.shared, progress, given.examples, KEY, number
+        progress, report = step(*args)
+        never -= {*report.cohort.tolist()}
+    models = personalised(algorithm, given.shared, progress, given.examples, number=2)
+    logits = algorithm.predict(task).logits
+    base, pool = given.shared.base, given.shared.pool
+    server = progress.server["shared"] if name == "fdlora" else progress.server
+    expected = task.logits(base, server, pool)
+    assert len(never) >= 2 and differs(server, given.adapter)
+    for client in never:
+        model = jax.tree.map(lambda x, c=client: x[c], models)
+        assert_close(logits(base, model, pool), expected, rtol=1e-4, atol=1e-5)
 
 
 # --- Privacy divides by the cohort ---------------------------------------------------

@@ -104,7 +104,7 @@ def test_scaffold_is_fedit_with_sgd_in_its_first_round():
 
 def test_ditto_without_its_pull_is_local_training_and_its_common_model_fedit():
     progress, _ = run(make("ditto", strength=0.0), problem(COUNTS), number=4)
-    assert_close(progress.states, trained(LOCAL))
+    assert_close(progress.states["own"], trained(LOCAL))
     assert_close(progress.server, run(FEDIT, problem(COUNTS), number=4)[0].server)
 
 
@@ -125,7 +125,7 @@ def test_feddpa_without_a_share_keeps_the_local_adapters_at_rest():
     progress, _ = run(make("feddpa_t", share=0.0), given, number=4)
     before = start(FEDIT, given).server
     for client in range(4):
-        own = jax.tree.map(lambda x, c=client: x[c], progress.states)
+        own = jax.tree.map(lambda x, c=client: x[c], progress.states["local"])
         assert_close(own, before)
     assert_close(progress.server, run(FEDIT, given, number=4)[0].server)
 
@@ -297,7 +297,7 @@ def test_pfedme_moves_towards_the_personal_model():
     progress, _ = run(make("pfedme", rate=1.0, inner=1, strength=0.0), given)
     plain, _ = run(FEDIT, given)
     assert_close(progress.server, plain.server)
-    assert_close(progress.states, run(LOCAL, given)[0].states)
+    assert_close(progress.states["theta"], run(LOCAL, given)[0].states)
 
 
 def test_a_server_that_goes_all_the_way_is_fedit():

@@ -5,7 +5,7 @@
 In every step `w` takes FedIT's step and `v` one through the mixture, both from where
 the last step has left them (arXiv 2003.13461, algorithm 1). `alpha` takes one step a
 round, before these, along its gradient `<v - w, grad f(v_bar)>` (eq. 10). The mixture
-is of factors.
+is of factors. A client that has not taken part has `w`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def apfl(
         both = {"own": own, "common": received}
         both, losses = train(objective, both, shared.pool, examples, key)
         losses = jnp.tile(losses / 2, 2)  # a step takes a gradient of each
-        state = {"own": both["own"], "alpha": alpha}
+        state = {"own": both["own"], "alpha": alpha, "begun": jnp.array(True)}
         return Update(state, both["common"], losses, received)
 
     return fedit(task, train)._replace(
@@ -59,10 +59,11 @@ def apfl(
         init_client=lambda adapter, client, key: {
             "own": adapter,
             "alpha": jnp.float32(alpha),
+            "begun": jnp.array(False),
         },
         client=client,
         personalise=lambda shared, received, state, examples: interpolate(
-            state["own"], received, state["alpha"]
+            state["own"], received, jnp.where(state["begun"], state["alpha"], 0)
         ),
         personal=True,
     )

@@ -5,7 +5,8 @@
 on the last modules; the others are the received ones (arXiv 2212.01197, eqs. 2 to 5).
 `W` descends the loss of a random share of the client's examples. From its second round
 on a client makes one pass over them; at first it goes on until the losses of ten passes
-have settled, as the paper's code does. A pass takes as many steps as a round.
+have settled, as the paper's code does. A pass takes as many steps as a round. A client
+that has not taken part has the received model.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from potara_jax.adapters.lora import Adapter, Array
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train, batch_index, run_steps
 from potara_jax.data.federation import Ragged, take
+from potara_jax.federated.aggregation import select
 from potara_jax.federated.algorithms.fedit import fedit
 from potara_jax.federated.factors import divide, last_modules
 from potara_jax.federated.interface import Algorithm, Update
@@ -56,7 +58,8 @@ def fedala(
     def init_client(adapter, client, key):
         upper, _ = divide(adapter, last_modules(adapter, blocks))
         weights = jax.tree.map(jnp.ones_like, upper)
-        return {"own": adapter, "weights": weights, "settled": jnp.array(False)}
+        no = jnp.array(False)
+        return {"own": adapter, "weights": weights, "settled": no, "begun": no}
 
     def client(shared, received, state, examples, key):
         loss, first = task.objective(shared.base), shared.round == 0
@@ -82,13 +85,16 @@ def fedala(
         adapter, losses = train(loss, begin, shared.pool, examples, key)
         settled = state["settled"] | ~first
         state = {"own": adapter, "weights": weights, "settled": settled}
+        state |= {"begun": jnp.array(True)}
         return Update(state, adapter, jnp.append(before, losses), received)
 
     return fedit(task, train)._replace(
         name="FedALA",
         init_client=init_client,
         client=client,
-        personalise=lambda shared, received, state, examples: state["own"],
+        personalise=lambda shared, received, state, examples: select(
+            state["begun"], state["own"], received
+        ),
         personal=True,
     )
 

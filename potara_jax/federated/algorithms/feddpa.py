@@ -9,6 +9,7 @@ and the federated one as in FedIT. For a test input, `c` is its similarity to
 
     c(x) = largest * mean_s cos(e(x), e(x_s)),     e: last features, local adapter
 
+A client that has trained no local one yet has the federated one in both places
 (arXiv 2403.19211, eqs. 7 to 9; FedDPA-F is the same mixture of FedIT's model and the
 same fine-tuned, without that training). The released code gives `c` to the federated
 adapter instead: `to_local=False`.
@@ -50,22 +51,27 @@ def feddpa_t(
 ) -> Algorithm:
     """FedDPA-T; `share` is the local adapter's in training. Round 0 is FedIT's."""
 
-    def client(shared, received, local, examples, key):
+    def client(shared, received, state, examples, key):
         loss, first = task.objective(shared.base), shared.round == 0
         mixed = lambda own, batch: loss(mix(own, received, share), batch)
-        own, before = train(mixed, local, shared.pool, examples, key)
-        own = select(first, local, own)
+        own, before = train(mixed, state["local"], shared.pool, examples, key)
+        trained = {"local": own, "begun": jnp.array(True)}
         before = jnp.where(first, jnp.nan, before)
         common, losses = train(loss, received, shared.pool, examples, key)
-        return Update(own, common, jnp.append(before, losses), received)
+        state = select(first, state, trained)
+        return Update(state, common, jnp.append(before, losses), received)
 
-    def personalise(shared, received, own, examples):
+    def personalise(shared, received, state, examples):
         near = take(shared.pool, anchor_index(examples, anchors))
-        return {"federated": received, "local": own, "anchors": near}
+        local = select(state["begun"], state["local"], received)
+        return {"federated": received, "local": local, "anchors": near}
 
     return fedit(task, train)._replace(
         name="FedDPA-T",
-        init_client=lambda adapter, client, key: adapter,
+        init_client=lambda adapter, client, key: {
+            "local": adapter,
+            "begun": jnp.array(False),
+        },
         client=client,
         personalise=personalise,
         personal=True,

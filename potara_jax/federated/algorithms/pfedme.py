@@ -4,17 +4,20 @@
     w <- w - rate * strength (w - theta)
 
 (arXiv 2006.08848, algorithm 1, with the server's `beta` 1). The inner steps are those
-of the clients' optimiser; the personal model is `theta`.
+of the clients' optimiser; the personal model is `theta`, or `w` for a client that has
+not taken part.
 """
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import Train, run_steps
 from potara_jax.data.federation import take
+from potara_jax.federated.aggregation import select
 from potara_jax.federated.algorithms.fedit import fedit
 from potara_jax.federated.factors import interpolate, squared_distance
 from potara_jax.federated.interface import Algorithm, Update
@@ -62,12 +65,18 @@ def pfedme(
         start = received, received, train.optimizer.init(received)
         rows = train.batches(examples, key)
         (common, theta, _), losses = run_steps(step, start, rows, examples)
-        return Update(theta, common, losses.ravel(), received)
+        state = {"theta": theta, "begun": jnp.array(True)}
+        return Update(state, common, losses.ravel(), received)
 
     return fedit(task, train)._replace(
         name="pFedMe",
-        init_client=lambda adapter, client, key: adapter,
+        init_client=lambda adapter, client, key: {
+            "theta": adapter,
+            "begun": jnp.array(False),
+        },
         client=client,
-        personalise=lambda shared, received, theta, examples: theta,
+        personalise=lambda shared, received, state, examples: select(
+            state["begun"], state["theta"], received
+        ),
         personal=True,
     )
