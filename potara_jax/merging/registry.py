@@ -8,7 +8,7 @@ may any other module; nothing else need change:
     @registry.merge("largest", spaces=("core", "factor"), reference="this file",
                     summary="the entry of largest magnitude")
     def largest() -> Merge:
-        return Merge("largest", _largest, ("core", "factor"))
+        return Merge("largest", _largest, ("core", "factor"), relative=True)
 
     registry.merges()["largest"].make()                     -> Merge
     registry.weights()["hermite"].make(task.loss)           -> Estimator
