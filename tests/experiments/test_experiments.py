@@ -255,6 +255,7 @@ def of_sentences(files, **changes):
     given = {
         "source.data": (files / "sentences",),
         "source.checkpoint": str(files / "bert"),
+        "lora.targets": ("query", "value"),
     }
     return CELLS | given | changes
 
