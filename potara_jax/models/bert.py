@@ -12,8 +12,8 @@ XLM-R number positions from the padding token on; DistilBERT (Sanh et al. 2019, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -334,10 +334,15 @@ def _table(prefix: str, rules: Sequence[Rule], pooler: str, head: str) -> Table:
 
 
 class _Family(NamedTuple):
-    """A family's table, the activation of its pooler, and the name of its models."""
+    """A family of models.
+
+    table: where its parameters are stored.
+    pooled: the activation after the pooler's dense layer.
+    model: Hugging Face's name of its classes.
+    """
 
     table: Table
-    pooled: Any
+    pooled: Callable[[Array], Array]
     model: str
 
 
@@ -433,6 +438,10 @@ def config_of(
     if given["hidden_size"] % given["num_attention_heads"]:
         raise ValueError("hidden_size is not a multiple of num_attention_heads")
     offset = given["pad_token_id"] + 1 if "roberta" in kind else 0
+    chosen = pooling or given.get("pooling", "pooler")
+    if chosen not in get_args(Pooling):
+        known = ", ".join(get_args(Pooling))
+        raise ValueError(f"pooling is {chosen!r}: it must be one of {known}")
     return BertConfig(
         kind=kind,
         vocabulary=given["vocab_size"],
@@ -445,7 +454,7 @@ def config_of(
         offset=offset,
         epsilon=given["layer_norm_eps"],
         activation=given["hidden_act"],
-        pooling=pooling or given.get("pooling", "pooler"),
+        pooling=chosen,
         classes=classes or len(given.get("id2label") or ()) or 2,
     )
 

@@ -183,6 +183,7 @@ def test_modules_are_called_as_in_transformers(name, version):
         ({"num_attention_heads": 5}, "not a multiple"),
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"layer_norm_eps": -1.0}, "layer_norm_eps is -1.0"),
+        ({"pooling": "max"}, "pooling is 'max': it must be one of mean, cls, pooler"),
     ],
 )
 def test_other_models_are_refused(change, message):
