@@ -1,63 +1,95 @@
 """Text tasks from the user's files: examples of a prompt, options, and the right one.
 
-A file holds one task, as JSON lines (`.jsonl`, `.jsonl.gz`) or one JSON array
-(`.json`). Its records have one of three forms:
+A file holds one task, as JSON or a table (see `records`). Its records have one of these
+forms, under the usual names of their fields (`FORMS`):
 
-    {"text", "label"}                      options: all labels of the file, or of all
-                                           files; the text may be empty
-    {"query", "choices", "gold"}           options: the choices
-    {"instruction", "input", "output"}     one option: the output, or "answer"
+    messages                         one option: what the assistant writes last
+    query, choices, gold             options: the choices
+    first, second, label             two sentences; options: all labels
+    instruction, input, output       one option: the output
+    text, label                      options: all labels of the file, or of all files
+
+A label may be a text, a whole number, or true and false; a text may be empty.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from potara_jax.data import records
 from potara_jax.data.labels import by_number
+from potara_jax.data.records import Record, Records
 
 LABEL = "\nlabel:"  # between a text and its label
+_SHOWN = 40  # letters of a value in a message
 
-Record = dict[str, Any]
-Records = list[tuple[int, Record]]
+Keys = Mapping[str, str]  # a field's name in the file, by what it means
+Log = Callable[[str], None]
 
 
 class Example(NamedTuple):
     """A prompt, the options that may follow it, and the index of the right one.
 
-    With one option there is nothing to choose: the model must write the answer.
+    With one option there is nothing to choose: the model must write the answer. `place`
+    is the file and the line that an example comes from.
     """
 
     prompt: str
     options: tuple[str, ...]
     gold: int = 0
+    place: str = ""
 
 
-def read(path: str | os.PathLike[str]) -> list[Example]:
+def silent(line: str) -> None:
+    """Discard a line for the user."""
+
+
+def read(
+    path: str | os.PathLike[str], *, fields: Keys | None = None, log: Log = silent
+) -> list[Example]:
     """The examples of a file, in its order.
+
+    Args:
+      path: the file.
+      fields: names of fields, such as `{"text": "review"}`, where they are not the
+        usual ones.
+      log: receives a line on what was guessed.
+
+    Returns:
+      The examples.
 
     Raises:
       ValueError: a record cannot be used (names the file, the line and the reason), or
         all records have the same label.
     """
-    labelled, examples = _read_one(Path(path))
+    labelled, examples = _read_one(Path(path), fields or {}, log)
     if labelled and len(examples[0].options) == 1:
         label = examples[0].options[0]
         raise ValueError(f"{path} has only the label '{label}': a task has two or more")
     return examples
 
 
-def read_together(paths: Sequence[str | os.PathLike[str]]) -> list[list[Example]]:
+def read_together(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    fields: Keys | None = None,
+    log: Log = silent,
+) -> list[list[Example]]:
     """The examples of several files, whose labelled examples share all labels.
 
     Raises `ValueError` as `read` does, except that one file may have a single label.
     """
-    files = [_read_one(Path(path)) for path in paths]
+    return together([_read_one(Path(path), fields or {}, log) for path in paths])
+
+
+def together(files: Sequence[tuple[bool, list[Example]]]) -> list[list[Example]]:
+    """Examples of several files: whether they have labels, which then are all files'.
+
+    Raises `ValueError` if there is only one label.
+    """
     labels = {x for labelled, mine in files if labelled for x in mine[0].options}
     options = tuple(sorted(labels, key=by_number))
     if len(options) == 1:
@@ -65,7 +97,7 @@ def read_together(paths: Sequence[str | os.PathLike[str]]) -> list[list[Example]
 
     def among_all(example: Example) -> Example:
         gold = options.index(example.options[example.gold])
-        return Example(example.prompt, options, gold)
+        return example._replace(options=options, gold=gold)
 
     return [
         list(map(among_all, examples)) if labelled else examples
@@ -73,142 +105,337 @@ def read_together(paths: Sequence[str | os.PathLike[str]]) -> list[list[Example]
     ]
 
 
-def is_labelled(path: str | os.PathLike[str]) -> bool:
-    """Whether a file's first record has a text and a label."""
-    _, first = next(_records(Path(path)), (0, {}))
-    forms = (make for needed, make in _FORMS if needed <= set(first))
-    return next(forms, None) is _labelled
+def is_labelled(path: str | os.PathLike[str], *, fields: Keys | None = None) -> bool:
+    """Whether a file's records have a text and a label."""
+    rows, unnamed = records.read(Path(path), _known(fields or {}))
+    if unnamed:
+        return True
+    found = _form_of(rows[0][1], fields or {}) if rows else None
+    return found is not None and found[0].labelled
 
 
-def _read_one(path: Path) -> tuple[bool, list[Example]]:
+def _read_one(path: Path, fields: Keys, log: Log) -> tuple[bool, list[Example]]:
     """Whether a file's examples have labels, and the examples."""
-    records = list(_records(path))
-    if not records:
+    rows, unnamed = records.read(path, _known(fields))
+    if not rows:
         raise ValueError(f"{path} holds no examples")
-    line, first = records[0]
-    for needed, make in _FORMS:
-        if needed <= set(first):
-            return make is _labelled, make(path, records)
-    forms = "; or ".join(", ".join(sorted(needed)) for needed, _ in _FORMS)
+    if unnamed and not fields:
+        fields = _guessed(path, rows, log)
+    line, first = rows[0]
+    chosen = _form_of(first, fields)
+    if chosen is None:
+        raise ValueError(f"{path}, line {line} {_unusable(first, fields)}")
+    form, keys = chosen
+    return form.labelled, form.make(path, rows, keys)
+
+
+def of_labels(path: Path, texts: Sequence[str], labels: Sequence[Any]) -> list[Example]:
+    """Labelled texts that are no records of a file; `path` is where they come from."""
+    pairs = enumerate(zip(texts, labels, strict=True), 1)
+    rows = [(number, {"text": text, "label": label}) for number, (text, label) in pairs]
+    return _labelled(path, rows, {"text": "text", "label": "label"})
+
+
+# --- The form of a file --------------------------------------------------------------
+
+
+class Form(NamedTuple):
+    """How records become examples.
+
+    names: the usual names of every field, by what it means; `optional` ones may be
+      missing. make: `(path, records, keys) -> examples`. labelled: whether options are
+      the labels of the file.
+    """
+
+    names: Mapping[str, Sequence[str]]
+    make: Callable[[Path, Records, Keys], list[Example]]
+    optional: Mapping[str, Sequence[str]] = {}
+    labelled: bool = False
+
+
+def _known(fields: Keys) -> set[str]:
+    """All names that a table's first line may have, in lower case."""
+    roles = (form.names | form.optional for form in FORMS)
+    usual = {name for names in roles for each in names.values() for name in each}
+    return usual | {name.lower() for name in fields.values()}
+
+
+def _form_of(first: Record, fields: Keys) -> tuple[Form, Keys] | None:
+    """The form of a file by its first record, and the names of its fields."""
+    for form in FORMS:
+        allowed = {*form.names, *form.optional}
+        if not {*fields} <= allowed:
+            continue
+        keys = _keys(form.names, first, fields, ())
+        if len(keys) == len(form.names):
+            more = _keys(form.optional, first, fields, (*keys.values(),))
+            return form, {**keys, **more}
+    return None
+
+
+def _keys(
+    roles: Mapping[str, Sequence[str]],
+    first: Record,
+    fields: Keys,
+    taken: Sequence[str],
+) -> dict[str, str]:
+    """The fields of a record that have the roles, where it has them."""
+    lower = {name.strip().lower(): name for name in reversed(first)}
+    keys: dict[str, str] = {}
+    for role, names in roles.items():
+        wanted = [fields[role].strip().lower()] if role in fields else names
+        known = (lower[name] for name in wanted if name in lower)
+        used = {*keys.values(), *taken, *fields.values()} - {fields.get(role)}
+        key = next((name for name in known if name not in used), None)
+        if key is not None:
+            keys[role] = key
+    return keys
+
+
+def _unusable(first: Record, fields: Keys) -> str:
+    """Why a record has no known form, and what to do."""
     has = ", ".join(sorted(first)) or "nothing"
-    raise ValueError(f"{path}, line {line} has {has}: it needs {forms}")
+    if missing := [name for name in fields.values() if name not in first]:
+        return f"has {has}: source.fields names {', '.join(missing)}"
+    forms = "; or ".join(" and ".join(form.names) for form in reversed(FORMS))
+    return (
+        f"has {has}: it needs {forms}; name the fields that stand for them with "
+        "source.fields, such as text=abstract label=field"
+    )
 
 
-def _records(path: Path) -> Iterator[tuple[int, Record]]:
-    """Every record with the number of its line, or its place in an array."""
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file; name one of JSON lines")
-    text = _text(path)
-    if path.name.removesuffix(".gz").endswith(".json") and text.lstrip()[:1] == "[":
-        values = enumerate(_json(path, 1, text), 1)
-    else:
-        lines = enumerate(text.split("\n"), 1)  # not at the other breaks of Unicode
-        values = ((n, _json(path, n, line)) for n, line in lines if line.strip())
-    for number, record in values:
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number} is no JSON object")
-        yield number, record
+def _guessed(path: Path, rows: Records, log: Log) -> Keys:
+    """Which columns of a table without names are the label and the text.
+
+    The label has the fewest values, of which some repeat; the text is the longest.
+    Raises `ValueError` if the first line looks like unknown names.
+    """
+    columns = {name: [row[name].strip() for _, row in rows] for name in rows[0][1]}
+    label = min(columns, key=lambda name: len({*columns[name]}))
+    others = [name for name in columns if name != label]
+    text = max(others, key=lambda name: sum(map(len, columns[name])))
+    first, *rest = columns[label]
+    if first not in rest or len({*rest}) > max(2, len(rest) // 2):
+        listed = ", ".join(values[0][:_SHOWN] for values in columns.values())
+        raise ValueError(
+            f"{path}: the first line is {listed}: if these are the names of columns, "
+            "say which are the text and the label with source.fields, such as "
+            f"text={columns[text][0][:_SHOWN]} label={first[:_SHOWN]}; if not, number "
+            f"them: text={text} label={label}"
+        )
+    log(
+        f"{path} does not name its columns: column {label} is taken for the label, and "
+        f"column {text} for the text (source.fields)"
+    )
+    return {"text": text, "label": label}
 
 
-def _text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
-        return data.decode("utf-8-sig")
-    except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged or not UTF-8 ({error})") from None
+# --- Examples ------------------------------------------------------------------------
 
 
-def _json(path: Path, number: int, text: str) -> Any:
-    try:
-        value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()  # no halves of surrogate pairs
-        return value
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+def _labelled(path: Path, rows: Records, keys: Keys) -> list[Example]:
+    prompts = [_text(path, *row, keys["text"], empty=True) for row in rows]
+    return _with_labels(path, rows, prompts, keys)
 
 
-# --- The forms of a record -----------------------------------------------------------
+def _pairs(path: Path, rows: Records, keys: Keys) -> list[Example]:
+    """Two sentences, one below the other."""
+    names = keys["first"], keys["second"]
+    prompts = ["\n".join(_text(path, *row, name) for name in names) for row in rows]
+    return _with_labels(path, rows, prompts, keys)
 
 
-def _labelled(path: Path, records: Records) -> list[Example]:
-    labels = [
-        str(_field(path, number, record, "label", (str, int))).strip()
-        for number, record in records
-    ]
-    if "" in labels:
-        line = records[labels.index("")][0]
-        raise ValueError(f"{path}, line {line}: the label is blank")
-    options = tuple(sorted(set(labels), key=by_number))
+def _with_labels(
+    path: Path, rows: Records, prompts: Sequence[str], keys: Keys
+) -> list[Example]:
+    labels = [_label(path, *row, keys["label"]) for row in rows]
+    options = tuple(sorted({*labels}, key=by_number))
+    places = {option: place for place, option in enumerate(options)}
     return [
-        Example(f"{_body(path, *record)}{LABEL}", options, options.index(label))
-        for record, label in zip(records, labels, strict=True)
+        Example(f"{prompt}{LABEL}", options, places[label], _place(path, line))
+        for (line, _), prompt, label in zip(rows, prompts, labels, strict=True)
     ]
 
 
-def _body(path: Path, number: int, record: Record) -> str:
-    """The text of a labelled record, which some data sets leave empty."""
-    if record.get("text") == "":
-        return ""
-    return _field(path, number, record, "text", str)
+def _choices(path: Path, rows: Records, keys: Keys) -> list[Example]:
+    return [_choice(path, *row, keys) for row in rows]
 
 
-def _choices(path: Path, records: Records) -> list[Example]:
-    return [_choice(path, *record) for record in records]
+def _choice(path: Path, line: int, record: Record, keys: Keys) -> Example:
+    """A question with choices: a list, or an object of `text` and `label`, as ARC's."""
+    place, name = _place(path, line), keys["choices"]
+    given, marks = record.get(name), []
+    if isinstance(given, Mapping) and isinstance(given.get("label"), list):
+        given, marks = given.get("text"), given["label"]
+    if not isinstance(given, list):
+        raise ValueError(f"{place}: {_problem(record, name)}; it must be a list")
+    if len(given) < 2 or not all(isinstance(option, str) for option in given):
+        raise ValueError(f"{place}: {name} must be two texts or more")
+    if len({option.strip() for option in given}) < len(given):
+        raise ValueError(f"{place}: two {name} are equal: {given}")
+    gold = _gold(place, record, keys["gold"], given, marks)
+    prompt = _text(path, line, record, keys["query"])
+    return Example(prompt, tuple(given), gold, place)
 
 
-def _choice(path: Path, number: int, record: Record) -> Example:
-    options = _field(path, number, record, "choices", list)
-    gold = _field(path, number, record, "gold", int)
-    if len(options) < 2 or not all(isinstance(option, str) for option in options):
-        raise ValueError(f"{path}, line {number}: choices must be two texts or more")
-    if len({option.strip() for option in options}) < len(options):
-        raise ValueError(f"{path}, line {number}: two choices are equal: {options}")
-    if not 0 <= gold < len(options):
-        raise ValueError(f"{path}, line {number}: gold is {gold}: no choice has it")
-    return Example(_field(path, number, record, "query", str), tuple(options), gold)
-
-
-def _instructions(path: Path, records: Records) -> list[Example]:
-    return [_instruction(path, *record) for record in records]
-
-
-def _instruction(path: Path, number: int, record: Record) -> Example:
-    name = "output" if record.get("output") or "answer" not in record else "answer"
-    prompt = _field(path, number, record, "instruction", str)
-    if record.get("input"):
-        prompt = f"{prompt}\n{_field(path, number, record, 'input', str)}"
-    answer = _field(path, number, record, name, str)
-    if not answer.strip():
-        raise ValueError(f"{path}, line {number}: the {name} is blank")
-    return Example(f"{prompt}\n", (answer,))
-
-
-def _field(
-    path: Path,
-    number: int,
-    record: Record,
-    name: str,
-    kind: type | tuple[type, ...],
-) -> Any:
-    """A field's value, of a kind, and not empty."""
+def _gold(
+    place: str, record: Record, name: str, options: list[str], marks: list[Any]
+) -> int:
+    """The right choice: its number from 0, its mark, its letter or its text."""
     value = record.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool) or value == "":
-        problem = f"{name} is {value!r}" if name in record else f"{name} is missing"
-        allowed = _ALLOWED[kind]
-        raise ValueError(f"{path}, line {number}: {problem}; it must be {allowed}")
-    return value
+    letters = [chr(ord("A") + number) for number in range(len(options))]
+    for known in (marks, options, letters):
+        if isinstance(value, str) and value in known:
+            return known.index(value)
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if not isinstance(number, int) or isinstance(number, bool):
+        expected = "the number of a choice from 0, or its letter or text"
+        raise ValueError(f"{place}: {_problem(record, name)}; it must be {expected}")
+    if not 0 <= number < len(options):
+        raise ValueError(f"{place}: {name} is {value}: no choice has it")
+    return number
 
 
-_ALLOWED: dict[type | tuple[type, ...], str] = {
-    str: "a text",
-    int: "a whole number",
-    list: "a list",
-    (str, int): "a text or a whole number",
-}
-_FORMS: Sequence[tuple[set[str], Callable[[Path, Records], list[Example]]]] = (
-    ({"query", "choices", "gold"}, _choices),
-    ({"instruction", "output"}, _instructions),
-    ({"instruction", "answer"}, _instructions),
-    ({"text", "label"}, _labelled),
+def _instructions(path: Path, rows: Records, keys: Keys) -> list[Example]:
+    return [_instruction(path, *row, keys) for row in rows]
+
+
+def _instruction(path: Path, line: int, record: Record, keys: Keys) -> Example:
+    name = keys["output"]
+    if not record.get(name) and keys.get("instead") in record:
+        name = keys["instead"]
+    given = record.get(keys["instruction"])
+    if isinstance(given, list) and isinstance(record.get(name), list):
+        turns = {"messages": [*given, *record[name]]}
+        return _conversation(path, line, turns, {"messages": "messages"})
+    prompt = _text(path, line, record, keys["instruction"])
+    if "input" in keys and record.get(keys["input"]):
+        prompt = f"{prompt}\n{_text(path, line, record, keys['input'])}"
+    answer = _answer(path, line, record, name)
+    return Example(f"{prompt}\n", (answer,), 0, _place(path, line))
+
+
+def _conversations(path: Path, rows: Records, keys: Keys) -> list[Example]:
+    return [_conversation(path, *row, keys) for row in rows]
+
+
+def _conversation(path: Path, line: int, record: Record, keys: Keys) -> Example:
+    """What the assistant writes last, after all that comes before it."""
+    place, name = _place(path, line), keys["messages"]
+    turns = record.get(name)
+    if not isinstance(turns, list) or not all(isinstance(x, dict) for x in turns):
+        raise ValueError(f"{place}: {name} must be a list of objects")
+    said = [
+        (turn.get("role", turn.get("from")), turn.get("content", turn.get("value")))
+        for turn in turns
+    ]
+    if len(said) < 2 or said[-1][0] not in _ASSISTANTS:
+        raise ValueError(f"{place}: {name} must end with an answer of the assistant")
+    if not all(isinstance(content, str) and content.strip() for _, content in said):
+        raise ValueError(f"{place}: {name} must have texts for their content")
+    prompt = "\n".join(content for _, content in said[:-1])
+    return Example(f"{prompt}\n", (said[-1][1],), 0, place)
+
+
+_ASSISTANTS = ("assistant", "gpt", "model", "bot")
+
+# The first form whose fields a file's first record has is the file's.
+FORMS: Sequence[Form] = (
+    Form({"messages": ("messages", "conversations", "conversation")}, _conversations),
+    Form(
+        {
+            "query": ("query", "question", "prompt", "ctx", "context"),
+            "choices": ("choices", "options", "endings"),
+            "gold": ("gold", "answer", "label", "answerkey", "answer_index"),
+        },
+        _choices,
+    ),
+    Form(
+        {
+            "first": ("premise", "sentence1", "question1", "text_a", "question"),
+            "second": ("hypothesis", "sentence2", "question2", "text_b", "sentence"),
+            "label": ("label", "labels", "gold_label", "is_duplicate", "class"),
+        },
+        _pairs,
+        labelled=True,
+    ),
+    Form(
+        {
+            "instruction": ("instruction", "prompt", "question", "query", "input"),
+            "output": ("output", "answer", "completion", "response", "answers"),
+        },
+        _instructions,
+        optional={"input": ("input", "context"), "instead": ("answer", "completion")},
+    ),
+    Form(
+        {
+            "text": (
+                *("text", "sentence", "review", "content", "document", "comment"),
+                *("tweet", "message", "sms", "utterance", "body", "post", "headline"),
+                *("question", "query", "prompt", "input", "instruction", "title"),
+            ),
+            "label": (
+                *("label", "labels", "sentiment", "category", "class", "intent"),
+                *("target", "topic", "tag", "emotion", "polarity", "stars", "rating"),
+                "output",
+            ),
+        },
+        _labelled,
+        labelled=True,
+    ),
 )
+
+
+# --- Fields --------------------------------------------------------------------------
+
+
+def _place(path: Path, line: int) -> str:
+    return f"{path}, line {line}"
+
+
+def _problem(record: Record, name: str) -> str:
+    return f"{name} is {record[name]!r}" if name in record else f"{name} is missing"
+
+
+def _text(
+    path: Path, line: int, record: Record, name: str, *, empty: bool = False
+) -> str:
+    """A field that is a text, and not empty unless it may be."""
+    value = record.get(name)
+    if isinstance(value, str) and (value or empty):
+        return value
+    raise ValueError(
+        f"{_place(path, line)}: {_problem(record, name)}; it must be a text"
+    )
+
+
+def _label(path: Path, line: int, record: Record, name: str) -> str:
+    """A label as text, without spaces around it."""
+    value = record.get(name)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int):
+        expected = "a text, a whole number, or true or false"
+        problem = _problem(record, name)
+        raise ValueError(f"{_place(path, line)}: {problem}; it must be {expected}")
+    label = str(value).lower() if isinstance(value, bool) else str(value).strip()
+    if not label:
+        raise ValueError(f"{_place(path, line)}: the {name} is blank")
+    return label
+
+
+def _answer(path: Path, line: int, record: Record, name: str) -> str:
+    """An answer as text: a text, a number, or the first text of SQuAD's answers."""
+    value = record.get(name)
+    if isinstance(value, Mapping) and isinstance(value.get("text"), list):
+        value = next(iter(value["text"]), "")
+    if isinstance(value, bool):
+        value = str(value).lower()
+    if isinstance(value, int | float):
+        value = str(value)
+    if not isinstance(value, str) or value == "":
+        problem, expected = _problem(record, name), "a text or a number"
+        raise ValueError(f"{_place(path, line)}: {problem}; it must be {expected}")
+    if not value.strip():
+        raise ValueError(f"{_place(path, line)}: the {name} is blank")
+    return value

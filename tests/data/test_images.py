@@ -84,7 +84,14 @@ def test_images_are_resized_to_a_given_side(tmp_path):
 
 BAD = [
     ({"images": PIXELS}, "holds images: it needs images and labels"),
-    ({"images": PIXELS / 255, "labels": LABELS}, "must be uint8"),
+    ({"images": PIXELS * 2.5, "labels": LABELS}, "must be uint8"),
+    ({"images": PIXELS.astype(np.uint16) + 300, "labels": LABELS}, "must be uint8"),
+    ({"images": PIXELS[..., :2], "labels": LABELS}, "1 or 3 colours, not 2"),
+    ({"images": np.zeros((6, 10)), "labels": LABELS}, "rows of 10 pixels are no"),
+    ({"images": PIXELS, "labels": LABELS[:, None] * [1, 2]}, "must be 6 integers"),
+    ({"images": PIXELS, "labels": LABELS + 0.5}, "must be 6 integers"),
+    ({"images": PIXELS, "labels": np.array([{}] * 6)}, "labels holds Python objects"),
+    ({"pixels": PIXELS, "y": LABELS}, "it needs images and labels, or x and y"),
     ({"images": PIXELS, "labels": LABELS[:2]}, "must be 6 integers"),
     ({"images": PIXELS, "labels": LABELS - 1}, "a label is -1"),
     (
@@ -93,13 +100,99 @@ BAD = [
     ),
     ({"images": PIXELS[:0], "labels": LABELS[:0]}, "must be uint8"),
     ({"images": PIXELS[:, :0], "labels": LABELS}, "must be uint8"),
-    ({"images": np.zeros((6, 3, 9, 9), np.uint8), "labels": LABELS}, "transpose them"),
     ({"images": PIXELS, "labels": LABELS, "names": list("aba")}, "two classes 'a'"),
     (
         {"images": PIXELS, "labels": LABELS, "names": ["a", "b", "\udcff"]},
         "names are not valid text",
     ),
 ]
+
+
+UNDERSTOOD = [
+    {"x": PIXELS, "y": LABELS},
+    {"X_train": PIXELS, "y_train": LABELS},
+    {"train_images": PIXELS, "train_labels": LABELS},
+    {"data": PIXELS, "targets": LABELS},
+    {"images": PIXELS, "labels": LABELS[:, None]},
+    {"images": PIXELS, "labels": LABELS.astype(float)},
+    {"images": PIXELS, "labels": np.eye(3)[LABELS]},
+    {"images": (PIXELS / 255).astype(np.float32), "labels": LABELS},
+    {"images": PIXELS / 127.5 - 1, "labels": LABELS},
+    {"images": PIXELS.astype(np.int64), "labels": LABELS},
+    {"images": PIXELS.astype(np.float32), "labels": LABELS},
+]
+
+
+@pytest.mark.parametrize("arrays", UNDERSTOOD)
+def test_usual_names_numbers_and_labels_are_understood(tmp_path, arrays):
+    lines = []
+    loaded = images.read([written(tmp_path / "a.npz", **arrays)], log=lines.append)
+    np.testing.assert_array_equal(loaded.images, PIXELS)
+    assert loaded.labels.tolist() == LABELS.tolist() and loaded.names == ("0", "1", "2")
+    pixels, labels = arrays.values()
+    converted = pixels.dtype != np.uint8 or labels.ndim == 2
+    assert len(lines) == converted
+    if converted:
+        assert "read as" in lines[0] and str(tmp_path / "a.npz") in lines[0]
+
+
+def test_colours_may_come_first_and_images_may_be_flat(tmp_path):
+    pixels = RNG.integers(0, 256, (6, 3, 9, 9), np.uint8)
+    path, lines = written(tmp_path / "a.npz", images=pixels, labels=LABELS), []
+    loaded = images.read([path], log=lines.append)
+    np.testing.assert_array_equal(loaded.images, pixels.transpose(0, 2, 3, 1))
+    assert "uint8 [6, 3, 9, 9], read as uint8 [6, 9, 9, 3]" in lines[0]
+    path = written(tmp_path / "b.npz", x=pixels[:, 0].reshape(6, 81), y=LABELS)
+    np.testing.assert_array_equal(images.read([path]).images[..., 0], pixels[:, 0])
+
+
+def test_labels_may_be_texts(tmp_path):
+    labels = np.array(["cat", "ant", "cat", "bee", "bee", "ant"])
+    loaded = images.read([written(tmp_path / "a.npz", images=PIXELS, labels=labels)])
+    assert loaded.names == ("ant", "bee", "cat")
+    assert loaded.labels.tolist() == [2, 0, 2, 1, 1, 0]
+
+
+def test_test_images_of_a_file_are_marked(tmp_path):
+    parts = {"x_train": PIXELS[:4], "y_train": LABELS[:4]}
+    parts |= {"x_test": PIXELS[4:], "y_test": LABELS[4:]}
+    lines = []
+    loaded = images.read([written(tmp_path / "a.npz", **parts)], log=lines.append)
+    assert loaded.testing.tolist() == [False] * 4 + [True] * 2
+    assert "2 test images are used for tests only" in lines[0]
+    chosen = loaded.select(np.array([0, 5]))
+    assert chosen.testing.tolist() == [False, True]
+    joined = images.join([loaded, loaded._replace(testing=None)], "ab")
+    assert joined.testing.tolist() == [False] * 4 + [True] * 2 + [False] * 6
+
+
+@pytest.mark.parametrize("end", ["ppm", "PNG", "tga", "jp2"])
+def test_folders_of_training_and_test_images_are_understood(tmp_path, end):
+    for part, numbers in (("train", (0, 1)), ("val", (2,)), ("test", (3, 4))):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in numbers:
+                path = tmp_path / part / name / f"{number}.{end}"
+                Image.fromarray(PIXELS[number]).save(path)
+    loaded = images.read([tmp_path])
+    assert loaded.names == ("cat", "dog")
+    assert loaded.testing.sum() == 4 and len(loaded.labels) == 10
+    np.testing.assert_array_equal(loaded.images[loaded.testing][:2], PIXELS[3:5])
+
+
+def test_a_folder_of_arrays_is_read(tmp_path):
+    written(tmp_path / "a.npz", x=PIXELS[:2], y=LABELS[:2])
+    written(tmp_path / "b.npz", x=PIXELS[2:], y=LABELS[2:])
+    np.testing.assert_array_equal(images.read([tmp_path]).images, PIXELS)
+
+
+def test_of_copies_one_that_only_tests_may_use_is_kept():
+    testing = np.array([False, False, True, False])
+    pixels = PIXELS[[0, 1, 0, 2]]
+    given = images.Images(pixels, np.array([0, 1, 0, 1]), ("a", "b"), testing)
+    kept = images.without_duplicates(given, lambda line: None)
+    np.testing.assert_array_equal(kept.images, PIXELS[[1, 0, 2]])
+    assert kept.testing.tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize(("arrays", "reason"), BAD)

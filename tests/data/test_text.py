@@ -10,6 +10,11 @@ from potara_jax.data import generated, text, tokens
 from potara_jax.data.text import Example
 
 
+def bare(examples):
+    """Examples without their places."""
+    return [example._replace(place="") for example in examples]
+
+
 def written(path, records):
     path.write_text("\n".join(json.dumps(record) for record in records))
     return path
@@ -17,23 +22,23 @@ def written(path, records):
 
 def test_labelled_texts_have_all_labels_of_the_file_as_options(tmp_path):
     lines = [{"text": "good", "label": 10}, {"text": "bad", "label": 2}]
-    first, second = text.read(written(tmp_path / "a.jsonl", lines))
+    first, second = bare(text.read(written(tmp_path / "a.jsonl", lines)))
     assert first == Example("good\nlabel:", ("2", "10"), 1)
     assert second.gold == 0
 
 
 def test_choices_are_options(tmp_path):
     line = {"query": "which?", "choices": ["A", "B"], "gold": 1, "more": 3}
-    assert text.read(written(tmp_path / "a.jsonl", [line])) == [
-        Example("which?", ("A", "B"), 1)
-    ]
+    path = written(tmp_path / "a.jsonl", [line])
+    assert text.read(path) == [Example("which?", ("A", "B"), 1, f"{path}, line 1")]
 
 
 def test_instructions_must_be_answered(tmp_path):
     line = {"instruction": "add", "input": "1 2", "output": "3", "answer": "x"}
     path = tmp_path / "a.json"
     path.write_text(json.dumps([line, line | {"input": ""}]))
-    assert text.read(path) == [Example("add\n1 2\n", ("3",)), Example("add\n", ("3",))]
+    expected = [Example("add\n1 2\n", ("3",)), Example("add\n", ("3",))]
+    assert bare(text.read(path)) == expected
 
 
 def test_compressed_files_are_read(tmp_path):
@@ -42,15 +47,17 @@ def test_compressed_files_are_read(tmp_path):
     path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + lines))  # with its byte order mark
     options = ("2", "no")
     expected = [Example("x\nlabel:", options, 1), Example("y\nlabel:", options, 0)]
-    assert text.read(path) == expected
+    assert bare(text.read(path)) == expected
 
 
 def test_labels_of_several_files_are_those_of_one_task(tmp_path):
     lines = {"a": ['"b"', '"b"'], "b": ["1", '"1"'], "c": ["10", '"b"']}
     for name, labels in lines.items():
         rows = [f'{{"text": "x{i}", "label": {x}}}' for i, x in enumerate(labels)]
-        (tmp_path / name).write_text("\n".join(rows))
-    first, second, third = text.read_together([tmp_path / name for name in lines])
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    first, second, third = text.read_together(
+        [tmp_path / f"{name}.jsonl" for name in lines]
+    )
     assert {e.options for e in (*first, *second, *third)} == {("1", "10", "b")}
     assert [[e.gold for e in examples] for examples in (first, second, third)] == [
         [2, 2],
@@ -58,7 +65,7 @@ def test_labels_of_several_files_are_those_of_one_task(tmp_path):
         [1, 2],
     ]
     with pytest.raises(ValueError, match="only the label 'b'"):
-        text.read(tmp_path / "a")
+        text.read(tmp_path / "a.jsonl")
 
 
 def test_a_text_may_be_empty_but_not_missing(tmp_path):
@@ -72,7 +79,7 @@ BAD = [
     (b'{"text": "x", "label": 1}\n[1]', "line 2 is no JSON object"),
     (
         b'{"text": "x", "label": 1}\n{"text": "x"}',
-        "line 2: label is missing; it must be a text or",
+        "line 2: label is missing; it must be a text",
     ),
     (b'{"text": 3, "label": 1}', "line 1: text is 3"),
     (b'{"text": "x", "label": 1}\n{"text": null, "label": 1}', "line 2: text is None"),
@@ -89,7 +96,10 @@ BAD = [
     ),
     (b'{"text": "x", "label": " "}', "line 1: the label is blank"),
     (b'\n\n{"a": "x"}', "line 3 has a"),
-    (b'{"question": "x"}', "line 1 has question: it needs choices, gold, query; or"),
+    (
+        b'{"question": "x"}',
+        "line 1 has question: it needs text and label; or instruction",
+    ),
     (b"\xff\xfe", "not UTF-8"),
     (b"", "holds no examples"),
 ]
@@ -116,6 +126,182 @@ def test_a_missing_file_and_a_damaged_archive_are_named(tmp_path):
     path.write_bytes(whole)
     with pytest.raises(ValueError, match="damaged"):
         text.read(path)
+
+
+# --- Names of fields -----------------------------------------------------------------
+
+GOOD = Example("x\nlabel:", ("bad", "good"), 1)
+ROWS = [("x", "good"), ("y", "bad"), ("z", "good"), ("v", "bad")]
+
+
+@pytest.mark.parametrize(
+    ("text_name", "label_name"),
+    [
+        *(("sentence", "label"), ("Review", "Label"), ("content", "sentiment")),
+        *(("sms", "category"), ("question", "class"), ("input", "target")),
+    ],
+)
+def test_the_usual_names_of_texts_and_labels_are_read(tmp_path, text_name, label_name):
+    lines = [{"idx": 3, text_name: x, label_name: y} for x, y in ROWS]
+    assert bare(text.read(written(tmp_path / "a.jsonl", lines)))[0] == GOOD
+
+
+@pytest.mark.parametrize(
+    ("labels", "options"),
+    [
+        ([True, False, True], ("false", "true")),
+        ([2.0, 10, "1"], ("1", "2", "10")),
+    ],
+)
+def test_labels_are_texts_numbers_or_truth_values(tmp_path, labels, options):
+    lines = [{"text": "x", "label": label} for label in labels]
+    assert text.read(written(tmp_path / "a.jsonl", lines))[0].options == options
+
+
+FORMS = [
+    ({"prompt": "p", "completion": "c"}, Example("p\n", ("c",))),
+    ({"instruction": "p", "input": "", "output": 23}, Example("p\n", ("23",))),
+    ({"question": "p", "context": "q", "answers": {"text": ["c", "d"]}}, None),
+    (
+        {
+            "messages": [
+                {"role": "system", "content": "s"},
+                {"role": "user", "content": "p"},
+                {"role": "assistant", "content": "c"},
+            ]
+        },
+        Example("s\np\n", ("c",)),
+    ),
+    (
+        {
+            "conversations": [
+                {"from": "human", "value": "p"},
+                {"from": "gpt", "value": "c"},
+            ]
+        },
+        Example("p\n", ("c",)),
+    ),
+    (
+        {
+            "prompt": [{"role": "user", "content": "p"}],
+            "completion": [{"role": "assistant", "content": "c"}],
+        },
+        Example("p\n", ("c",)),
+    ),
+    (
+        {
+            "question": "p",
+            "choices": {"text": ["c", "d"], "label": ["A", "B"]},
+            "answerKey": "B",
+        },
+        Example("p", ("c", "d"), 1),
+    ),
+    ({"ctx": "p", "endings": ["c", "d"], "label": "1"}, Example("p", ("c", "d"), 1)),
+    (
+        {"question": "p", "options": ["c", "d", "e"], "answer": "C"},
+        Example("p", ("c", "d", "e"), 2),
+    ),
+    (
+        {"question": "p", "options": ["c", "d", "e"], "answer": "d"},
+        Example("p", ("c", "d", "e"), 1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "example"), FORMS)
+def test_the_usual_forms_of_records_are_read(tmp_path, line, example):
+    example = example or Example("p\nq\n", ("c",))
+    assert bare(text.read(written(tmp_path / "a.jsonl", [line]))) == [example]
+
+
+def test_pairs_of_sentences_are_read(tmp_path):
+    lines = [
+        {"premise": "a", "hypothesis": "b", "label": label, "idx": 1}
+        for label in (0, 2)
+    ]
+    first, second = bare(text.read(written(tmp_path / "a.jsonl", lines)))
+    assert first == Example("a\nb\nlabel:", ("0", "2"), 0) and second.gold == 1
+
+
+def test_other_names_are_given(tmp_path):
+    lines = [{"id": "x", "body": x, "stars2": y} for x, y in ROWS]
+    path = written(tmp_path / "a.jsonl", lines)
+    with pytest.raises(ValueError, match=r"has body, id, stars2.*source\.fields"):
+        text.read(path)
+    fields = {"text": "body", "label": "stars2"}
+    assert bare(text.read(path, fields=fields))[0] == GOOD
+    with pytest.raises(ValueError, match=r"source\.fields names other"):
+        text.read(path, fields={"text": "other"})
+
+
+# --- Tables --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,label\nx,good\ny,bad\n"),
+        ("a.csv", "\ufeffLabel;Text\r\ngood;x\r\nbad;y\r\n"),
+        ("a.tsv", "id\tlabel\tsentence\n1\tgood\tx\n2\tbad\ty\n"),
+        ("a.txt", "good\tx\nbad\ty\ngood\tz\nbad\tv"),
+        ("a.csv", "x,good\ny,bad\nz,good\nv,bad\n"),
+        ("a.txt", '{"text": "x", "label": "good"}\n{"text": "y", "label": "bad"}'),
+        ("a.json", '{"text": ["x", "y"], "label": ["good", "bad"]}'),
+        ("a.json", '{"data": [{"text": "x", "label": "good"}, {"text": "y", '
+                   '"label": "bad"}]}'),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_tables_and_other_files_are_read(tmp_path, name, content, end):
+    path, data = tmp_path / f"{name}{end}", content.encode()
+    path.write_bytes(gzip.compress(data) if end else data)
+    lines = []
+    assert bare(text.read(path, log=lines.append))[0] == GOOD
+    guessed = "label" not in content.lower()
+    assert len(lines) == guessed
+    if guessed:
+        assert "is taken for the label" in lines[0]
+
+
+def test_cells_may_have_commas_quotes_and_lines(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\n"a, ""b""\nc",good\nd,bad\n')
+    first, _ = text.read(path)
+    assert first.prompt == 'a, "b"\nc\nlabel:' and first.place.endswith("line 3")
+    path = tmp_path / "a.tsv"
+    path.write_text('text\tlabel\n"quoted" x\tgood\n"a ""b"""\tbad\n')
+    prompts = [example.prompt for example in text.read(path)]
+    assert prompts == ['"quoted" x\nlabel:', 'a "b"\nlabel:']
+
+
+def test_columns_without_names_are_numbered(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("1,good,x\n2,bad,y\n")
+    fields = {"text": "3", "label": "2"}
+    assert bare(text.read(path, fields=fields))[0] == GOOD
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (
+            "a.csv",
+            "ABOUT,MARK\nlong,1\nlonger,1\n",
+            "source.fields, such as text=ABOUT",
+        ),
+        ("a.csv", "text,label\nx,good\ny\n", "line 3 has 1 columns, but the first"),
+        ("a.csv", "text,label\nx,good\ny,\n", "line 3: the label is blank"),
+        ("a.txt", "good x\nbad y\n", "it has one column"),
+        ("a.csv", "PAR1", "is a file of Parquet"),
+        ("a.json", '{"users": [], "user_data": {}}', "LEAF"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_named(tmp_path, name, content, reason):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(ValueError, match=reason) as error:
+        text.read(path)
+    assert str(path) in str(error.value)
 
 
 # --- Tokens --------------------------------------------------------------------------
