@@ -32,7 +32,7 @@ def first_round() -> dict:
     algorithm = fedit(given.task, given.train)
     adapters, examples, keys = model.arguments(given, 16)
     step = rounds.make_round(algorithm)
-    progress = federated.start(algorithm, adapters)
+    progress = federated.start(algorithm, adapters, keys[0])
     jax.block_until_ready(step(given.shared, progress, examples, keys[0], 0))
     return {"seconds": time.perf_counter() - _BEGAN}
 
@@ -52,7 +52,7 @@ def _round(clients: int) -> float:
     algorithm = fedit(given.task, given.train)
     adapters, examples, keys = model.arguments(given, clients)
     step = rounds.make_round(algorithm, layout=Layout(16, make_mesh()))
-    state = {"progress": federated.start(algorithm, adapters)}
+    state = {"progress": federated.start(algorithm, adapters, keys[0])}
 
     def run():
         args = given.shared, state["progress"], examples, keys[0]

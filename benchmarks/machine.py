@@ -59,11 +59,10 @@ def _own_memory(clients: int, chunk: int) -> int:
 
 def _round_memory(clients: int, chunk: int) -> int:
     given = setup()
-    step = rounds.make_round(fedit(given.task, given.train), layout=Layout(chunk))
-    progress = federated.start(
-        fedit(given.task, given.train), federated.stack(given.adapter, clients=clients)
-    )
-    _, examples, keys = arguments(given, clients)
+    adapters, examples, keys = arguments(given, clients)
+    algorithm = fedit(given.task, given.train)
+    step = rounds.make_round(algorithm, layout=Layout(chunk))
+    progress = federated.start(algorithm, adapters, keys[0])
     args = given.shared, progress, examples, keys[0], np.int32(0)
     return temporaries(step.programs[0], *args)
 
