@@ -158,8 +158,15 @@ def _read_arrays(path: Path, side: int | None, log: Log) -> Images:
         names = next((keys[name] for name in _NAMES if name in keys), None)
         named = None if names is None else _array(path, file, names)
         parts = [
-            _of_arrays(path, *(_array(path, file, k) for k in pair), named, side, log)
-            for pair in _pairs(path, keys).values()
+            _of_arrays(
+                path,
+                _array(path, file, images),
+                _array(path, file, labels),
+                named,
+                side,
+                log,
+            )
+            for images, labels in _pairs(path, keys).values()
         ]
     testing = [name in _TESTS for name in _pairs(path, keys)]
     return _with_tests(path, parts, testing, log)
@@ -176,7 +183,7 @@ def _with_tests(
         for part, tested in zip(parts, testing, strict=True)
     ]
     joined = join(marked, [path] * len(parts))
-    number = int(np.sum(joined.testing))
+    number = sum(len(p.labels) for p, t in zip(parts, testing, strict=True) if t)
     log(f"{path}: its {number} test images are used for tests only, and no others")
     return joined
 
@@ -260,27 +267,33 @@ def _as_pixels(path: Path, images: np.ndarray, log: Log) -> np.ndarray:
             "from 0 to 1"
         )
     if images.ndim == 2:
-        root = round(images.shape[1] ** 0.5)
-        if root**2 != images.shape[1]:
-            raise ValueError(
-                f"{path}: images are {given}: rows of {images.shape[1]} pixels are no "
-                "squares; reshape them to [N, H, W, C]"
-            )
-        pixels = pixels.reshape(-1, root, root)
+        pixels = _squares(path, pixels)
     if pixels.ndim == 3:
         pixels = pixels[..., None]
-    if pixels.shape[1] in (1, 3) and pixels.shape[3] > 4:
+    _, first, _, last = pixels.shape
+    if first in (1, 3) and last > 4:
         pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-    if pixels.shape[3] not in (1, 3):
+    *_, colours = pixels.shape
+    if colours not in (1, 3):
         raise ValueError(
-            f"{path}: images are {given}: they must have 1 or 3 colours, not "
-            f"{pixels.shape[3]}"
+            f"{path}: images are {given}: they must have 1 or 3 colours, not {colours}"
         )
-    if images.dtype != np.uint8 or pixels.shape != images.shape + (1,) * (
-        images.ndim == 3
-    ):
+    as_they_are = images.shape, (*images.shape, 1)
+    if images.dtype != np.uint8 or pixels.shape not in as_they_are:
         log(f"{path}: images are {given}, read as uint8 {list(pixels.shape)}")
     return pixels
+
+
+def _squares(path: Path, rows: np.ndarray) -> np.ndarray:
+    """Rows of pixels `[N, H W]` as grey images `[N, H, W]` of equal sides."""
+    number = rows.shape[1]
+    side = round(number**0.5)
+    if side**2 != number:
+        raise ValueError(
+            f"{path}: rows of {number} pixels are no squares; reshape them to "
+            "[N, H, W, C]"
+        )
+    return rows.reshape(-1, side, side)
 
 
 def _to_bytes(images: np.ndarray) -> np.ndarray | None:

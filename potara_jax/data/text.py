@@ -155,7 +155,7 @@ class Form(NamedTuple):
 
 def _known(fields: Keys) -> set[str]:
     """All names that a table's first line may have, in lower case."""
-    roles = (form.names | form.optional for form in FORMS)
+    roles = (names for form in FORMS for names in (form.names, form.optional))
     usual = {name for names in roles for each in names.values() for name in each}
     return usual | {name.lower() for name in fields.values()}
 
