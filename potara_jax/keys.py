@@ -35,6 +35,8 @@ Purpose = Literal[
     "dropout",
     "compression",
     "noise",
+    # of a client's merge, whose samples are numbered
+    "merge",
 ]
 PURPOSES: tuple[Purpose, ...] = typing.get_args(Purpose)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from potara_jax.adapters.lora import Adapter, Array, Params
 from potara_jax.clients.axis import AT_ONCE, Layout, over_clients
 from potara_jax.clients.fitting import jit_over_clients
+from potara_jax.keys import subkey
 from potara_jax.merging.combining import merge, pair
 from potara_jax.merging.curvature import Curvature, real
 from potara_jax.merging.interface import Client, Estimator, Measured, Merge, Weight
@@ -32,6 +33,21 @@ class Samples(NamedTuple):
 
     examples: Example
     count: Array
+
+
+class Clients(NamedTuple):
+    """All clients' models and samples: the arguments of a program, in order.
+
+    `federated`, `local`: stacked adapters `[C, ...]`. `trained_on` `[C]`: numbers of
+    training examples. `key`: consumed.
+    """
+
+    base: Params
+    federated: Adapter
+    local: Adapter
+    samples: Samples
+    trained_on: Array
+    key: Array
 
 
 class Merged(NamedTuple):
@@ -72,15 +88,8 @@ def personalise(
     merge_all = combine(method, space=space, rank=rank, layout=layout)
 
     @jax.jit
-    def program(
-        base: Params,
-        federated: Adapter,
-        local: Adapter,
-        samples: Samples,
-        trained_on: Array,
-        key: Array,
-    ) -> Merged:
-        clients = base, federated, local, samples, trained_on, key
+    def program(*arguments: Any) -> Merged:
+        clients = Clients(*arguments)
         measured = weigh_all(*clients)
         adapter = merge_all(*clients, measured.weight)
         return Merged(adapter, measured.weight, measured.curvature)
@@ -93,17 +102,10 @@ def weigh(estimator: Estimator, *, layout: Layout = AT_ONCE) -> Callable[..., Me
     measure = over_each(estimator.measure, layout=layout)
 
     @jax.jit
-    def program(
-        base: Params,
-        federated: Adapter,
-        local: Adapter,
-        samples: Samples,
-        trained_on: Array,
-        key: Array,
-    ) -> Measured:
-        measured = measure(base, federated, local, samples, trained_on, key)
-        decide = estimator.decide
-        return decide(measured, samples.count) if decide else measured
+    def program(*arguments: Any) -> Measured:
+        clients = Clients(*arguments)
+        measured, decide = measure(*clients), estimator.decide
+        return decide(measured, clients.samples.count) if decide else measured
 
     return program
 
@@ -126,7 +128,7 @@ def combine(
         )
         weights = weight if isinstance(weight, tuple) else pair(weight)
         both = client.federated, client.local
-        key = jax.random.fold_in(client.key, 1)
+        key = subkey(client.key, "merge")
         return merge(both, weights, method=chosen, space=space, rank=rank, key=key)
 
     return over_each(one, layout=layout)
@@ -141,27 +143,31 @@ def over_each(
     leaf of `more` has the client axis. Client `k`'s key is `fold_in(key, k)`.
     """
 
-    def program(
-        layout: Layout,
-        base: Params,
-        federated: Adapter,
-        local: Adapter,
-        samples: Samples,
-        trained_on: Array,
-        key: Array,
-        *more: Any,
-    ) -> Any:
-        number = jnp.arange(samples.count.shape[0])
-        keys = jax.vmap(partial(jax.random.fold_in, key))(number)
-        weight = jax.vmap(real)(samples.examples, samples.count)
-        rest = federated, local, samples.examples, weight, trained_on, keys
-        axes = (None, *[0] * (len(rest) + len(more)))
+    def program(layout: Layout, *arguments: Any) -> Any:
+        clients, more = Clients(*arguments[:6]), arguments[6:]
+        each = _each(clients)
+        axes = (None, *[0] * (len(each) - 1 + len(more)))
         mapped = over_clients(
             lambda *args: fn(Client(*args[:7]), *args[7:]), in_axes=axes, layout=layout
         )
-        return mapped(base, *rest, *more)
+        return mapped(*each, *more)
 
     return jit_over_clients(lambda chunks: partial(program, chunks), layout, _clients)
+
+
+def _each(clients: Clients) -> Client:
+    """The base, and every client's part of all else `[C, ...]`."""
+    samples = clients.samples
+    number = jnp.arange(samples.count.shape[0])
+    return Client(
+        base=clients.base,
+        federated=clients.federated,
+        local=clients.local,
+        examples=samples.examples,
+        weight=jax.vmap(real)(samples.examples, samples.count),
+        trained_on=clients.trained_on,
+        key=jax.vmap(partial(jax.random.fold_in, clients.key))(number),
+    )
 
 
 def loss_curves(loss: Loss, *, layout: Layout = AT_ONCE) -> Callable[..., Array]:

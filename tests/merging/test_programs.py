@@ -11,7 +11,14 @@ from jax.extend.core import jaxprs_in_params
 from potara_jax import merging
 from potara_jax.adapters import lora
 from potara_jax.clients.axis import AT_ONCE, Layout
-from potara_jax.merging import Client, Samples, loss_curves, personalise, spaces
+from potara_jax.merging import (
+    Client,
+    Samples,
+    loss_curves,
+    personalise,
+    programs,
+    spaces,
+)
 from potara_jax.merging.curvature import curvature, real
 from potara_jax.merging.segment import segment_loss
 from tests.helpers import assert_close, dense, gauge, normal, pick, regauged, stack
@@ -73,15 +80,15 @@ def loss(base, adapter, batch):
 EXACT, SAMPLED = merging.exact(logits), merging.sampled(logits)
 
 
-def potara(likelihood=EXACT, *, rank=None, layout=AT_ONCE, **how):
+def potara(likelihood=EXACT, *, rank=None, layout=AT_ONCE, **options):
     """Curvature and merge in one space."""
-    estimator = merging.potara(likelihood, DAMPING, **how)
-    space = how.get("space", "core")
+    estimator = merging.potara(likelihood, DAMPING, **options)
+    space = options.get("space", "core")
     return personalise(estimator, space=space, rank=rank, layout=layout)
 
 
-def hermite_program(**how):
-    return personalise(merging.hermite(loss), space="delta", **how)
+def hermite_program(**options):
+    return personalise(merging.hermite(loss), space="delta", **options)
 
 
 @partial(jax.jit, static_argnames=("likelihood", "settings"))
@@ -134,12 +141,12 @@ def by_hand(
     ids=["exact-core-client", "exact-core-parameter", "sampled-factor-module"],
 )
 def test_the_program_does_every_client_on_its_own(likelihood, space, per, rank):
-    found = merged(likelihood, space=space, per=per, rank=rank)
+    actual = merged(likelihood, space=space, per=per, rank=rank)
     for client in range(CLIENTS):
-        own = pick((*PROBLEM[1:], TRAINED_ON), client)
-        weight, adapter = by_hand(client, *own, likelihood, space, per, rank)
-        assert_close(pick(found.weight, client), weight, atol=1e-3)
-        assert_close(deltas(pick(found.adapter, client)), deltas(adapter), atol=1e-3)
+        arguments = pick((*PROBLEM[1:], TRAINED_ON), client)
+        weight, adapter = by_hand(client, *arguments, likelihood, space, per, rank)
+        assert_close(pick(actual.weight, client), weight, atol=1e-3)
+        assert_close(deltas(pick(actual.adapter, client)), deltas(adapter), atol=1e-3)
 
 
 def test_every_client_has_its_own_weight():
@@ -150,26 +157,26 @@ def test_every_client_has_its_own_weight():
 
 
 def test_the_adapter_is_the_merge_at_the_weight():
-    found = merged()
+    actual = merged()
     for client in range(CLIENTS):
-        w = float(found.weight[client])
+        w = float(actual.weight[client])
         ends = (deltas(pick(t, client)) for t in (PROBLEM.federated, PROBLEM.local))
-        mixed = jax.tree.map(lambda f, own, w=w: w * f + (1 - w) * own, *ends)
-        assert_close(deltas(pick(found.adapter, client)), mixed)
+        mixed = jax.tree.map(lambda f, other, w=w: w * f + (1 - w) * other, *ends)
+        assert_close(deltas(pick(actual.adapter, client)), mixed)
 
 
 @pytest.mark.parametrize("space", ["core", "factor"])
 def test_identical_models_take_a_half_each(space):
     same = PROBLEM._replace(local=PROBLEM.federated)
-    found = merged(problem=same, space=space)
-    np.testing.assert_allclose(found.weight, 0.5, atol=1e-3)
-    assert_close(deltas(found.adapter), deltas(PROBLEM.federated), atol=1e-4)
+    actual = merged(problem=same, space=space)
+    np.testing.assert_allclose(actual.weight, 0.5, atol=1e-3)
+    assert_close(deltas(actual.adapter), deltas(PROBLEM.federated), atol=1e-4)
 
 
 def test_working_in_pieces_changes_nothing():
-    found, expected = merged(layout=Layout(2), chunk=2), merged()
-    assert_close(found.weight, expected.weight, atol=1e-4)
-    assert_close(deltas(found.adapter), deltas(expected.adapter), atol=1e-4)
+    actual, expected = merged(layout=Layout(2), chunk=2), merged()
+    assert_close(actual.weight, expected.weight, atol=1e-4)
+    assert_close(deltas(actual.adapter), deltas(expected.adapter), atol=1e-4)
 
 
 def scans(jaxpr, depth=1):
@@ -210,13 +217,13 @@ def test_padding_changes_nothing():
     examples = PROBLEM.samples.examples
     padded = lambda x: x.at[1, 3:].set(x[0, :2]).at[2, 4:].set(x[0, 0])
     samples = Samples(jax.tree.map(padded, examples), PROBLEM.samples.count)
-    found = merged(problem=PROBLEM._replace(samples=samples))
-    np.testing.assert_array_equal(found.weight, merged().weight)
+    actual = merged(problem=PROBLEM._replace(samples=samples))
+    np.testing.assert_array_equal(actual.weight, merged().weight)
 
 
 def test_laplace_sees_how_many_examples_a_client_trained_on():
-    found, more = merged().weight, merged(trained_on=100 * TRAINED_ON).weight
-    assert np.abs(found - more).min() > 1e-3
+    actual, more = merged().weight, merged(trained_on=100 * TRAINED_ON).weight
+    assert np.abs(actual - more).min() > 1e-3
 
 
 def test_repeated_calls_compile_once_and_move_nothing():
@@ -258,23 +265,25 @@ each_gauge = pytest.mark.parametrize("matrix", GAUGES.values(), ids=GAUGES.keys(
 @each_gauge
 def test_the_core_weight_does_not_see_the_gauge(matrix):
     other = PROBLEM._replace(local=local_in_another_gauge(matrix))
-    found, expected = merged(problem=other), merged()
-    assert_close(found.weight, expected.weight, atol=1e-3)
-    assert_close(found.curvature, expected.curvature, atol=2e-3)
+    actual, expected = merged(problem=other), merged()
+    assert_close(actual.weight, expected.weight, atol=1e-3)
+    assert_close(actual.curvature, expected.curvature, atol=2e-3)
 
 
 @each_gauge
 def test_the_core_merge_does_not_see_the_gauge(matrix):
     other = PROBLEM._replace(local=local_in_another_gauge(matrix))
-    found, expected = (deltas(m.adapter) for m in (merged(problem=other), merged()))
-    assert_close(found, expected, atol=2e-3)
+    actual, expected = (deltas(m.adapter) for m in (merged(problem=other), merged()))
+    assert_close(actual, expected, atol=2e-3)
 
 
 @each_gauge
 def test_the_factor_weight_sees_the_gauge(matrix):
     other = PROBLEM._replace(local=local_in_another_gauge(matrix))
-    found, own = (merged(problem=p, space="factor").weight for p in (other, PROBLEM))
-    assert np.abs(found - own).max() > 1e-2
+    actual, expected = (
+        merged(problem=p, space="factor").weight for p in (other, PROBLEM)
+    )
+    assert np.abs(actual - expected).max() > 1e-2
 
 
 # --- The loss along the segment ------------------------------------------------------
@@ -335,7 +344,9 @@ def test_the_hermite_weight_minimises_the_cubic(hermite, client):
 
 
 def test_the_hermite_merge_is_the_exact_one(hermite):
-    merge = lambda f, own, w: merging.merge((f, own), merging.pair(w), space="delta")
+    merge = lambda f, other, w: merging.merge(
+        (f, other), merging.pair(w), space="delta"
+    )
     expected = jax.vmap(merge)(PROBLEM.federated, PROBLEM.local, hermite.weight)
     assert_close(hermite.adapter, expected, atol=1e-6)
     assert hermite.curvature is None
@@ -362,3 +373,15 @@ def test_loss_curves_of_chunks_of_clients_are_the_same():
     points = jnp.array([0.0, 1.0])
     curves = loss_curves(loss, layout=Layout(2))(*PROBLEM, points)
     assert_close(curves, loss_curves(loss)(*PROBLEM, points))
+
+
+def test_what_a_merge_draws_is_apart_from_what_its_samples_draw(monkeypatch):
+    """DARE's entries say nothing about the labels of a sampled Fisher."""
+    read = lambda *args, key, **options: jax.random.key_data(key)
+    monkeypatch.setattr(programs, "merge", read)
+    drawn = merging.combine()(*PROBLEM, TRAINED_ON, KEY, jnp.full(CLIENTS, 0.5))
+    assert len({tuple(words) for words in drawn.tolist()}) == CLIENTS
+    for client, words in enumerate(drawn.tolist()):
+        client_key = jax.random.fold_in(KEY, client)
+        samples = [jax.random.fold_in(client_key, i) for i in range(50)]
+        assert words not in [jax.random.key_data(key).tolist() for key in samples]
