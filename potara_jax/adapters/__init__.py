@@ -1,8 +1,9 @@
-"""LoRA adapters as pytrees, on any Flax Linen model.
+"""LoRA adapters as pytrees, on any Flax model, Linen or NNX.
 
 `find_sites`, `init` and `bind` make and apply an adapter; `fold` puts one into the
-base. The modules have more: `algebra` exact algebra of low-rank deltas, `peft` the
-adapter folders of Hugging Face PEFT, `precision` a base in fewer bits.
+base; `variables` is the base of an NNX model. The modules have more: `algebra` exact
+algebra of low-rank deltas, `peft` the adapter folders of Hugging Face PEFT,
+`precision` a base in fewer bits.
 """
 
 from potara_jax.adapters.lora import (
@@ -17,6 +18,7 @@ from potara_jax.adapters.lora import (
     is_factors,
     trained_modules,
 )
+from potara_jax.adapters.of_nnx import variables
 
 __all__ = [
     "Adapter",
@@ -29,4 +31,5 @@ __all__ = [
     "init",
     "is_factors",
     "trained_modules",
+    "variables",
 ]

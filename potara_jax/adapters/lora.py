@@ -1,4 +1,4 @@
-"""LoRA on any Flax Linen model, without touching the model.
+"""LoRA on any Flax model, Linen or NNX, without touching the model.
 
 Dimension letters: `D` inputs, `K` outputs, `R` rank; `...` are the leading axes of
 layers that the model scans over (`flax.linen.scan`).
@@ -14,9 +14,9 @@ G]` weigh `G` equal parts of the rank, token by token, by `softmax(x g)`. A modu
 is trained whole, such as a classification head, holds its parameters under their own
 names and replaces the base's. Both kinds travel, train and merge together.
 
-The base is never changed: `bind` intercepts the calls of the adapted layers, so the
-base product stays one matrix product for all clients under `jax.vmap`, and `W + s a b`
-is formed only by `fold`.
+The base is never changed: `bind` intercepts the calls of the adapted layers (see
+`of_nnx` for NNX), so the base product stays one matrix product for all clients under
+`jax.vmap`, and `W + s a b` is formed only by `fold`.
 
 A *base* is a model's parameters, or all its variables, such as `{"params": ...,
 "batch_stats": ...}`, recognised by the key `params`. Collections beside the parameters
@@ -28,20 +28,24 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from potara_jax.adapters import of_nnx
 from potara_jax.adapters.layers import Array, Layer, Site, added, kind_of, site_of
 
 Params = Mapping[str, Any]
 Entry = dict[str, Array]
 Adapter = dict[str, Entry]
 Apply = Callable[..., Array]
+Model = nn.Module | nnx.Module
 Interceptor = Callable[..., Any]  # as `flax.linen.intercept_methods` takes it
 
 _PARAMS, _LORA = "params", "lora"
@@ -62,14 +66,14 @@ def _path(module: nn.Module) -> str:
 
 
 def find_sites(
-    model: nn.Module, *inputs: Any, targets: str | Sequence[str]
+    model: Model, *inputs: Any, targets: str | Sequence[str]
 ) -> dict[str, Site]:
     """The kernels of `model` that `targets` name, by module path.
 
     Args:
-      model: any Linen model.
-      inputs: what the model is called with; arrays may be `jax.ShapeDtypeStruct`s, as
-        nothing is computed. What is no array, such as a flag, is passed on as it is.
+      model: any Linen or NNX model.
+      inputs: what a Linen model is called with; arrays may be `jax.ShapeDtypeStruct`s,
+        as nothing is computed. What is no array, such as a flag, is passed on as it is.
       targets: one target or several, each a regular expression that must match the end
         of a path at a path boundary: `query` and `attention/(query|value)` both match
         `block_0/attention/query`.
@@ -79,7 +83,10 @@ def find_sites(
         or matches a layer whose kernel has batch axes or groups.
     """
     targets = (targets,) if isinstance(targets, str) else targets
-    modules, params = _trace(model, *inputs)
+    if isinstance(model, nnx.Module):
+        modules, params = of_nnx.trace(model)
+    else:
+        modules, params = _trace(model, *inputs)
     missing = [t for t in targets if not any(_matches(t, path) for path in modules)]
     if missing or not targets:
         raise ValueError(
@@ -230,62 +237,68 @@ def _variables(base: Params, adapter: Adapter) -> Params:
 # --- Applying and folding ------------------------------------------------------------
 
 
-def bind(model: nn.Module, *, scale: float) -> Apply:
+def bind(model: Model, *, scale: float) -> Apply:
     """A pure function `apply(base, adapter, *inputs, **kwargs)` of the adapted model.
 
     `base` is the model's parameters or variables, `adapter` any `Adapter` (of any
     rank), `scale` the factor `s = alpha / R` with which every delta is added. The
     product with the factors is taken in the dtype of the layer's output.
     """
-    intercept = _adder(scale)
+    return _bound(model, scale)
 
-    def apply(base: Params, adapter: Adapter, *inputs: Any, **kwargs: Any) -> Array:
+
+def _bound(
+    model: Model,
+    scale: float,
+    observe: of_nnx.Observe | None = None,
+    watch: Mapping[str, Callable[[Array], object]] = MappingProxyType({}),
+) -> Callable[..., Any]:
+    """See `bind`; `observe` and, for NNX, `watch` are as in `of_nnx.bind`."""
+    if isinstance(model, nnx.Module):
+        call = of_nnx.bind(model, scale=scale, observe=observe, watch=watch)
+
+        def apply(base: Params, adapter: Adapter, *inputs: Any, **kwargs: Any) -> Any:
+            variables = _variables(base, adapter)
+            factors = {path: e for path, e in adapter.items() if is_factors(e)}
+            return call(variables, factors, *inputs, **kwargs)
+
+        return apply
+    intercept, linen = _adder(scale, observe), model
+
+    def apply_linen(base: Params, adapter: Adapter, *inputs: Any, **kwargs: Any) -> Any:
         with nn.intercept_methods(intercept):
-            outputs: Any = model.apply(_variables(base, adapter), *inputs, **kwargs)
-        return outputs
+            return linen.apply(_variables(base, adapter), *inputs, **kwargs)
 
-    return apply
+    return apply_linen
 
 
-def bind_inputs(model: nn.Module, *, scale: float) -> Callable[..., dict[str, Array]]:
+def bind_inputs(model: Model, *, scale: float) -> Callable[..., dict[str, Array]]:
     """A pure function from `(base, adapter, *inputs)` to every adapted module's inputs.
 
     `{path: [T, D]}`, `T` all positions of all examples, float32: the rows that meet the
     factors `a`. Raises `ValueError` for a layer that the model scans over.
     """
-    add = _adder(scale)
 
     def apply(
         base: Params, adapter: Adapter, *inputs: Any, **kwargs: Any
     ) -> dict[str, Array]:
         seen: dict[str, Array] = {}
+
+        def record(path: str, layer: Layer, module: nn.Module, x: Array) -> None:
+            size = adapter[path]["a"].shape[0]
+            rows = layer.project(module, x, jnp.eye(size, dtype=x.dtype))
+            seen[path] = rows.reshape(-1, size).astype(jnp.float32)
+
         for path, entry in adapter.items():
             if is_factors(entry) and entry["a"].ndim != 2:
                 raise ValueError(
                     f"the model scans over '{path}', so the inputs of its single "
                     "layers cannot be read"
                 )
-        with nn.intercept_methods(_recorder(seen)), nn.intercept_methods(add):
-            model.apply(_variables(base, adapter), *inputs, **kwargs)
+        _bound(model, scale, record)(base, adapter, *inputs, **kwargs)
         return seen
 
     return apply
-
-
-def _recorder(seen: dict[str, Array]) -> Interceptor:
-    def record(
-        next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any
-    ) -> Any:
-        module = context.module
-        layer = _adapted_layer(context)
-        if layer is not None:
-            size = module.get_variable(_LORA, "a").shape[0]
-            whole = jnp.eye(size, dtype=args[0].dtype)
-            rows = layer.project(module, args[0], whole).reshape(-1, size)
-            seen["/".join(module.path)] = rows.astype(jnp.float32)
-        return next_fun(*args, **kwargs)
-
-    return record
 
 
 def _adapted_layer(context: nn.module.InterceptorContext) -> Layer | None:
@@ -295,7 +308,7 @@ def _adapted_layer(context: nn.module.InterceptorContext) -> Layer | None:
     return layer if context.module.has_variable(_LORA, "a") else None
 
 
-def _adder(scale: float) -> Interceptor:
+def _adder(scale: float, observe: of_nnx.Observe | None) -> Interceptor:
     def add_delta(
         next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any
     ) -> Any:
@@ -303,6 +316,8 @@ def _adder(scale: float) -> Interceptor:
         layer = _adapted_layer(context)
         if layer is None:
             return y
+        if observe is not None:
+            observe(_path(module), layer, module, args[0])
         names = (name for name in "abmg" if module.has_variable(_LORA, name))
         factors = {n: module.get_variable(_LORA, n).astype(y.dtype) for n in names}
         x = args[0].astype(y.dtype)
@@ -319,31 +334,41 @@ def _rescaled(y: Array, context: nn.module.InterceptorContext) -> Array:
     return y * module.get_variable(*_SCALE).astype(y.dtype)
 
 
-def bind_input_of(model: nn.Module, path: str, *, scale: float) -> Apply:
+def bind_input_of(model: Model, path: str, *, scale: float) -> Apply:
     """A pure function from `(base, adapter, *inputs)` to what one module reads.
 
     With the head's path: the last hidden features. Raises `ValueError` where the model
     does not call a module of that path.
     """
-    add = _adder(scale)
 
     def apply(base: Params, adapter: Adapter, *inputs: Any, **kwargs: Any) -> Array:
         seen: list[Array] = []
-
-        def record(
-            next_fun: Callable[..., Any], args: Any, inner: Any, context: Any
-        ) -> Any:
-            if "/".join(context.module.path) == path:
-                seen.append(args[0])
-            return next_fun(*args, **inner)
-
-        with nn.intercept_methods(record), nn.intercept_methods(add):
-            model.apply(_variables(base, adapter), *inputs, **kwargs)
+        run = _watched(model, path, seen, scale)
+        run(base, adapter, *inputs, **kwargs)
         if not seen:
             raise ValueError(f"the model calls no module '{path}'")
         return seen[0].astype(jnp.float32)
 
     return apply
+
+
+def _watched(
+    model: Model, path: str, seen: list[Array], scale: float
+) -> Callable[..., Any]:
+    """The adapted model, which puts what one module reads into a list."""
+    if isinstance(model, nnx.Module):
+        return _bound(model, scale, watch={path: seen.append})
+
+    def record(next_fun: Callable[..., Any], args: Any, inner: Any, at: Any) -> Any:
+        if _path(at.module) == path:
+            seen.append(args[0])
+        return next_fun(*args, **inner)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with nn.intercept_methods(record):
+            return _bound(model, scale)(*args, **kwargs)
+
+    return run
 
 
 def bind_add(

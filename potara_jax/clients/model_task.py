@@ -9,10 +9,9 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from potara_jax.adapters import lora
-from potara_jax.adapters.lora import Params, Site
+from potara_jax.adapters.lora import Model, Params, Site
 from potara_jax.clients.task import Loss, Task, of_classes, of_loss
 from potara_jax.data.federation import Batch, take
 
@@ -25,12 +24,12 @@ Out = TypeVar("Out")
 class ModelTask:
     """A model and what is learned on it; `classification` and `objective` make one.
 
-    model: any Linen model. inputs: from a batch's inputs to the arguments of the model.
+    model: any Linen or NNX model. inputs: from a batch's inputs to its arguments.
     build: `build(scale, sites)`, see `at`. classes: whether labels are classes, from 0
     to below the number of the model's outputs.
     """
 
-    model: nn.Module
+    model: Model
     inputs: Arguments
     build: Callable[[float, Sites | None], Task]
     classes: bool = False
@@ -118,12 +117,12 @@ def arguments_of(inputs: Any) -> tuple[Any, ...]:
 
 
 def classification(
-    model: nn.Module, *, inputs: Arguments = arguments_of, head: str | None = None
+    model: Model, *, inputs: Arguments = arguments_of, head: str | None = None
 ) -> ModelTask:
     """Cross-entropy and accuracy of a model whose outputs are logits `[B, K]`.
 
     Args:
-      model: any Linen model.
+      model: any Linen or NNX model; see `adapters.variables` for the latter's base.
       inputs: from a batch's inputs to the model's arguments, such as `lambda x: (x,
         False)` for a model that also takes a flag. Default: a tuple is spread over the
         arguments, anything else is the only one.
@@ -148,12 +147,12 @@ def classification(
 
 
 def objective(
-    model: nn.Module, loss: Loss, *, inputs: Arguments = arguments_of
+    model: Model, loss: Loss, *, inputs: Arguments = arguments_of
 ) -> ModelTask:
     """A loss of any kind on a model; the score is minus the loss.
 
     Args:
-      model: any Linen model.
+      model: any Linen or NNX model; see `adapters.variables` for the latter's base.
       loss: `loss(apply, batch) -> [B]`, one number an example. `apply(*arguments)` is
         the adapted model, called as often as the loss needs: a ranking loss calls it
         twice.

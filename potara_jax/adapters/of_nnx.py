@@ -1,0 +1,189 @@
+"""LoRA on Flax NNX models: a second, thin front to the same adapters.
+
+An NNX model is split once into what it is and its state. The state becomes a base as
+Linen models have it, by path, and every call merges a model out of a base again, puts a
+layer with factors in the place of each adapted layer, and calls it. So a base stays
+unbatched, and what a call changes in the model is forgotten.
+
+State that is neither parameters nor batch statistics, such as random streams and
+caches, stays as it is in the model. Models are called in evaluation mode: dropout and
+updates of statistics are off, as in a Linen model that is applied without random keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from flax import linen as nn
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from potara_jax.adapters.layers import Array, Layer, added, kind_of
+
+Path = tuple[Any, ...]
+Factors = Mapping[str, Mapping[str, Array]]
+Observe = Callable[[str, Layer, nn.Module, Array], None]
+
+_COLLECTIONS = {nnx.Param: "params", nnx.BatchStat: "batch_stats"}
+
+
+def variables(model: nnx.Module) -> dict[str, Any]:
+    """A base: `{"params": ...}`, and `batch_stats` where there are any, by path."""
+    found: dict[str, dict[str, Array]] = {}
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        if collection := _collection(variable):
+            found.setdefault(collection, {})[_joined(path)] = variable.get_value()
+    return {name: unflatten_dict(flat, sep="/") for name, flat in found.items()}
+
+
+def trace(
+    model: nnx.Module,
+) -> tuple[dict[str, tuple[nn.Module, Layer]], dict[str, Any]]:
+    """The adaptable layers, described as Linen has them, and all parameters by path."""
+    params: Any = flatten_dict(variables(model)["params"], sep="/")
+    modules = {}
+    for path, layer in nnx.iter_modules(model):
+        linen = _as_linen(layer)
+        if linen is not None and (kind := kind_of(linen)):
+            modules[_joined(path)] = linen, kind
+    return modules, params
+
+
+def bind(
+    model: nnx.Module,
+    *,
+    scale: float,
+    observe: Observe | None = None,
+    watch: Mapping[str, Callable[[Array], object]] = MappingProxyType({}),
+) -> Callable[..., Any]:
+    """`apply(variables, factors, *inputs, **kwargs)` of the adapted model.
+
+    Args:
+      model: its state is replaced by the `variables` of a call.
+      scale: the factor of every delta.
+      observe: called with every adapted layer's path, kind, description and input.
+      watch: functions that are called with what the modules of some paths read.
+    """
+    evaluated = nnx.clone(model)
+    evaluated.eval()
+    graph, state = nnx.split(evaluated)
+    flat = nnx.to_flat_state(state)
+    paths = {_joined(path): path for path, _ in nnx.iter_modules(evaluated)}
+
+    def apply(
+        variables: Mapping[str, Any], factors: Factors, *inputs: Any, **kwargs: Any
+    ) -> Any:
+        values = {
+            name: flatten_dict(dict(variables.get(name, {})), sep="/")
+            for name in _COLLECTIONS.values()
+        }
+        filled = [(path, _filled(path, variable, values)) for path, variable in flat]
+        called: Any = nnx.merge(graph, nnx.from_flat_state(filled))
+        for path, entry in factors.items():
+            layer = _get(called, paths[path])
+            _put(called, paths[path], _Adapted(layer, entry, scale, path, observe))
+        for path in watch.keys() & paths.keys():
+            module = _get(called, paths[path])
+            _put(called, paths[path], _Watched(module, watch[path]))
+        return called(*inputs, **kwargs)
+
+    return apply
+
+
+def _joined(path: Path) -> str:
+    return "/".join(map(str, path))
+
+
+def _collection(variable: Any) -> str | None:
+    kinds = (name for kind, name in _COLLECTIONS.items() if isinstance(variable, kind))
+    return next(kinds, None)
+
+
+def _filled(path: Path, variable: Any, values: Mapping[str, Any]) -> Any:
+    collection = _collection(variable)
+    return (
+        variable.replace(values[collection][_joined(path)]) if collection else variable
+    )
+
+
+# --- Adapted layers ------------------------------------------------------------------
+
+
+class _Adapted(nnx.Module):
+    """A layer with factors beside it, in its place."""
+
+    def __init__(
+        self,
+        layer: nnx.Module,
+        entry: Mapping[str, Array],
+        scale: float,
+        path: str,
+        observe: Observe | None,
+    ) -> None:
+        self.layer = layer
+        self.factors = nnx.Dict({k: nnx.Param(value) for k, value in entry.items()})
+        self.scale, self.path, self.observe = scale, path, observe
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
+        layer: Any = self.layer
+        y: Array = layer(x, *args, **kwargs)
+        linen = _as_linen(layer)
+        kind = None if linen is None else kind_of(linen)
+        assert linen is not None and kind is not None, "only such layers are adapted"
+        if self.observe is not None:
+            self.observe(self.path, kind, linen, x)
+        factors = {k: v.get_value().astype(y.dtype) for k, v in self.factors.items()}
+        return y + self.scale * added(kind, linen, x.astype(y.dtype), factors, y.shape)
+
+
+class _Watched(nnx.Module):
+    """A module, and a function of what it reads, in its place."""
+
+    def __init__(self, module: nnx.Module, see: Callable[[Array], object]) -> None:
+        self.module, self.see = module, see
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+        self.see(x)
+        module: Any = self.module
+        return module(x, *args, **kwargs)
+
+
+def _get(model: nnx.Module, path: Path) -> Any:
+    place: Any = model
+    for key in path:
+        place = place[key] if isinstance(key, int) else getattr(place, key)
+    return place
+
+
+def _put(model: nnx.Module, path: Path, module: nnx.Module) -> None:
+    owner, name = _get(model, path[:-1]), path[-1]
+    if isinstance(name, int):
+        owner[name] = module
+    else:
+        setattr(owner, name, module)
+
+
+def _as_linen(layer: Any) -> nn.Module | None:
+    """The Linen module that computes what an NNX layer does."""
+    if isinstance(layer, nnx.Linear):
+        return nn.Dense(layer.out_features)
+    if isinstance(layer, nnx.LinearGeneral):
+        return nn.DenseGeneral(
+            layer.out_features, axis=layer.axis, batch_dims=tuple(layer.batch_axis)
+        )
+    if isinstance(layer, nnx.Einsum):
+        return nn.Einsum(layer.kernel_shape, layer.einsum_str or None)
+    if isinstance(layer, nnx.Conv):
+        return nn.Conv(
+            layer.out_features,
+            layer.kernel_size,
+            strides=layer.strides,
+            padding=layer.padding,
+            input_dilation=layer.input_dilation,
+            kernel_dilation=layer.kernel_dilation,
+            feature_group_count=layer.feature_group_count,
+            mask=layer.mask,
+        )
+    return None
