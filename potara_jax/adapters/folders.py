@@ -32,7 +32,7 @@ def check_free(
     if not folder.exists() and not folder.is_symlink():
         return
     if not overwrite:
-        raise ValueError(f"{folder} already exists; choose another (or --overwrite it)")
+        raise ValueError(f"{folder} already exists; choose another, or set overwrite")
     if not (folder / marker).is_file():
         raise ValueError(f"{folder} holds no {kind}, so it is not overwritten")
     others = sorted({path.name for path in folder.iterdir()} - set(names))

@@ -29,7 +29,10 @@ def find(name: str) -> Experiment:
         module = importlib.import_module(f"{_PACKAGE}.{name}")
     else:
         known = ", ".join(names())
-        raise ValueError(f"there is no experiment {name}; choose from {known}")
+        file = f"{name}.py" if Path(f"{name}.py").is_file() else "a Python file"
+        raise ValueError(
+            f"there is no experiment {name}; choose from {known}, or {file}"
+        )
     experiment = getattr(module, "EXPERIMENT", None)
     if not isinstance(experiment, Experiment):
         raise ValueError(f"{name} has no EXPERIMENT = Experiment(...)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,7 +56,7 @@ class Export:
     """The dtype of the written tensors."""
     transformers: Transformers = 5
     """The major version of transformers that loads the adapters. A ViT's modules have
-    other names in 4 and 5; whole models and bases load in both."""
+    other names in 4 and 5, a DINOv2's since 5.18; whole models and bases load in all."""
     overwrite: bool = False
     """Replace existing models."""
     cache: Path = CACHE
@@ -63,8 +64,8 @@ class Export:
 
     def __call__(self) -> None:
         """Write the models. Raises `ValueError` if they cannot be written."""
-        console = Console()
-        log = lambda text: console.print(text, highlight=False, markup=False)
+        console = Console(stderr=True)
+        log = partial(console.print, highlight=False, markup=False, soft_wrap=True)
         config = _config(self.run)
         experiment = _experiment(self.run, config)
         cells = _cells(self, experiment)

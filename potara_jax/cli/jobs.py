@@ -39,11 +39,21 @@ class RunOptions:
 
 
 def command(words: list[str]) -> tuple[Any, str]:
-    """The type of a job's command, `potara JOB EXPERIMENT [options]`."""
-    job = jobs.JOBS[words[0]]()
-    names = catalogue.names()
-    if len(words) > 1 and words[1].endswith(".py"):
-        names.append(words[1])
+    """The type of a job's command, `potara JOB EXPERIMENT [options]`.
+
+    Raises `ValueError` without an experiment, or for one that does not exist.
+    """
+    job, names = jobs.JOBS[words[0]](), catalogue.names()
+    named = words[1] if len(words) > 1 else "--none"
+    if not named.startswith("-"):
+        catalogue.find(named)
+        names = list(dict.fromkeys([*names, named]))
+    elif named not in ("-h", "--help"):
+        known = ", ".join(names)
+        raise ValueError(
+            f"{job.name} needs an experiment before all options: {known}, or a Python "
+            "file"
+        )
     branches = [_branch(job, catalogue.find(name), name) for name in names]
     carry_out = {"__call__": lambda self: self.request()}
     chosen = union[tuple(branches)]
@@ -84,15 +94,19 @@ def _dataclass(name: str, fields: list[tuple], methods: dict[str, Any]) -> Any:
 
 
 def _run(experiment: Experiment, job: Job, options: RunOptions, name: str) -> None:
-    """Run, show the tables, and say where the report is."""
-    console = Console()
+    """Run, show the tables, and say where the report is.
+
+    Tables go to standard output; all else to standard error.
+    """
+    console = Console(stderr=True)
     for path in options.load:
         load_file(path)
     result = _result(experiment, job, options, name, console)
+    tables = Console()
     for table in result.tables():
-        console.print(table)
+        tables.print(table)
     page = options.out / document.PAGE
-    console.print(f"report: {page}", highlight=False, markup=False)
+    console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _result(

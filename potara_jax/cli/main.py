@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from typing import Any
 
 import tyro
 
-from potara_jax.cli.parsing import annotated, union
+from potara_jax.cli.parsing import annotated, parse, union
 
 # With many decompositions of small matrices, BLAS threads only wait for each other,
 # above all if other processes are busy. Read when NumPy and JAX are imported.
@@ -67,14 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(words: list[str]) -> int:
     """Parse a command and carry it out."""
     try:
-        parsed = tyro.cli(
-            _tree(words),
-            args=words,
-            prog="potara",
-            description="Federated personalisation of LoRA-adapted models.",
-            config=(tyro.conf.OmitSubcommandPrefixes,),
-        )
-        parsed()
+        parse(_tree(words), words, help_words=_command_of(words))()
     except ValueError as error:
         return _refuse(" ".join(str(error).split()))
     except BrokenPipeError:
@@ -93,9 +87,15 @@ def _refuse(reason: str) -> int:
 def _tree(words: list[str]) -> Any:
     """The type that the words are parsed as: a union of all commands.
 
-    Only the command in use has its options; the others are not imported.
+    Only the command in use has its options; the others are not imported. Raises
+    `ValueError` for a command that does not exist.
     """
-    chosen = words[0] if words else ""
+    if not words:
+        raise ValueError(f"name a command: {', '.join(_COMMANDS)}; see: potara --help")
+    chosen = words[0]
+    if not chosen.startswith("-") and chosen not in _COMMANDS:
+        known = ", ".join(_COMMANDS)
+        raise ValueError(f"there is no command {chosen}; choose from {known}")
     branches = []
     for name, (module, summary) in _COMMANDS.items():
         kind, text = _Other, None
@@ -104,6 +104,12 @@ def _tree(words: list[str]) -> Any:
         named = tyro.conf.subcommand(name, description=text or summary)
         branches.append(annotated[kind, named])
     return union[tuple(branches)]
+
+
+def _command_of(words: list[str]) -> list[str]:
+    """The words that name what is done: a command, and a job's experiment."""
+    number = 2 if words and _COMMANDS.get(words[0], ("",))[0] == _JOBS else 1
+    return list(itertools.takewhile(lambda x: not x.startswith("-"), words[:number]))
 
 
 @dataclasses.dataclass(frozen=True)

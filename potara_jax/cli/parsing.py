@@ -1,7 +1,12 @@
-"""Types that are made at run time, for tyro to parse."""
+"""Options parsed by tyro from types made at run time; mistakes as one line."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Union
 
 import tyro
@@ -9,3 +14,76 @@ import tyro
 annotated: Any = Annotated
 union: Any = Union
 BARE = tyro.conf.arg(name="")  # options of what it marks have no prefix
+
+_FRAME = re.compile(r"^│|│$|^[╭╰].*")
+_RULE = re.compile(r"^(─+|-+)$")
+# tyro's sentences, and this command's.
+_SENTENCES = {
+    r"Unrecognized options: (\S+?)(,.*)?": r"there is no option \1",
+    r"Error parsing (\S+): invalid literal for int.*: (.*)": (
+        r"\1 is \2: it must be a whole number"
+    ),
+    r"Error parsing (\S+): could not convert string to float: (.*)": (
+        r"\1 is \2: it must be a number"
+    ),
+    r"Error parsing (\S+): (.*)": r"\1: \2",
+    r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*?),?\)\.": (
+        r"\2 is \1: it must be one of \3"
+    ),
+    r"Missing from potara ([^:]*): (\S+) .*": r"\1 needs \2",
+}
+
+
+def parse(kind: Any, words: Sequence[str], *, help_words: Sequence[str]) -> Any:
+    """What words say, as a value of a type; shows the help if they ask for it.
+
+    Args:
+      kind: the type.
+      words: of the command line, without the program.
+      help_words: of them, those of the command whose help explains a mistake.
+
+    Raises:
+      ValueError: the words cannot be parsed.
+    """
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            return tyro.cli(
+                kind,
+                args=words,
+                prog="potara",
+                description="Federated personalisation of LoRA-adapted models.",
+                config=(tyro.conf.OmitSubcommandPrefixes,),
+            )
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        command = " ".join(["potara", *help_words, "--help"])
+        reason = explanation(shown.getvalue())
+        raise ValueError(f"{reason}; see: {command}") from None
+
+
+def explanation(text: str) -> str:
+    """The mistake that one of tyro's framed texts is about, in a sentence."""
+    lines = [_FRAME.sub("", line.strip()).strip() for line in text.splitlines()]
+    parts = [
+        " ".join(part).strip()
+        for is_rule, part in itertools.groupby(lines, lambda x: bool(_RULE.match(x)))
+        if not is_rule
+    ]
+    # The title is in the frame; without a frame, it is the first part.
+    first, *others = parts[len(parts) > 1 and not text.startswith("╭") :]
+    for pattern, sentence in _SENTENCES.items():
+        if matched := re.fullmatch(pattern, first):
+            first = matched.expand(sentence)
+            break
+    return first.rstrip(".") + _suggestion(others)
+
+
+def _suggestion(parts: Sequence[str]) -> str:
+    """The option that was perhaps meant."""
+    for part in parts:
+        option = re.match(r"Perhaps you meant: (--\S+)", part)
+        if option:
+            return f" (did you mean {option[1]}?)"
+    return ""

@@ -97,7 +97,7 @@ def personalise(
         communication=Communication() if communication is None else communication,
         compute=Compute() if compute is None else compute,
     )
-    job, console = Table(), Console()
+    job, console = Table(), Console(stderr=True)
     check(experiment, job)
     return run_cells(
         experiment,

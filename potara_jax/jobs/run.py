@@ -59,7 +59,7 @@ def run(
       rerun: discard what the run folder holds, and start over.
       profile: trace a few rounds of every phase into the run folder.
       progress: whether to show the rounds, the loss and the remaining time.
-      console: where lines are shown; default: standard output.
+      console: where lines are shown; default: standard error.
       extra: what else determines the results, as JSON values, such as the user's files
         that were imported.
       code: the user's Python files, whose content determines the results too.
@@ -71,7 +71,7 @@ def run(
       Refused: a `ValueError` of one line for invalid settings, before anything is
         compiled.
     """
-    job, console = job or Table(), console or Console()
+    job, console = job or Table(), console or Console(stderr=True)
     log = lambda text: _print(console, text) if progress else None
     with ExitStack() as opened:
         with _refusing():
@@ -253,7 +253,7 @@ def _folder(path: Path | str | None) -> Path | None:
 
 
 def _print(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False)
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -186,7 +186,7 @@ def write_base(
         if folder.exists() and not _same(new, folder):
             raise ValueError(
                 f"{folder} already exists and is not a copy of this base; choose "
-                "another --out, or remove it with the adapters for it"
+                "another folder, or remove it with the adapters for it"
             )
 
 

@@ -139,7 +139,7 @@ def locked(folder: Path) -> Generator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"another run is using {folder}; wait for it or set another --out"
+                f"another run is using {folder}; wait for it or set another out"
             ) from None
         try:
             yield

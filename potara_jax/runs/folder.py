@@ -133,7 +133,7 @@ class RunFolder(NamedTuple):
             flat = load_file(path)
         except SafetensorError as error:
             raise ValueError(
-                f"{path} is damaged ({error}): run it again with --rerun"
+                f"{path} is damaged ({error}): run it again with rerun"
             ) from None
         adapters: Adapter = {}
         for name, x in flat.items():
@@ -220,13 +220,13 @@ def open_folder(
     if known.exists() and not replaces:
         _check_same(path, _read_config(known), config)
     elif not known.exists() and any(not p.name.startswith(".") for p in path.iterdir()):
-        raise ValueError(f"{path} is not empty and not a run folder; set another --out")
+        raise ValueError(f"{path} is not empty and not a run folder; set another out")
     return RunFolder(path, warn, profile, config, replaces)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     """The configuration of an existing run."""
-    advice = "set another --out, or --rerun to replace the run"
+    advice = "set another out, or rerun to replace the run"
     try:
         config = files.read_json(path)
     except ValueError as error:
@@ -255,17 +255,17 @@ def _check_same(path: Path, known: dict[str, Any], config: dict[str, Any]) -> No
     if names == [files.DATA]:
         raise ValueError(
             f"{path} holds a run whose data, checkpoint or code of yours have changed "
-            "since; set another --out, or --rerun to replace it"
+            "since; set another out, or rerun to replace it"
         )
     if {"job", "experiment"} & set(names):
         kept, wanted = (
             f"{c.get('job')} of {c.get('experiment')}" for c in (known, config)
         )
-        raise ValueError(f"{path} holds a {kept}, not a {wanted}; set another --out")
+        raise ValueError(f"{path} holds a {kept}, not a {wanted}; set another out")
     if names:
         name = names[0]
         more = f" (and {len(names) - 1} more differ)" if len(names) > 1 else ""
         raise ValueError(
             f"{path} holds a run with {name} {known.get(name)}, not "
-            f"{config.get(name)}{more}; set another --out, or --rerun to replace it"
+            f"{config.get(name)}{more}; set another out, or rerun to replace it"
         )

@@ -17,13 +17,15 @@ def load_file(path: Path) -> ModuleType:
         path: the file, such as one that registers an algorithm.
 
     Raises:
-        ValueError: it is not a Python file, or running it raises; the message is one
-            line that names the file and the line.
+        ValueError: it is missing or no Python file, or running it raises; the message
+            is one line that names the file and the line.
     """
     path = path.expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist, or is no file; name a Python file")
     spec = importlib.util.spec_from_file_location(_module_name(path), path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ValueError(f"{path} is not a Python file")
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     try:

@@ -70,7 +70,7 @@ def test_what_a_users_file_registers_is_shown(
 
 def test_a_file_that_cannot_be_loaded_is_refused(tmp_path, capsys):
     assert main(["list", "--load", str(tmp_path / "mine.py")]) == 2
-    assert "mine.py is not a Python file" in capsys.readouterr().err
+    assert "mine.py does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ENTRIES)

@@ -59,27 +59,86 @@ def test_a_job_has_its_settings_and_starts_from_its_presets(capsys):
 # --- Mistakes ------------------------------------------------------------------------
 
 
+def refused(capsys, *words) -> str:
+    """The line of a refused command, which prints nothing else."""
+    assert main([*words]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    start, line = printed.err.split(": ", 1)
+    assert start == "potara"
+    return line.strip()
+
+
 @pytest.mark.parametrize("words", [[], ["merg"], ["digits"]])
 def test_an_unknown_command_is_status_two(capsys, words):
-    status, text = shown(capsys, *words)
-    assert status == 2
-    assert all(name in text for name in _COMMANDS)
+    line = refused(capsys, *words)
+    assert all(name in line for name in (*words, *_COMMANDS))
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("words", [[], ["digit"], ["--lora.rank", "3", "digits"]])
+def test_a_missing_or_unknown_experiment_is_answered_by_the_known_ones(
+    capsys, job, words
+):
+    line = refused(capsys, job, *words)
+    assert all(name in line for name in catalogue.names()) and "a Python file" in line
+    assert words != ["digit"] or "there is no experiment digit;" in line
+
+
+SEE = "; see: potara run digits --help"
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "line"),
     [
-        ["run", "digit"],
-        ["run", "digits", "--lora.rnak", "3"],
-        ["run", "digits", "--rank", "3"],
-        ["run", "digits", "--lora.rank", "many"],
-        ["run", "digits", "--scored", "3"],
+        (
+            "run digits --lora.rnak 3",
+            f"there is no option --lora.rnak (did you mean --lora.rank?){SEE}",
+        ),
+        ("run digits --scored 3", f"there is no option --scored{SEE}"),
+        (
+            "run digits --lora.rank many",
+            f"--lora.rank is 'many': it must be a whole number{SEE}",
+        ),
+        ("run digits --lora.alpha x", f"--lora.alpha is 'x': it must be a number{SEE}"),
+        (
+            "run digits --local.start nope",
+            "--local.start is 'nope': it must be one of 'shared', 'independent', "
+            f"'federated'{SEE}",
+        ),
+        ("export", "export needs PATH; see: potara export --help"),
+        ("merge --weight 1", "merge needs --out; see: potara merge --help"),
     ],
 )
-def test_an_unknown_experiment_option_or_value_is_status_two(capsys, words):
-    status, text = shown(capsys, *words)
-    assert status == 2
-    assert words[-1] in text or words[-2] in text
+def test_an_unknown_option_or_value_is_one_line_that_names_the_help(
+    capsys, words, line
+):
+    assert refused(capsys, *words.split()) == line
+
+
+@pytest.mark.parametrize(
+    "words", ["run digits --lora.rank", "run digits more", "list nothing"]
+)
+def test_other_mistakes_are_one_line_too(capsys, words):
+    command = " ".join(words.split()[:-1]).replace(" --lora.rank", "")
+    line = refused(capsys, *words.split())
+    assert line.endswith(f"; see: potara {command} --help")
+    assert words.split()[-1] in line and not set("│─|") & set(line)
+
+
+def test_a_mistake_is_the_same_line_where_the_terminal_has_no_frames():
+    words = [sys.executable, "-m", "potara_jax.cli.main", "run", "digits", "--rnk"]
+    lines = {
+        subprocess.run(
+            words,
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+            stderr=subprocess.PIPE,
+            check=False,
+        ).stderr
+        for encoding in ("ascii", "utf-8")
+    }
+    expected = "potara: there is no option --rnk; see: potara run digits --help\n"
+    assert lines == {expected.encode()}
 
 
 @pytest.mark.parametrize(

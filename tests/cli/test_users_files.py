@@ -119,7 +119,7 @@ def test_a_file_without_an_experiment_is_refused(text, reason, tmp_path, capsys)
 
 def test_a_file_that_does_not_exist_is_refused(tmp_path, capsys):
     assert main(["run", str(tmp_path / "mine.py")]) == 2
-    assert "is not a Python file" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("job", ["run", "study", "compare"])

@@ -182,7 +182,7 @@ def test_a_client_whose_update_is_not_finite_is_named(tmp_path, capsys, monkeypa
     assert potara("run", TINY, "--out", out, "--cache", tmp_path) == 0
     left_out = results(out)["diagnostics"][0]["left_out"]
     assert {entry["client"] for entry in left_out} == {1}
-    assert "client 1 is left out" in capsys.readouterr().out
+    assert "client 1 is left out" in capsys.readouterr().err
     assert "client 1" in (out / "report.html").read_text()
     for row in results(out)["methods"]:
         assert all(0 <= value <= 1 for value in row["accuracy"])

@@ -99,7 +99,7 @@ def test_a_damaged_last_round_is_started_over(cache, undisturbed, tmp_path, caps
         if path.is_file():
             path.write_bytes(path.read_bytes()[:5])
     assert simulated(cache, folder) == 0
-    assert "starting over" in capsys.readouterr().out
+    assert "starting over" in capsys.readouterr().err
     assert results(folder) == results(undisturbed)
 
 

@@ -61,7 +61,7 @@ def test_a_folder_of_another_job_or_with_damaged_settings_is_named(tmp_path):
         opened(tmp_path / "run", {**run, "job": "study"})
     for content in (b"\xff", b"[1]"):
         (tmp_path / "run/config.json").write_bytes(content)
-        with pytest.raises(ValueError, match=r"config\.json is damaged.*--rerun"):
+        with pytest.raises(ValueError, match=r"config\.json is damaged.*rerun"):
             opened(tmp_path / "run", run)
     opened(tmp_path / "run", run, rerun=True)
 
@@ -217,5 +217,5 @@ def test_damaged_adapters_are_named(tmp_path):
     store.keep_adapters(CELL, "local", ADAPTERS)
     (path,) = (tmp_path / "run").rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(ValueError, match=r"local\.safetensors is damaged.*--rerun"):
+    with pytest.raises(ValueError, match=r"local\.safetensors is damaged.*rerun"):
         store.adapters(CELL, "local")

@@ -48,8 +48,10 @@ def test_an_error_is_one_line_with_the_place(tmp_path, text, expected):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["missing.py", "notes.txt", ""])
-def test_a_file_that_is_not_python_is_refused(tmp_path, name):
+def test_a_file_that_is_not_python_or_does_not_exist_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match="is not a Python file"):
-        load_file(tmp_path / name)
+        load_file(tmp_path / "notes.txt")
+    for name in ("missing.py", ""):
+        with pytest.raises(ValueError, match="does not exist, or is no file"):
+            load_file(tmp_path / name)
