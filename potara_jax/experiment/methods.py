@@ -63,6 +63,8 @@ QUICK = (
     *("uniform", "potara delta, rank r", "potara core, per module"),
     *("potara core, held-out", "fisher", "hermite", "grid", "ties", "dare"),
 )
+# What one wants to see first, and the name of all there is.
+FIRST, ALL = ("uniform", "mix", "grid", "ties", "regmean"), "all"
 _ALWAYS = (POTARA, DEFAULT, "potara factor")
 _OF_POTARA = ("constant", "potara", "fisher")
 
@@ -73,19 +75,31 @@ def potara(experiment: Experiment, space: str = "core") -> Weighing:
 
 
 def merged_methods(experiment: Experiment, task: Task) -> tuple[Method, ...]:
-    """The merged rows, in order: those that are selected and that the task allows."""
-    selected = {*experiment.merging.methods, *_ALWAYS}
+    """The merged rows, in order: those that are selected and that the task allows.
+
+    By default these are a first choice, and all of the user's own merges and weights.
+    """
+    named = experiment.merging.methods
+    selected = {*(named or FIRST), *_ALWAYS}
     return tuple(
         method
         for method in all_methods(experiment)
-        if (not experiment.merging.methods or method.name in selected)
+        if (ALL in named or method.name in selected or not (named or _packaged(method)))
         and _is_possible(method, task)
     )
 
 
+def _packaged(method: Method) -> bool:
+    """Whether both the weight and the merge of a row come with this package."""
+    weight = registry.weights()[method.weighing.weight]
+    merge = registry.merges()[method.combination.merge]
+    makers = (entry.make.__module__ for entry in (weight, merge))
+    return all(module.startswith("potara_jax.") for module in makers)
+
+
 def check(experiment: Experiment) -> None:
     """Raise `ValueError` if a selected row does not exist."""
-    known = [method.name for method in all_methods(experiment)]
+    known = [*(method.name for method in all_methods(experiment)), ALL]
     for name in experiment.merging.methods:
         require_one_of(name, "merging.methods", known)
 

@@ -242,8 +242,9 @@ class Merging:
     grid_points: int = 11
     """Merge weights that grid search and the oracles try."""
     methods: tuple[str, ...] = ()
-    """Merged rows of the table, by name. `potara factor`, `potara core` and
-    `hermite_bayes` are always included. Default: all that the task allows."""
+    """Merged rows of the table, by name, or all. `potara factor`, `potara core` and
+    `hermite_bayes` are always included. Default: a first choice (uniform, mix, grid,
+    ties, regmean), and all merges and weights of your own."""
 
     def __post_init__(self) -> None:
         check_types(self, "merging.")

@@ -12,13 +12,13 @@ from potara_jax.evaluation.metrics import evaluator
 from potara_jax.experiment.context import Context
 from potara_jax.experiment.merges import combine, measure
 from potara_jax.experiment.methods import (
+    ALL,
     BY_FACTOR,
     DEFAULT,
     POTARA,
     Method,
     Weighing,
     all_methods,
-    merged_methods,
 )
 from potara_jax.experiment.phases import Budget, Outcome, Phase, account_until, until
 from potara_jax.experiment.rows import (
@@ -177,8 +177,8 @@ def _pipelines(at: Context, trained: Trained) -> list[Row]:
     rows, task = [_tuned_doubled(at, trained)], at.problem.task
     if task.features is not None and task.logits is not None:
         rows.append(_feddpa_f(at, federated, tuned, spent))
-    methods = merged_methods(at.experiment, at.problem.task)
-    fused = any(method.weighing == _FUSION for method in methods)
+    named = at.experiment.merging.methods
+    fused = not named or ALL in named or _FUSION.weight in named
     if "fdlora" in trained.outcomes and fused:
         rounds = at.experiment.federated.rounds
         rows.append(_fdlora(at, until(trained.outcomes["fdlora"], rounds)))

@@ -36,10 +36,11 @@ WeightNeeds = Literal["nothing", "loss", "logits", "likelihood"]
 Samples = Literal["none", "train", "heldout"]
 Labels = Literal["any", "one"]
 
-# Rows of a table beside those of the registered merges and weights: no other row can
-# have their names.
+# The name of all rows, and rows of a table beside those of the registered merges and
+# weights: no other row can have their names.
 RESERVED = frozenset(
     {
+        "all",
         "base",
         "best constant weight",
         "best weight per client",

@@ -1,5 +1,7 @@
 """Which rows a table has, of all weights and merges that are registered."""
 
+import dataclasses
+
 import pytest
 
 from potara_jax.clients.task import Task
@@ -43,8 +45,19 @@ def test_merges_have_equal_weights_and_weights_the_linear_merge():
     assert ALL["grid"].combination.merge == "linear"
 
 
-def test_all_rows_are_included_by_default():
-    assert names(WITH_INPUTS) == list(ALL)
+def test_all_rows_are_included_where_all_are_named():
+    assert names(WITH_INPUTS, "all") == list(ALL)
+
+
+def test_a_first_choice_is_included_by_default(monkeypatch):
+    first = names(WITH_INPUTS)
+    assert set(first) == {"uniform", "mix", "grid", "ties", "regmean", *ALWAYS}
+    assert first == [name for name in ALL if name in first]
+    of_users = registry.merges()["dare"]
+    entry = dataclasses.replace(of_users, make=lambda: of_users.make())
+    monkeypatch.setitem(registry._MERGES, "dare", entry)
+    assert set(names(WITH_INPUTS)) == {*first, "dare"}
+    assert "dare" not in names(WITH_INPUTS, "uniform")
 
 
 def test_selected_rows_and_three_others_keep_their_order():
@@ -59,7 +72,7 @@ def test_a_task_has_the_rows_whose_needs_it_meets():
     of_loss = names(OF_LOSS, "regmean", "gauss_newton", "grid")
     assert set(of_loss) == {"grid", *ALWAYS}
     texts = WITH_INPUTS._replace(sequences=True)
-    assert "gauss_newton" not in names(texts)
+    assert "gauss_newton" not in names(texts, "all")
 
 
 @pytest.mark.parametrize(
