@@ -138,21 +138,29 @@ def test_a_described_bert_is_itself(name):
 TARGETS = ("attention/(query|key|value|out)", "mlp/(up|down)")
 
 
-@pytest.mark.parametrize("name", HEADED)
-def test_an_adapter_is_exported_folded_and_read_back(name, tmp_path):
+def exported(name, whole=("head",)):
+    """A base, an adapter of all layers, and their form."""
     model, params = loaded(name)
-    inputs = sentences(name, 8)
-    sites = lora.find_sites(model, inputs, targets=TARGETS)
-    assert len(sites) == 12
+    sites = lora.find_sites(model, sentences(name, 8), targets=TARGETS)
     adapter = lora.init(jax.random.key(1), sites, rank=2)
-    adapter |= lora.trained_modules(params, ("head",))
+    adapter |= lora.trained_modules(params, whole)
     adapter = jax.tree.map(lambda x: x + 0.1, adapter)
-    expected = lora.bind(model, scale=0.5)(params, adapter, inputs)
     description = bert.description_of(model.config, names="abc")
-    table = bert.table_of(model.config)
-    form = Form(table, description, {}, sites, 0.5)
+    return (
+        params,
+        adapter,
+        Form(bert.table_of(model.config), description, {}, sites, 0.5),
+    )
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_an_adapter_is_folded_and_read_back(name, tmp_path):
+    model, inputs = loaded(name)[0], sentences(name, 8)
+    params, adapter, form = exported(name)
+    assert len(form.sites) == 12
+    expected = lora.bind(model, scale=form.scale)(params, adapter, inputs)
     publishing.write_folded(tmp_path / "model", params, adapter, form)
-    again = weights.load(tmp_path / "model", table, params)
+    again = weights.load(tmp_path / "model", form.table, params)
     computed = model.apply({"params": again}, inputs)
     np.testing.assert_allclose(computed, expected, atol=1e-5, rtol=1e-5)
 
@@ -164,11 +172,7 @@ NAMES = json.loads((FIXTURES / "module_names.json").read_text())
 @pytest.mark.parametrize("name", HEADED)
 def test_modules_are_called_as_in_transformers(name, version):
     """See `make_module_names`: PEFT looks for an adapter's modules by these names."""
-    model, params = loaded(name)
-    sites = lora.find_sites(model, sentences(name, 8), targets=TARGETS)
-    adapter = lora.init(jax.random.key(1), sites, rank=2)
-    adapter |= lora.trained_modules(params, ("pooler", "head"))
-    form = Form(bert.table_of(model.config), {}, {}, sites, 1.0)
+    _, adapter, form = exported(name, ("pooler", "head"))
     modules = publishing.as_peft(adapter, form, transformers=version)
     assert sorted(modules) == NAMES[str(version)][name]
 
