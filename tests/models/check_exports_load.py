@@ -4,11 +4,11 @@
     python -m tests.models.check_exports_load load FOLDER
 
 The first writes, with JAX, a ViT and a BERT: a base, an adapter for each version of
-transformers, and the same model with the adapter folded in. The second needs torch, transformers and peft,
-and no JAX: PEFT must know every key of the adapter that is for the version that is
-installed, and compute what the folded model computes. Measured with transformers 4.57.6
-and 5.24.0 and peft 0.21.2: differences of logits of 5e-7 and 1e-7, where the adapters
-change them by 0.6 and 0.1.
+transformers, and the same model with the adapter folded in. The second needs torch,
+transformers and peft, and no JAX: PEFT must know every key of the adapter that is for
+the version that is installed, and compute what the folded model computes. Measured with
+transformers 4.57.6 and 5.24.0 and peft 0.21.2: differences of logits of 5e-7 and 1e-7,
+where the adapters change them by 0.6 and 0.1.
 """
 
 import json
