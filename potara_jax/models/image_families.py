@@ -22,11 +22,14 @@ class Family(NamedTuple):
     config_of: Callable[..., ViTConfig]
     description_of: Callable[..., dict[str, Any]]
 
-    def reading(self, config: ViTConfig, description: Mapping[str, Any]) -> Table:
-        """The table for a body: no head, and no layers that `config` leaves out."""
+    def reading(
+        self, config: ViTConfig, description: Mapping[str, Any], *, head: bool
+    ) -> Table:
+        """The table for a checkpoint's first layers, with or without its head."""
         unused = range(config.depth, description["num_hidden_layers"])
         table = self.table.without_layers(unused)
-        return table._replace(ignored=(*table.ignored, "classifier.*"))
+        ignored = () if head else ("classifier.*",)
+        return table._replace(ignored=(*table.ignored, *ignored))
 
 
 VIT = Family(vit.TABLE, vit.config_of, vit.description_of)

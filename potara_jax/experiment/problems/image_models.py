@@ -259,13 +259,10 @@ def _read(
     """A checkpoint's parameters, with its head if the classes of that are known."""
     family, image = family_of(description), jnp.zeros((1, *shape))
     model = ViT(dataclasses.replace(config, classes=max(1, len(known))))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    table = family.reading(config, description)
-    if known:
-        ignored = tuple(x for x in table.ignored if x != "classifier.*")
-        table = table._replace(ignored=ignored)
-    else:
-        shapes = {name: x for name, x in shapes.items() if name != "head"}
+    shapes = dict(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
+    if not known:
+        del shapes["head"]
+    table = family.reading(config, description, head=bool(known))
     return weights.load(folder, table, shapes, dtype="float32")
 
 
