@@ -56,7 +56,7 @@ class Export:
     """The dtype of the written tensors."""
     transformers: Transformers = 5
     """The major version of transformers that loads the adapters. A ViT's modules have
-    other names in 4 and 5, a DINOv2's since 5.18; whole models and bases load in all."""
+    other names in 4 and 5, a DINOv2's since 5.18. Whole models load in all."""
     overwrite: bool = False
     """Replace existing models."""
     cache: Path = CACHE
