@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats  # pyrefly: ignore  # scipy has no stubs
+from scipy import special  # pyrefly: ignore  # scipy has no stubs
 
 from potara_jax.reports.formats import metric_of
 from potara_jax.reports.summary import Record, Results, mean_of
@@ -139,7 +139,7 @@ def _over_seeds(differences: Sequence[tuple[int, float]]) -> Interval:
     if len(means) < 2:
         return Interval(means[0], 0.0)
     error = float(np.std(means, ddof=1)) / np.sqrt(len(means))
-    return Interval(mean_of(means), float(stats.t.ppf(0.975, len(means) - 1) * error))
+    return Interval(mean_of(means), float(special.stdtrit(len(means) - 1, 0.975) * error))
 
 
 def _by_heterogeneity(
