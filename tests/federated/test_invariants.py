@@ -104,7 +104,7 @@ def test_scaffold_is_fedit_with_sgd_in_its_first_round():
 
 def test_ditto_without_its_pull_is_local_training_and_its_common_model_fedit():
     progress, _ = run(make("ditto", strength=0.0), problem(COUNTS), number=4)
-    assert_close(progress.states["own"], trained(LOCAL))
+    assert_close(progress.states["personal"], trained(LOCAL))
     assert_close(progress.server, run(FEDIT, problem(COUNTS), number=4)[0].server)
 
 
@@ -175,7 +175,7 @@ def test_fedalt_of_two_clients_has_the_other_for_the_rest_of_the_world():
     for client in range(2):
         pick = lambda tree, c: jax.tree.map(lambda x: x[c], tree)
         rest = algorithm.broadcast(progress.server, pick(progress.states, client))
-        other = pick(progress.states["model"]["own"], 1 - client)
+        other = pick(progress.states["model"]["personal"], 1 - client)
         assert_close(rest, other, rtol=1e-4, atol=1e-5)
 
 
@@ -546,14 +546,14 @@ def test_apfl_takes_both_steps_from_where_the_last_has_left_both():
         chained = jax.tree.map(lambda g: alpha * g, slope(mixed))
         w, v = step(w, slope(w)), step(v, chained)
     assert_close(progress.server, w)
-    assert_close(jax.tree.map(lambda x: x[0], progress.states["own"]), v)
+    assert_close(jax.tree.map(lambda x: x[0], progress.states["personal"]), v)
 
 
 def test_apfl_moves_its_mixture_by_the_first_batch_of_a_round():
     given, algorithm = problem((4,)), make("apfl", learning_rate=0.5)
     before = run(algorithm, given, number=2)[0]
     after = run(algorithm, given, number=3)[0]
-    own = jax.tree.map(lambda x: x[0], before.states["own"])
+    own = jax.tree.map(lambda x: x[0], before.states["personal"])
     loss = task.objective(given.shared.base)
     mixture = lambda alpha: loss(
         factors.interpolate(own, before.server, alpha), given.shared.pool

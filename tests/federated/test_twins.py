@@ -170,6 +170,6 @@ def test_fedalt_learns_beside_the_other_client(number):
     progress, _ = run(algorithm, given, number=number)
     model = progress.states["model"]
     for place, (a, b, gate) in enumerate(own):
-        assert_close(model["own"]["dense"]["a"][place], a)
-        assert_close(model["own"]["dense"]["b"][place], b)
+        assert_close(model["personal"]["dense"]["a"][place], a)
+        assert_close(model["personal"]["dense"]["b"][place], b)
         assert_close(model["gates"]["dense"][place], gate)

@@ -34,36 +34,36 @@ def apfl(
     """APFL; `alpha` is the mixture's start, and stays where `learning_rate` is 0."""
 
     def client(shared, received, state, examples, key):
-        loss, own = task.objective(shared.base), state["own"]
+        loss, personal = task.objective(shared.base), state["personal"]
 
         def of_alpha(alpha):
             batch = take(shared.pool, train.batches(examples, key)[0])
-            return loss(interpolate(own, received, alpha), batch)
+            return loss(interpolate(personal, received, alpha), batch)
 
         slope = jax.grad(of_alpha)(state["alpha"])
         alpha = jnp.clip(state["alpha"] - learning_rate * slope, 0, 1)
 
         def objective(both, batch):
             fixed = jax.lax.stop_gradient(both["common"])
-            mixed = loss(interpolate(both["own"], fixed, alpha), batch)
+            mixed = loss(interpolate(both["personal"], fixed, alpha), batch)
             return loss(both["common"], batch) + mixed
 
-        both = {"own": own, "common": received}
+        both = {"personal": personal, "common": received}
         both, losses = train(objective, both, shared.pool, examples, key)
         losses = jnp.tile(losses / 2, 2)  # a step takes a gradient of each
-        state = {"own": both["own"], "alpha": alpha, "begun": jnp.array(True)}
+        state = {"personal": both["personal"], "alpha": alpha, "begun": jnp.array(True)}
         return Update(state, both["common"], losses, received)
 
     return fedit(task, train)._replace(
         name="APFL",
         init_client=lambda adapter, client, key: {
-            "own": adapter,
+            "personal": adapter,
             "alpha": jnp.float32(alpha),
             "begun": jnp.array(False),
         },
         client=client,
         personalise=lambda shared, received, state, examples: interpolate(
-            state["own"], received, jnp.where(state["begun"], state["alpha"], 0)
+            state["personal"], received, jnp.where(state["begun"], state["alpha"], 0)
         ),
         personal=True,
     )

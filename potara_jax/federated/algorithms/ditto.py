@@ -35,21 +35,21 @@ def ditto(task: Task, train: Train, *, strength: float = 0.1) -> Algorithm:
             pull = squared_distance(adapter, received)
             return loss(adapter, batch) + strength / 2 * pull
 
-        own, first = train(near, state["own"], shared.pool, examples, key)
+        personal, first = train(near, state["personal"], shared.pool, examples, key)
         common, second = train(loss, received, shared.pool, examples, key)
         losses = jnp.append(first, second)
-        state = {"own": own, "begun": jnp.array(True)}
+        state = {"personal": personal, "begun": jnp.array(True)}
         return Update(state, common, losses, received)
 
     return fedit(task, train)._replace(
         name="Ditto",
         init_client=lambda adapter, client, key: {
-            "own": adapter,
+            "personal": adapter,
             "begun": jnp.array(False),
         },
         client=client,
         personalise=lambda shared, received, state, examples: select(
-            state["begun"], state["own"], received
+            state["begun"], state["personal"], received
         ),
         personal=True,
     )

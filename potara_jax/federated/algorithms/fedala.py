@@ -1,6 +1,6 @@
 """FedALA: clients learn how much of the server's model to take (Zhang et al. 2023).
 
-    theta = own + W * (received - own),   W in [0, 1], learned for every number
+    theta = personal + W * (received - personal),   W in [0, 1], one for every number
 
 on the last modules; the others are the received ones (arXiv 2212.01197, eqs. 2 to 5).
 `W` descends the loss of a random share of the client's examples. From its second round
@@ -59,11 +59,11 @@ def fedala(
         upper, _ = divide(adapter, last_modules(adapter, blocks))
         weights = jax.tree.map(jnp.ones_like, upper)
         no = jnp.array(False)
-        return {"own": adapter, "weights": weights, "settled": no, "begun": no}
+        return {"personal": adapter, "weights": weights, "settled": no, "begun": no}
 
     def client(shared, received, state, examples, key):
         loss, first = task.objective(shared.base), shared.round == 0
-        start = lambda weights: _mixed(state["own"], received, weights)
+        start = lambda weights: _mixed(state["personal"], received, weights)
 
         def descend(weights, row):
             batch = take(shared.pool, row)
@@ -84,7 +84,7 @@ def fedala(
         )
         adapter, losses = train(loss, begin, shared.pool, examples, key)
         settled = state["settled"] | ~first
-        state = {"own": adapter, "weights": weights, "settled": settled}
+        state = {"personal": adapter, "weights": weights, "settled": settled}
         state |= {"begun": jnp.array(True)}
         return Update(state, adapter, jnp.append(before, losses), received)
 
@@ -93,7 +93,7 @@ def fedala(
         init_client=init_client,
         client=client,
         personalise=lambda shared, received, state, examples: select(
-            state["begun"], state["own"], received
+            state["begun"], state["personal"], received
         ),
         personal=True,
     )
@@ -143,10 +143,10 @@ def _until_settled(
     return weights, losses.ravel()
 
 
-def _mixed(own: Adapter, received: Adapter, weights: Adapter) -> Adapter:
+def _mixed(personal: Adapter, received: Adapter, weights: Adapter) -> Adapter:
     between = lambda x, y, w: x + w * (y - x)
     mixed = {
-        path: jax.tree.map(between, own[path], received[path], w)
+        path: jax.tree.map(between, personal[path], received[path], w)
         for path, w in weights.items()
     }
     return received | mixed

@@ -44,7 +44,7 @@ def fedalt(task: Task, train: Train) -> Algorithm:
     def init_client(adapter, client, key):
         gates = _gates(factors(adapter), subkey(key, "factors"))
         summed = factors(adapter)
-        model = {"own": adapter, "gates": gates}
+        model = {"personal": adapter, "gates": gates}
         return {
             "model": model,
             "summed": summed,
@@ -61,8 +61,8 @@ def fedalt(task: Task, train: Train) -> Algorithm:
         loss, old = task.objective(shared.base), state["model"]
         objective = lambda model, batch: loss(_mixed(model, rest), batch)
         new, losses = train(objective, old, shared.pool, examples, key)
-        of_own = map(factors, (new["own"], old["own"]))
-        change = jax.tree.map(jnp.subtract, *of_own)
+        of_personal = map(factors, (new["personal"], old["personal"]))
+        change = jax.tree.map(jnp.subtract, *of_personal)
         nothing = jax.tree.map(jnp.zeros_like, change)
         return Update(state | {"model": new}, change, losses, nothing)
 
@@ -101,6 +101,6 @@ def _gates(adapter: Adapter, key: Array) -> dict[str, Array]:
 
 
 def _mixed(model: dict[str, Any], rest: Adapter) -> Adapter:
-    both = add(factors(model["own"]), rest)
+    both = add(factors(model["personal"]), rest)
     gated = {path: e | {"g": model["gates"][path]} for path, e in both.items()}
-    return whole(model["own"]) | gated
+    return whole(model["personal"]) | gated

@@ -53,9 +53,9 @@ def feddpa_t(
 
     def client(shared, received, state, examples, key):
         loss, first = task.objective(shared.base), shared.round == 0
-        mixed = lambda own, batch: loss(mix(own, received, share), batch)
-        own, before = train(mixed, state["local"], shared.pool, examples, key)
-        trained = {"local": own, "begun": jnp.array(True)}
+        mixed = lambda local, batch: loss(mix(local, received, share), batch)
+        local, before = train(mixed, state["local"], shared.pool, examples, key)
+        trained = {"local": local, "begun": jnp.array(True)}
         before = jnp.where(first, jnp.nan, before)
         common, losses = train(loss, received, shared.pool, examples, key)
         state = select(first, state, trained)

@@ -35,23 +35,25 @@ def pf2lora(task: Task, train: Train, *, share: float = 0.5) -> Algorithm:
         rank = max(1, round(share * rank_of(adapter)))
         return drawn(adapter, subkey(key, "factors"), rank=rank)
 
-    def client(shared, received, own, examples, key):
+    def client(shared, received, private, examples, key):
         loss, pool = task.objective(shared.base), shared.pool
-        of_own = lambda own, batch: loss(_both(received, own), batch)
-        own, first = train(of_own, own, pool, examples, key)
-        of_common = lambda common, batch: loss(_both(common, own), batch)
+        of_private = lambda private, batch: loss(_both(received, private), batch)
+        private, first = train(of_private, private, pool, examples, key)
+        of_common = lambda common, batch: loss(_both(common, private), batch)
         common, second = train(of_common, received, pool, examples, key)
         losses = jnp.append(first, second)
-        return Update(own, common, losses, received)
+        return Update(private, common, losses, received)
 
     return fedit(task, train)._replace(
         name="PF2LoRA",
         init_client=init_client,
         client=client,
-        personalise=lambda shared, received, own, examples: _both(received, own),
+        personalise=lambda shared, received, private, examples: _both(
+            received, private
+        ),
         personal=True,
     )
 
 
-def _both(common: Adapter, own: Adapter) -> Adapter:
-    return common | add(factors(common), own)
+def _both(common: Adapter, private: Adapter) -> Adapter:
+    return common | add(factors(common), private)

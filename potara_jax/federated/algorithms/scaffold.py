@@ -36,9 +36,9 @@ def scaffold(task: Task, train: Train, *, learning_rate: float = 0.5) -> Algorit
         number = jnp.float32(size.clients)
         return {"x": adapter, "c": _zeros(adapter), "clients": number}
 
-    def client(shared, received, own, examples, key):
+    def client(shared, received, control, examples, key):
         loss, start = task.objective(shared.base), received["x"]
-        push = jax.tree.map(jnp.subtract, received["c"], own)
+        push = jax.tree.map(jnp.subtract, received["c"], control)
 
         def objective(adapter, batch):
             return loss(adapter, batch) + optax.tree.vdot(push, adapter)
@@ -51,10 +51,10 @@ def scaffold(task: Task, train: Train, *, learning_rate: float = 0.5) -> Algorit
         )
         upload = {"x": adapter, "change": change}
         reference = {"x": start, "change": _zeros(change)}
-        return Update(own, upload, losses, reference)
+        return Update(control, upload, losses, reference)
 
-    def settle(own, upload):
-        return jax.tree.map(jnp.add, own, upload["change"])
+    def settle(control, upload):
+        return jax.tree.map(jnp.add, control, upload["change"])
 
     def aggregate(server, uploads, weights):
         arrived = (weights > 0) / server["clients"]
