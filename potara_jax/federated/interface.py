@@ -44,10 +44,10 @@ class Update(NamedTuple):
     """A client's round.
 
     `state`: what it keeps. `upload`: what it sends. `losses` `[S]`: of its steps.
-    `reference`: what the upload would be had the client learned nothing, of the same
-    structure. The server knows it, from what it sent and from the seed; so compression,
-    clipping and noise act on the difference alone. Where the upload is a change itself,
-    the reference is zero.
+    `reference`: what the server knows of the upload beforehand, from what it has sent
+    and from the seed, of the same structure: mostly what the client received.
+    Compression, clipping and noise act on the difference alone. Where the upload is a
+    change itself, the reference is zero.
     """
 
     state: State
