@@ -136,7 +136,9 @@ def _deal(
     try:
         return dealing.deal(rng, labels, heterogeneity, clients=clients)
     except ValueError as error:
-        raise ValueError(f"{error}, or let them share images: set examples") from None
+        raise ValueError(
+            f"{error}, or let them share images: set source.examples"
+        ) from None
 
 
 def _pool(digits: Digits) -> Batch:

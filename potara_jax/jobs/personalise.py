@@ -10,7 +10,7 @@ from potara_jax.adapters.lora import Params
 from potara_jax.clients.model_task import ModelTask
 from potara_jax.data.federation import Federation
 from potara_jax.experiment.experiment import Experiment
-from potara_jax.experiment.problem import Resources, silent
+from potara_jax.experiment.problem import Resources
 from potara_jax.experiment.problems import arrays
 from potara_jax.experiment.settings import (
     NATURAL,
@@ -25,7 +25,13 @@ from potara_jax.experiment.settings import (
     Training,
 )
 from potara_jax.jobs.result import Result
-from potara_jax.jobs.run import check, configuration, display, run_cells
+from potara_jax.jobs.run import (
+    check,
+    configuration,
+    display,
+    python_warning,
+    run_cells,
+)
 from potara_jax.jobs.table import Table
 from potara_jax.runs.store import Cell, Memory
 
@@ -102,7 +108,7 @@ def personalise(
     return run_cells(
         experiment,
         job,
-        Memory(silent),
+        Memory(python_warning),
         Resources(),
         display(experiment, job, console, progress=progress),
         configuration(experiment, job),

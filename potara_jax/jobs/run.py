@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -73,17 +74,18 @@ def run(
     """
     job, console = job or Table(), console or Console(stderr=True)
     log = lambda text: _print(console, text) if progress else None
+    warn = log if progress else python_warning
     with ExitStack() as opened:
         with _refusing():
             experiment = experiment.resolve(experiment)
             check(experiment, job)
             config = configuration(experiment, job, code) | dict(extra or {})
-            store: Store = Memory(log)
+            store: Store = Memory(warn)
             if out is not None:
                 _check_apart(Path(out), experiment)
                 opened.enter_context(files.locked(Path(out)))
                 store = open_folder(
-                    Path(out), config, rerun=rerun, profile=profile, warn=log
+                    Path(out), config, rerun=rerun, profile=profile, warn=warn
                 )
         resources = Resources(_folder(cache), log)
         if resources.cache is not None:
@@ -182,8 +184,9 @@ def run_cells(
             tools = resources._replace(log=progress.log)
             problem = _problem(experiment, job, tools)
             store = store.begin()
-            heard = store.warning(progress.log)
-            records = _records(experiment, job, heard, problem, progress, key_of)
+            if isinstance(shown, Display):  # whose bar stays below all lines
+                store = store.warning(progress.log)
+            records = _records(experiment, job, store, problem, progress, key_of)
         metric = {"metric": problem.task.metric._asdict()}
         results = _finished(config, job.results(records) | metric)
         store.finish(results)
@@ -250,6 +253,11 @@ def _folder(path: Path | str | None) -> Path | None:
     folder = Path(path).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def python_warning(text: str) -> None:
+    """Warn whoever has asked for no progress."""
+    warnings.warn(text, stacklevel=2)
 
 
 def _print(console: Console, text: str) -> None:

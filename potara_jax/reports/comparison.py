@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from potara_jax.reports import drawing, findings
+from potara_jax.reports.diagnostics import left_out_notes
 from potara_jax.reports.document import (
     Cell,
     Group,
@@ -157,7 +158,7 @@ def table(results: Results, *, columns: tuple[str, ...] = COLUMNS) -> Table:
         [head(name, metric) for name in columns],
         [Group(_rows(group, metric, columns), label(n)) for n, group in groups.items()],
         title=f"{metric.name.capitalize()} over clients: {over_seeds(summaries)}",
-        notes=notes(lines),
+        notes=[*notes(lines), *left_out_notes(results)],
     )
 
 

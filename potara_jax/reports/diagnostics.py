@@ -17,6 +17,7 @@ _CERTAINTY_EXPLAINED = (
     "which the closed form assumes not to happen. Interval: mean width of the 90 % "
     "bootstrap interval over the samples."
 )
+_NAMED = 5  # clients, in a line
 _LEFT_OUT_EXPLAINED = "A client whose update is not finite is left out of that round."
 
 
@@ -71,6 +72,25 @@ def _doubts(entry: Record) -> tuple[float, float, float]:
     moves = np.asarray(sure["moves_in_a_decade"])
     width = np.asarray(sure["high"]) - np.asarray(sure["low"])
     return (moves > UNIDENTIFIED).mean(), (barrier > 0).mean(), width.mean()
+
+
+def left_out_notes(results: Results) -> list[str]:
+    """A line that names the clients whose update was not finite, if there are any."""
+    places = [
+        (one["client"], label(entry["heterogeneity"]), entry["seed"])
+        for entry in results["diagnostics"]
+        for one in entry.get("left_out", ())
+    ]
+    clients = [
+        f"client {client} ({name}, seed {seed})"
+        for client, name, seed in dict.fromkeys(places)
+    ]
+    if not clients:
+        return []
+    more = len(clients) - _NAMED
+    named = [*clients[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
+    start = "Left out of rounds with an update that is not finite:"
+    return [f"{start} {', '.join(named)}."]
 
 
 def left_out(results: Results) -> Table | Text:

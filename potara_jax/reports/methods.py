@@ -114,7 +114,11 @@ def table(results: Results, *, columns: tuple[str, ...] = COLUMNS) -> Table:
             for name, group in grouped(summaries).items()
         ],
         title=f"{metric.name.capitalize()} over clients: {over_seeds(summaries)}",
-        notes=[*notes(summaries, metric), *[_COLUMNS_EXPLAINED] * (columns == COLUMNS)],
+        notes=[
+            *notes(summaries, metric),
+            *diagnostics.left_out_notes(results),
+            *[_COLUMNS_EXPLAINED] * (columns == COLUMNS),
+        ],
     )
 
 

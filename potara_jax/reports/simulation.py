@@ -24,12 +24,12 @@ from potara_jax.reports.document import (
     figure_sections,
 )
 from potara_jax.reports.figures import simulation as figures
-from potara_jax.reports.formats import MISSING, Metric, metric_of
+from potara_jax.reports.formats import MISSING, Metric, metric_of, size
 from potara_jax.reports.summary import Record, Results
 
 _EXPLANATION = (
     "The scored clients are evenly spread over all of them, and each is tested on its "
-    "own distribution; the worst decile is the mean over their worst tenth.",
+    "own distribution. Worst 10 %: mean over the worst tenth of them.",
     "Steps per second are a median over rounds; the time includes saving the round and "
     "excludes scoring. Memory is that of the process, with the pages of its files in "
     "use; growth is from the second quarter of the rounds to the last.",
@@ -84,9 +84,9 @@ def table(results: Results, speed: Sequence[Record] = ()) -> Table:
     """One row per federation."""
     metric = metric_of(results)
     columns = (
-        *("Federation", metric.column, "Worst decile" + " %" * metric.percent),
-        *("GB sent", "Clients seen", "State MB", "Client-steps"),
-        *("Steps / s", "Memory MB", "Growth %"),
+        *("Federation", metric.column, "Worst 10 %"),
+        *("Bytes", "Clients seen", "State", "Client-steps"),
+        *("Steps / s", "Memory", "Growth %"),
     )
     rows = [_row(cell, speed, metric) for cell in results["cells"]]
     if "largest_class" in results["cells"][0]:
@@ -111,9 +111,9 @@ def _row(cell: Record, speed: Sequence[Record], metric: Metric) -> Row:
             score("mean"),
             score("worst_decile"),
             *_floor(cell, metric),
-            Cell(f"{last['bytes'] / 1e9:.3g}", last["bytes"]),
+            Cell(size(last["bytes"]), last["bytes"]),
             Cell(f"{cell['seen']:,} of {cell['clients']:,}", cell["seen"]),
-            Cell(f"{cell['state_bytes'] / 1e6:.3g}", cell["state_bytes"]),
+            Cell(size(cell["state_bytes"]), cell["state_bytes"]),
             Cell(f"{cell['steps']:,}", cell["steps"]),
             *_speed_cells(lines),
         )
@@ -131,11 +131,11 @@ def _speed_cells(lines: Sequence[Record]) -> list[Cell]:
     if not lines:
         return [Cell(MISSING)] * 3
     each = [line["steps"] / max(line["seconds"], 1e-9) for line in lines]
-    pace, memory = float(np.median(each)), np.array([x["memory"] for x in lines]) / 1e6
+    pace, memory = float(np.median(each)), np.array([x["memory"] for x in lines])
     growth, peak = _growth(memory), float(memory.max())
     return [
         Cell(f"{pace:,.0f}", pace),
-        Cell(f"{peak:,.0f}", peak),
+        Cell(size(peak), peak),
         Cell(f"{growth:+.1f}", growth),
     ]
 

@@ -32,7 +32,10 @@ from potara_jax.reports.figures.study import NUMBER, drawings
 from potara_jax.reports.formats import Metric, label, metric_of, signed, significant
 from potara_jax.reports.summary import Results
 
-COLUMNS = ("Weight", "Samples", "n", "Regret", "To grid", "Worst gain", "Passes")
+COLUMNS = (
+    *("Weight", "Measured on", "Samples", "Regret", "To grid", "Worst gain"),
+    "Passes",
+)
 _MODELS = {
     "largest_class": "Largest class",
     "federated": "Federated",

@@ -249,6 +249,24 @@ def test_a_label_beyond_the_models_outputs_is_refused_with_its_client():
         pj.personalise(pj.classification(model), base, federation, **SHORT)
 
 
+def test_a_client_that_is_left_out_is_named_in_a_warning_and_below_the_table():
+    def broken_for_large_labels(apply, batch):
+        return jnp.where(batch.labels > 50, jnp.nan, squared_error(apply, batch))
+
+    model = Regressor()
+    short = {"federated": pj.Federated(rounds=1), "local": pj.Local(rounds=1)}
+    with pytest.warns(UserWarning, match="federated: client 2 is left out"):
+        result = pj.personalise(
+            pj.objective(model, broken_for_large_labels),
+            variables(model)["params"],
+            clients(lambda client, x: x[:, 0] + 100 * (client == 2)),
+            **(SHORT | short),
+        )
+    (line,) = (x for x in result.table().notes if x.startswith("Left out"))
+    assert "client 2 (the clients' own data, seed 0)." in line
+    assert "client 1" not in line and line in " ".join(repr(result.table()).split())
+
+
 def test_a_loss_that_is_a_mean_is_refused():
     model = Regressor()
     mean = lambda apply, batch: squared_error(apply, batch).mean()

@@ -124,7 +124,7 @@ def test_the_speed_of_every_round_is_kept_once(undisturbed):
 def test_more_clients_than_images_need_a_number_of_examples(capsys, cache, tmp_path):
     settings = {"cells.clients": 2000, "out": tmp_path / "run", "cache": cache}
     assert potara("run", settings) == 2
-    assert "set examples" in capsys.readouterr().err
+    assert "set source.examples" in capsys.readouterr().err
 
 
 def test_scoring_no_clients_is_refused(capsys, cache, tmp_path):
