@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,40 @@ Array = jax.Array
 Carry = Any  # parameters, and the optimiser's state
 Step = Callable[[Carry, Array], tuple[Carry, Array]]
 _REPORTS = 20
+_TIMED = 5  # steps after the first, which compiles
+_SECONDS_BETWEEN_SAVES = 10.0
+
+
+class Progress(NamedTuple):
+    """Pre-training after some steps: the parameters, the optimiser's state, the losses.
+
+    `losses`: `[steps]`, of which the first `done` are known.
+    """
+
+    done: Array
+    carry: Carry
+    losses: Array
+
+
+class Keeper(NamedTuple):
+    """Keeps the progress of a pre-training that may be interrupted.
+
+    `load(like)`: what was saved, of the structure of `like`, or None. `save(progress)`.
+    """
+
+    load: Callable[[Progress], Progress | None]
+    save: Callable[[Progress], None]
+
+
+class Listener(NamedTuple):
+    """Hears of the steps.
+
+    `on_step(done, loss)`: from time to time. `on_pace(done, seconds)`: once, after the
+    first steps, with the seconds of one.
+    """
+
+    on_step: Callable[[int, float], None]
+    on_pace: Callable[[int, float], None] = lambda done, seconds: None
 
 
 def pretrain(
@@ -27,7 +62,8 @@ def pretrain(
     steps: int,
     batch_size: int,
     learning_rate: float,
-    on_step: Callable[[int, float], None] | None = None,
+    listener: Listener | None = None,
+    keeper: Keeper | None = None,
 ) -> tuple[Params, Array]:
     """Train parameters with AdamW, whose rate warms up and then falls as a cosine.
 
@@ -42,8 +78,9 @@ def pretrain(
       steps: optimiser steps.
       batch_size: examples of a step.
       learning_rate: the largest learning rate.
-      on_step: called from time to time with the number of steps done and the last loss.
-        Default: all steps are one scan.
+      listener: hears of the steps. Default: all steps are one scan.
+      keeper: keeps the progress of steps that are no scan; from what it has kept,
+        training goes on to the same bytes.
 
     Returns:
       The trained parameters, and the losses `[steps]`.
@@ -63,19 +100,43 @@ def pretrain(
         return (optax.apply_updates(params, updates), state), value
 
     carry, keys = (params, optimizer.init(params)), jax.random.split(key, steps)
-    if on_step is None:
+    if listener is None:
         (params, _), losses = jax.jit(partial(jax.lax.scan, step))(carry, keys)
         return params, jnp.asarray(losses)
-    return _step_by_step(jax.jit(step, donate_argnums=0), carry, keys, on_step)
+    begin = Progress(jnp.int32(0), jax.tree.map(jnp.copy, carry), jnp.zeros(steps))
+    progress = keeper.load(begin) if keeper else None
+    return _step_by_step(
+        jax.jit(step, donate_argnums=0), progress or begin, keys, listener, keeper
+    )
 
 
 def _step_by_step(
-    step: Step, carry: Carry, keys: Array, on_step: Callable[[int, float], None]
+    step: Step,
+    progress: Progress,
+    keys: Array,
+    listener: Listener,
+    keeper: Keeper | None,
 ) -> tuple[Params, Array]:
-    carry, losses = jax.tree.map(jnp.copy, carry), []
-    for number, key in enumerate(keys, 1):
+    begin, carry = int(progress.done), progress.carry
+    losses = list(progress.losses[:begin])
+    started = saved = time.monotonic()
+    for number, key in enumerate(keys[begin:], begin + 1):
         carry, loss = step(carry, key)
         losses.append(loss)
+        if number == begin + 1:  # it compiles
+            started = _now(loss)
+        if number == begin + 1 + _TIMED:
+            listener.on_pace(number, (_now(loss) - started) / _TIMED)
         if number % max(1, len(keys) // _REPORTS) == 0:
-            on_step(number, float(loss))
+            listener.on_step(number, float(loss))
+        if keeper and time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+            known = jnp.zeros(len(keys)).at[:number].set(jnp.stack(losses))
+            keeper.save(Progress(jnp.int32(number), carry, known))
+            saved = time.monotonic()
     return carry[0], jnp.stack(losses) if losses else jnp.zeros(0)
+
+
+def _now(computed: Array) -> float:
+    """The time once a value is computed."""
+    jax.block_until_ready(computed)
+    return time.monotonic()

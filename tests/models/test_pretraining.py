@@ -5,7 +5,8 @@ import optax
 import pytest
 
 from potara_jax.data.federation import Batch
-from potara_jax.models.pretraining import pretrain
+from potara_jax.models import pretraining
+from potara_jax.models.pretraining import Keeper, Listener, pretrain
 from potara_jax.models.vit import ViT, ViTConfig
 from tests.helpers_federated import assert_equal, differs
 
@@ -22,7 +23,7 @@ def mean_loss(apply):
     return loss
 
 
-def fit_linear(seed, on_step=None):
+def fit_linear(seed, on_step=None, on_pace=None, keeper=None):
     params = {"w": jnp.zeros((4, 3))}
     trained, losses = pretrain(
         mean_loss(lambda params, inputs: inputs @ params["w"]),
@@ -32,7 +33,8 @@ def fit_linear(seed, on_step=None):
         steps=40,
         batch_size=8,
         learning_rate=0.1,
-        on_step=on_step,
+        listener=on_step and Listener(on_step, on_pace or (lambda *args: None)),
+        keeper=keeper,
     )
     np.testing.assert_array_equal(params["w"], np.zeros((4, 3)))
     return trained, losses
@@ -68,6 +70,39 @@ def test_progress_is_reported_and_changes_nothing_else(fitted):
     assert [step for step, _ in steps] == list(range(2, 41, 2))
     np.testing.assert_allclose(losses, fitted[1], rtol=1e-5)
     np.testing.assert_allclose(params["w"], fitted[0]["w"], rtol=1e-5, atol=1e-6)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_bytes(monkeypatch):
+    monkeypatch.setattr(pretraining, "_SECONDS_BETWEEN_SAVES", 0.0)
+    kept = []
+
+    def save(progress):
+        kept.append(jax.tree.map(np.array, progress))  # the next step takes the arrays
+        if len(kept) == 23:
+            raise KeyboardInterrupt
+
+    silent = lambda *args: None
+    whole = fit_linear(0, silent)
+    with pytest.raises(KeyboardInterrupt):
+        fit_linear(0, silent, keeper=Keeper(lambda like: None, save))
+    steps, again = [], []
+
+    def load(like):
+        assert jax.tree.structure(like) == jax.tree.structure(kept[-1])
+        return jax.tree.map(jnp.asarray, kept[-1])
+
+    rest = fit_linear(
+        0, lambda done, loss: steps.append(done), keeper=Keeper(load, again.append)
+    )
+    assert_equal(rest, whole)
+    assert len(again) == 40 - 23 and min(steps) == 24
+
+
+def test_the_pace_is_that_of_the_first_steps():
+    paces = []
+    fit_linear(0, lambda *args: None, lambda *args: paces.append(args))
+    ((done, seconds),) = paces
+    assert done == 6 and 0 < seconds < 10
 
 
 def test_pretraining_lowers_the_loss_of_a_vision_transformer():

@@ -16,8 +16,8 @@ from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Resources
 from potara_jax.experiment.settings import Pretraining
 from potara_jax.models import weights
-from potara_jax.models.pretraining import pretrain
-from potara_jax.runs.bases import cached_base
+from potara_jax.models.pretraining import Keeper, Listener, pretrain
+from potara_jax.runs.bases import Part, cached_base
 
 HEAD_WIDTH = 32  # of the attention heads of a base that is pre-trained here
 
@@ -50,10 +50,7 @@ def pretrained(
     """
     recipe = {"model": dataclasses.asdict(config), **dataclasses.asdict(settings)}
 
-    def log_step(step: int, value: float) -> None:
-        resources.log(f"base: step {step} of {settings.steps}, loss {value:.3f}")
-
-    def train() -> Params:
+    def train(part: Part | None) -> Params:
         start, key = jax.random.split(jax.random.key(settings.seed))
         return pretrain(
             lambda params, batch: loss(params, batch).mean(),
@@ -63,10 +60,33 @@ def pretrained(
             steps=settings.steps,
             batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
-            on_step=log_step if report else None,
+            listener=_listener(settings.steps, resources.log) if report else None,
+            keeper=Keeper(part.load, part.save) if part else None,
         )[0]
 
     return cached_base(resources.cache, recipe, examples, train, resources.log)
+
+
+def _listener(steps: int, log: Callable[[str], None]) -> Listener:
+    """Logs the loss from time to time, and how long the steps will take."""
+
+    def on_step(done: int, value: float) -> None:
+        log(f"base: step {done} of {steps}, loss {value:.3f}")
+
+    def on_pace(done: int, seconds: float) -> None:
+        left = duration((steps - done) * seconds)
+        log(f"base: a step takes {seconds:.2g} s, so that all take {left} from here")
+
+    return Listener(on_step, on_pace)
+
+
+def duration(seconds: float) -> str:
+    """A time in words: `40 s`, `12 minutes` or `3.5 hours`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"
 
 
 def settings_of(experiment: Experiment) -> Pretraining:

@@ -14,10 +14,17 @@ from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Resources
 from potara_jax.experiment.problems import bases
 from potara_jax.experiment.settings import Pretraining
+from potara_jax.models import pretraining
 from tests import small
 
 EXAMPLES = Batch(jnp.arange(12.0).reshape(6, 2), jnp.arange(6))
 SETTINGS = Pretraining(steps=4, batch_size=2, learning_rate=0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    data: tuple[Path, ...] = ()
+    checkpoint: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +94,60 @@ def test_a_damaged_file_is_trained_again(tmp_path):
     assert "is damaged; training it again" in lines[0]
 
 
+def test_an_interrupted_base_goes_on_from_its_last_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretraining, "_SECONDS_BETWEEN_SAVES", 0.0)
+    settings, lines = dataclasses.replace(SETTINGS, steps=30), []
+
+    def stop(line):
+        lines.append(line)
+        if line.startswith("base: step 20"):
+            raise KeyboardInterrupt
+
+    whole = pretrain(Resources(None), settings=settings)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(Resources(tmp_path, stop), settings=settings)
+    (part,) = (tmp_path / "bases").iterdir()
+    assert part.name.endswith(".part.npz")
+    resumed = []
+    base = pretrain(Resources(tmp_path, resumed.append), settings=settings)
+    assert same(base, whole)
+    first = next(line for line in resumed if "base: step" in line)
+    assert first.startswith("base: step 20 ")
+    (kept,) = (tmp_path / "bases").iterdir()
+    assert not kept.name.endswith(".part.npz")
+
+
+@pytest.mark.parametrize("damage", [lambda x: x[:50], lambda x: b""])
+def test_a_damaged_part_is_trained_from_the_beginning(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(pretraining, "_SECONDS_BETWEEN_SAVES", 0.0)
+    whole = pretrain(Resources(None))
+
+    def stop(line):
+        if "step 3" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(Resources(tmp_path, stop))
+    (part,) = (tmp_path / "bases").iterdir()
+    part.write_bytes(damage(part.read_bytes()))
+    lines = []
+    assert same(pretrain(Resources(tmp_path, lines.append)), whole)
+    assert "is damaged; training the base from its beginning" in lines[1]
+
+
+def test_the_time_that_the_steps_take_is_logged():
+    lines = []
+    settings = dataclasses.replace(SETTINGS, steps=20)
+    pretrain(Resources(None, lines.append), settings=settings)
+    (pace,) = (line for line in lines if "a step takes" in line)
+    assert pace.endswith("from here")
+    assert [bases.duration(x) for x in (40.2, 720, 3600 * 3.5)] == [
+        "40 s",
+        "12 minutes",
+        "3.5 hours",
+    ]
+
+
 def test_without_a_report_the_steps_are_silent(tmp_path):
     lines = []
     pretrain(Resources(None, lines.append), report=False)
@@ -115,7 +176,7 @@ def test_the_users_files_are_the_data_and_a_checkpoint_in_a_folder(tmp_path):
     data, folder = (Path("a"), Path("b")), tmp_path / "vit"
 
     def files(**source):
-        experiment = Experiment("", lambda *_: None, source=SimpleNamespace(**source))
+        experiment = Experiment("", lambda *_: None, source=Source(**source))
         return bases.user_files(experiment)
 
     assert files(data=data, checkpoint=None) == [*data]
