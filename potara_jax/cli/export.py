@@ -29,6 +29,9 @@ from potara_jax.runs import files
 from potara_jax.runs.folder import RunFolder
 from potara_jax.runs.loading import load_file
 from potara_jax.runs.store import Cell
+from potara_jax.runs.versions import versions
+
+_CODE = ("load", "file")  # the user's Python files, in `config.json`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +122,41 @@ def _experiment(run: Path, config: Mapping[str, Any]) -> Experiment:
             )
     code = [*config.get("load", ()), *filter(None, [config.get("file")])]
     known = jobs.configuration(experiment, jobs.Table(), [Path(x) for x in code])
-    if any(config.get(name) != value for name, value in known.items()):
-        raise ValueError(
-            f"the data or the checkpoint of {run} have changed since; restore them, or "
-            "run it again"
-        )
+    _check_same(run, config, known)
     return experiment
+
+
+def _check_same(run: Path, config: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if a run's settings mean something else than they did."""
+    others = [name for name in config if name not in known and name not in _CODE]
+    lacking = [name for name in known if name not in config]
+    if others or lacking:
+        what = f"has {others[0]}" if others else f"lacks {lacking[0]}"
+        raise ValueError(
+            f"{run / 'config.json'} {what}: the settings of {_version(run)} were "
+            "others; export with that version, or run it again"
+        )
+    changed = [name for name, value in known.items() if config[name] != value]
+    if changed == [files.DATA]:
+        raise ValueError(
+            f"the data, checkpoint or code of {run} have changed since it was run by "
+            f"{_version(run)}; restore them, or run it again"
+        )
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"{run / 'config.json'} has {name} {config[name]}, not {known[name]}; "
+            "restore it, or run it again"
+        )
+
+
+def _version(run: Path) -> str:
+    """The version that a run was made with, where it differs from this one."""
+    path, name = run / "versions.json", "potara_jax"
+    kept = files.read_json(path) if path.is_file() else {}
+    made = kept.get(name, "unknown") if isinstance(kept, dict) else "unknown"
+    this = versions()[name]
+    return f"{name} {made}" + (f" (this is {this})" if made != this else "")
 
 
 def _cells(options: Export, experiment: Experiment) -> list[Cell]:

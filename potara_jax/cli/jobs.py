@@ -113,11 +113,12 @@ def _result(
     experiment: Experiment, job: Job, options: RunOptions, name: str, console: Console
 ) -> jobs.Result:
     """Run; a `ValueError` that is not a user's mistake is a defect, with its trace."""
-    extra: dict[str, Any] = {"load": [str(path) for path in options.load]}
-    code = list(options.load)
+    code = [path.expanduser().resolve() for path in options.load]
+    extra: dict[str, Any] = {"load": [str(path) for path in code]}
     if name.endswith(".py"):
-        extra["file"] = name
-        code.append(Path(name))
+        file = Path(name).expanduser().resolve()
+        extra["file"] = str(file)
+        code.append(file)
     try:
         return jobs.run(
             experiment,

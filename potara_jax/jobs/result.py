@@ -13,8 +13,7 @@ from potara_jax.experiment.methods import POTARA
 from potara_jax.experiment.problem import Problem
 from potara_jax.jobs.export import Dtype, ExportOptions, Transformers, write_models
 from potara_jax.jobs.job import Job, Record, cells_of
-from potara_jax.reports import document
-from potara_jax.reports.document import Report
+from potara_jax.reports import document, drawing
 from potara_jax.runs import files
 from potara_jax.runs.store import Cell, Store
 
@@ -46,9 +45,14 @@ class Result:
         return self.job.tables(self.results, self.store)
 
     def report(self, folder: Path | str) -> Path:
-        """Write the report with its figures and tables; the page's path."""
+        """Write the report with its figures and tables; the page's path.
+
+        Figures that an earlier report has left in the folder are removed.
+        """
         folder = Path(folder)
-        page = document.write(self._document(folder / "figures"), folder)
+        made = self.job.report(self.results, self.store, folder / "figures")
+        page = document.write(made, folder)
+        drawing.remove_others(folder / "figures", [one.path for one in made.figures])
         for name, text in self.job.files(self.results).items():
             files.write_text(folder / name, text)
         return page
@@ -89,9 +93,6 @@ class Result:
             self.make_problem(), adapters, Path(folder), clients=chosen, options=options
         )
         return Path(folder)
-
-    def _document(self, figures: Path) -> Report:
-        return self.job.report(self.results, self.store, figures)
 
     @property
     def cells(self) -> list[Cell]:

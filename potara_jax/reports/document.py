@@ -126,6 +126,12 @@ class Report:
     settings: Mapping[str, object]
     versions: Mapping[str, str]
 
+    @property
+    def figures(self) -> list[Figure]:
+        """The figures of all sections."""
+        parts = [part for section in self.sections for part in section.parts]
+        return [part for part in parts if isinstance(part, Figure)]
+
 
 def figure_sections(figures: Sequence[Figure]) -> list[Section]:
     """A section for every figure."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +23,8 @@ from potara_jax.runs import files
 INK, FAINT = "#222222", "#707070"
 DASHED = (0, (4, 3))
 _DPI = 130
+_SOFTWARE = "potara_jax"  # in a file's first bytes, which marks it as a report's
+_HEAD = 200
 _LOOK = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -70,8 +72,16 @@ def illustrate(
 def _write(figure: Figure, path: Path) -> Path:
     FigureCanvasAgg(figure)
     with files.atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+        figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": _SOFTWARE})
     return path
+
+
+def remove_others(folder: Path, kept: Collection[Path]) -> None:
+    """Remove the figures of earlier reports from a folder, and nothing else."""
+    mark = f"Software\0{_SOFTWARE}".encode("latin-1")
+    for path in sorted(folder.glob("*.png")):
+        if path not in kept and mark in path.read_bytes()[:_HEAD]:
+            path.unlink()
 
 
 # --- Panels --------------------------------------------------------------------------

@@ -128,11 +128,11 @@ def test_a_checkpoint_in_a_folder_is_named_from_the_root(
     [
         ({"cells.clients": "two"}, "is not that of a run"),
         ({"experiment": ["tasks"]}, "is not that of a run"),
-        ({"cells.seeds": 5}, "config.json cannot be understood"),
-        ({"merging.methods": 3}, "config.json cannot be understood"),
+        ({"cells.seeds": 5}, "config.json: cells.seeds is 5: it must be a tuple"),
+        ({"merging.methods": 3}, "config.json: merging.methods is 3: it must be"),
         ({"experiment": "task"}, "there is no experiment task"),
         ({"job": "study"}, "holds a study: only runs keep models"),
-        ({"lora.rank": "two"}, "config.json cannot be understood"),
+        ({"lora.rank": "two"}, "config.json: lora.rank is 'two': it must be a whole"),
         ({"local.rounds": 0}, "config.json: local.rounds is 0"),
     ],
 )
@@ -142,6 +142,25 @@ def test_damaged_settings_of_a_run_are_named(finished, export, change, reason, c
     status = export(finished[0])
     error = capsys.readouterr().err
     assert status == 2 and reason in error and error.count("\n") == 1
+
+
+def test_a_run_of_another_version_is_told_from_one_whose_data_changed(
+    finished, export, capsys
+):
+    folder = finished[0]
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    lacking = {name: x for name, x in config.items() if name != "lora.whole"}
+    for changed, reason in (
+        (lacking, "config.json lacks lora.whole: the settings of potara_jax unknown"),
+        (config | {"lora.dora": False}, "config.json has lora.dora: the settings of"),
+    ):
+        path.write_text(json.dumps(changed))
+        assert export(folder) == 2
+        assert reason in capsys.readouterr().err
+    (folder / "versions.json").write_text(json.dumps({"potara_jax": "0.0.9"}))
+    assert export(folder) == 2
+    assert "potara_jax 0.0.9 (this is " in capsys.readouterr().err
 
 
 def test_missing_data_are_named(finished, export, capsys):

@@ -53,19 +53,22 @@ def run(folder, monkeypatch):
     return run
 
 
-def test_the_table_has_what_users_registered(run, folder):
+def test_the_table_has_what_users_registered(run, folder, monkeypatch):
     files = [f"method{number}.py" for number in range(3)]
     more = ("--merging.methods", "uniform", "by_loss", "largest")
+    more += ("--data", str(folder / "wine.csv"))
     results = run("run", "--load", *files, *more, "--federated.algorithm", "fedsa")
     rows = {record["method"]: record for record in results["methods"]}
     assert rows["by_loss"]["weighing"] == "by_loss"
     assert rows["largest"]["merge"] == "largest"
     assert len(rows["by_loss"]["accuracy"]) == 3
-    assert results["settings"]["file"] == "wine.py"
-    assert results["settings"]["load"] == files
+    assert results["settings"]["file"] == str(folder / "wine.py")
+    assert results["settings"]["load"] == [str(folder / file) for file in files]
     assert re.match(r"[0-9a-f]{32}$", results["settings"]["data_digest"])
     out = folder / "run-run"
     assert "wine" in (out / "report.html").read_text()
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
     assert main(["export", str(out), "--clients", "0"]) == 0
     assert (out / "export" / "natural-seed-0" / "client-000").is_dir()
 

@@ -159,6 +159,15 @@ def test_the_report_and_the_models_are_written_to_given_folders(result, tmp_path
     np.testing.assert_allclose(np.float64(read["a"]) @ read["b"], expected, rtol=1e-5)
 
 
+def test_a_report_leaves_no_figure_of_another(result, regressed, tmp_path):
+    result.report(tmp_path)
+    before = {path.name for path in (tmp_path / "figures").iterdir()}
+    regressed.report(tmp_path)
+    after = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert "accuracy.png" in before and "accuracy.png" not in after
+    assert "loss.png" in after
+
+
 @pytest.mark.parametrize("clients", [[3], [-1], [0, 7]])
 def test_a_client_that_does_not_exist_is_not_exported(result, tmp_path, clients):
     number = clients[-1]

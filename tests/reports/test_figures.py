@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-import matplotlib
+import shutil
+from pathlib import Path
+
+import matplotlib.figure
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
@@ -38,6 +41,17 @@ def test_every_figure_is_a_png_and_nothing_else_is_left(drawn):
     assert [path.name for path in drawn] == [f"{name}.png" for name in NAMES]
     assert {path.read_bytes()[:8] for path in drawn} == {b"\x89PNG\r\n\x1a\n"}
     assert sorted(drawn[0].parent.iterdir()) == sorted(drawn)
+
+
+def test_figures_of_an_earlier_report_are_removed_and_nothing_else(drawn, tmp_path):
+    first, second, *_ = (shutil.copy(path, tmp_path) for path in drawn)
+    figure = matplotlib.figure.Figure()
+    figure.savefig(tmp_path / "mine.png")
+    (tmp_path / "empty.png").touch()
+    drawing.remove_others(tmp_path, [Path(second)])
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {Path(second).name, "mine.png", "empty.png"}
+    assert not Path(first).exists()
 
 
 def test_the_same_results_give_the_same_bytes_under_any_preferences(drawn, tmp_path):
