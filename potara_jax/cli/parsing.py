@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import dataclasses
+import functools
+import inspect
 import io
 import itertools
 import re
+import textwrap
+import typing
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, Union
 
 import tyro
@@ -45,6 +52,7 @@ def parse(kind: Any, words: Sequence[str], *, help_words: Sequence[str]) -> Any:
     Raises:
       ValueError: the words cannot be parsed.
     """
+    _describe(kind)
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
@@ -61,6 +69,41 @@ def parse(kind: Any, words: Sequence[str], *, help_words: Sequence[str]) -> Any:
         command = " ".join(["potara", *help_words, "--help"])
         reason = explanation(shown.getvalue())
         raise ValueError(f"{reason}; see: {command}") from None
+
+
+# --- Help ----------------------------------------------------------------------------
+
+
+def _describe(kind: Any) -> None:
+    """Make the docstrings of all fields the help of their options, in whole lines."""
+    for part in typing.get_args(kind):  # of annotated types and unions
+        _describe(part)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        texts = _texts_of_fields(kind)
+        for field in dataclasses.fields(kind):
+            if text := texts.get(field.name):
+                field.metadata = MappingProxyType({**field.metadata, "help": text})
+            _describe(field.type)
+
+
+@functools.cache
+def _texts_of_fields(kind: type) -> dict[str, str]:
+    """The docstrings below a class's fields, without line breaks."""
+    try:
+        source = textwrap.dedent(inspect.getsource(kind))
+    except (OSError, TypeError):  # a class that is made at run time
+        return {}
+    (definition,) = ast.parse(source).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        field.target.id: " ".join(str(text.value.value).split())
+        for field, text in itertools.pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+
+
+# --- Mistakes ------------------------------------------------------------------------
 
 
 def explanation(text: str) -> str:

@@ -56,6 +56,24 @@ def test_a_job_has_its_settings_and_starts_from_its_presets(capsys):
     assert "--algorithms " in text and "--scored" not in text
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("run digits", "Trace a few rounds of every phase into the run folder, for"),
+        ("run digits", "Dirichlet concentration of a client's classes or tasks;"),
+        ("run digits", "which clients may then share: for more clients than images."),
+        ("export", "A ViT's modules have other names"),
+        ("merge", "or count it as unchanged in the others."),
+    ],
+)
+def test_help_breaks_no_line_where_its_source_does(
+    capsys, words, sentence, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "1000")
+    _, text = shown(capsys, *words.split(), "--help")
+    assert any(sentence in line for line in text.splitlines())
+
+
 # --- Mistakes ------------------------------------------------------------------------
 
 
