@@ -148,7 +148,7 @@ def logits(model, tokens):
 
 def combinations(names, weights, suffix):
     """The dense deltas of what `add_weighted_adapter` makes of two adapters."""
-    found = {}
+    actual = {}
     for combination in COMBINATIONS:
         model = PeftModel.from_pretrained(
             base(LlamaForCausalLM), FOLDER / names[0], adapter_name="one"
@@ -159,8 +159,8 @@ def combinations(names, weights, suffix):
         model.add_weighted_adapter(
             ["one", "two"], weights, "both", combination, density=density
         )
-        found |= deltas(model, "both", f"merged/{combination}{suffix}")
-    return found
+        actual |= deltas(model, "both", f"merged/{combination}{suffix}")
+    return actual
 
 
 if __name__ == "__main__":

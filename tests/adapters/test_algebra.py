@@ -65,8 +65,8 @@ def test_what_is_not_finite_gives_nan_and_leaves_the_other_matrices_alone(bad):
     broken = square.copy()
     broken[1, 0, 2] = bad
     for decompose in (algebra.svd, algebra.qr, lambda x: (algebra.solve(x, x),)):
-        expected, found = (jax.jit(decompose)(x) for x in (square, broken))
-        for x, y in zip(expected, found, strict=True):
+        expected, actual = (jax.jit(decompose)(x) for x in (square, broken))
+        for x, y in zip(expected, actual, strict=True):
             assert np.isnan(y[1]).all()
             np.testing.assert_array_equal(y[::2], x[::2])
 
@@ -183,8 +183,8 @@ def test_the_left_basis_is_the_singular_vectors_of_both_deltas():
 @given(seeds, seeds)
 def test_the_core_does_not_see_the_gauge(seed_1, seed_2):
     first, second = factors(0), factors(1)
-    own = regauged(first, gauge(seed_1)), regauged(second, gauge(seed_2))
-    for core, other in zip(cores(first, second), cores(*own), strict=True):
+    turned = regauged(first, gauge(seed_1)), regauged(second, gauge(seed_2))
+    for core, other in zip(cores(first, second), cores(*turned), strict=True):
         assert_close(np.abs(other), np.abs(core), atol=1e-3)
 
 
@@ -273,22 +273,22 @@ def test_a_core_counts_in_the_norm():
 
 def test_balanced_factors_are_the_same_delta_with_equal_singular_values():
     entry = regauged(factors(0), gauge(1))
-    found = algebra.balance(entry)
-    assert_close(dense(found), dense(entry))
-    a, b = (np.asarray(found[name], np.float64) for name in "ab")
+    actual = algebra.balance(entry)
+    assert_close(dense(actual), dense(entry))
+    a, b = (np.asarray(actual[name], np.float64) for name in "ab")
     assert_close(a.T @ a, b @ b.T, atol=1e-4)
 
 
 def test_aligned_factors_are_the_nearest_of_all_rotations():
     reference, entry = factors(0), factors(5)
-    found = algebra.align(reference, entry)
-    assert_close(dense(found), dense(entry))
+    actual = algebra.align(reference, entry)
+    assert_close(dense(actual), dense(entry))
     apart = lambda e: sum(
         np.sum(np.square(np.asarray(e[n]) - np.asarray(reference[n]))) for n in "ab"
     )
     for seed in range(30):
         turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(2, 2)))
-        assert apart(found) <= apart(regauged(entry, turn)) + 1e-4
+        assert apart(actual) <= apart(regauged(entry, turn)) + 1e-4
 
 
 def test_aligning_undoes_a_rotation():
@@ -303,15 +303,15 @@ def test_least_squares_are_numpys_of_least_norm():
     rng = np.random.default_rng(0)
     matrix = rng.normal(size=(6, 2)) @ rng.normal(size=(2, 4))
     target = rng.normal(size=(6, 3))
-    found = algebra.least_squares(jnp.float32(matrix), jnp.float32(target))
-    assert_close(found, np.linalg.pinv(matrix) @ target, atol=1e-4)
+    actual = algebra.least_squares(jnp.float32(matrix), jnp.float32(target))
+    assert_close(actual, np.linalg.pinv(matrix) @ target, atol=1e-4)
 
 
 def test_solutions_of_stacks_are_numpys():
     rng = np.random.default_rng(0)
     matrix, target = rng.normal(size=(2, 3, 3)), rng.normal(size=(2, 3, 2))
-    found = algebra.solve(jnp.float32(matrix), jnp.float32(target))
-    assert_close(found, np.linalg.solve(matrix, target), atol=1e-3)
+    actual = algebra.solve(jnp.float32(matrix), jnp.float32(target))
+    assert_close(actual, np.linalg.solve(matrix, target), atol=1e-3)
 
 
 def test_the_polar_factor_is_orthogonal_where_it_is_not_zero():

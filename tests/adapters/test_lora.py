@@ -130,13 +130,13 @@ each_layer = pytest.mark.parametrize(
 
 def test_a_target_matches_the_end_of_a_path_at_a_boundary():
     vit, image = tiny_vit()
-    found = partial(lora.find_sites, vit, image)
+    find = partial(lora.find_sites, vit, image)
     query = {f"block_{i}/attention/query" for i in range(2)}
     value = {f"block_{i}/attention/value" for i in range(2)}
-    assert set(found(targets=["query"])) == set(found(targets="query")) == query
-    assert set(found(targets=["attention/(query|value)"])) == query | value
-    assert set(found(targets=["query", "value"])) == query | value
-    assert set(found(targets=["block_1/.*/(query|value)"])) == {
+    assert set(find(targets=["query"])) == set(find(targets="query")) == query
+    assert set(find(targets=["attention/(query|value)"])) == query | value
+    assert set(find(targets=["query", "value"])) == query | value
+    assert set(find(targets=["block_1/.*/(query|value)"])) == {
         path for path in query | value if "block_1" in path
     }
 
@@ -445,12 +445,12 @@ def test_inputs_are_what_the_adapted_layers_read():
     base = random_params(model, x)
     sites = lora.find_sites(model, x, targets=("body", "head"))
     adapter = random_like(lora.init(KEY, sites, rank=2), 3)
-    found = lora.bind_inputs(model, scale=SCALE)(base, adapter, x)
-    own = lambda e, y: y @ e["kernel"] + e["bias"]
+    actual = lora.bind_inputs(model, scale=SCALE)(base, adapter, x)
+    affine = lambda e, y: y @ e["kernel"] + e["bias"]
     delta = SCALE * x @ adapter["body"]["a"] @ adapter["body"]["b"]
-    hidden = nn.tanh(own(base["body"], x) + delta)
-    assert_close(found["body"], x.reshape(20, 7))
-    assert_close(found["head"], hidden.reshape(20, 11))
+    hidden = nn.tanh(affine(base["body"], x) + delta)
+    assert_close(actual["body"], x.reshape(20, 7))
+    assert_close(actual["head"], hidden.reshape(20, 11))
 
 
 def test_inputs_of_several_axes_are_flattened_as_the_factors_are():
@@ -458,8 +458,8 @@ def test_inputs_of_several_axes_are_flattened_as_the_factors_are():
     model = Alone(partial(nn.DenseGeneral, 5, axis=(-2, -1)))
     sites = lora.find_sites(model, x, targets=("layer",))
     adapter, base = lora.init(KEY, sites, rank=2), random_params(model, x)
-    found = lora.bind_inputs(model, scale=SCALE)(base, adapter, x)
-    assert_close(found["layer"], x.reshape(6, 8))
+    actual = lora.bind_inputs(model, scale=SCALE)(base, adapter, x)
+    assert_close(actual["layer"], x.reshape(6, 8))
 
 
 def test_inputs_of_scanned_layers_are_refused():

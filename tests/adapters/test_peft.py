@@ -40,8 +40,8 @@ def references():
 def reference_deltas(references, name):
     """PEFT's dense deltas `[D, K]` by module."""
     start = f"{name}/"
-    found = {k: v.T for k, v in references.items() if k.startswith(start)}
-    return {key.removeprefix(start): value for key, value in found.items()}
+    actual = {k: v.T for k, v in references.items() if k.startswith(start)}
+    return {key.removeprefix(start): value for key, value in actual.items()}
 
 
 def dense_deltas(adapter):
@@ -118,8 +118,8 @@ def test_modules_to_save_are_whole_modules():
 
 def test_a_whole_module_may_have_modules_inside():
     config = {"modules_to_save": ["classifier"]}
-    found = peft_config.whole_module(config, "head.classifier.dense.weight")
-    assert found == ("head.classifier", "dense.weight")
+    actual = peft_config.whole_module(config, "head.classifier.dense.weight")
+    assert actual == ("head.classifier", "dense.weight")
     assert peft_config.whole_module(config, "head.reclassifier.weight") is None
 
 

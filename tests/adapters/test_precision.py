@@ -45,9 +45,9 @@ def rounded(base):
 
 def test_int8_computes_what_the_rounded_base_computes():
     apply = lora.bind(MODEL, scale=0.5)
-    found = apply(precision.to_int8(BASE, SITES), ADAPTER, IMAGES)
+    actual = apply(precision.to_int8(BASE, SITES), ADAPTER, IMAGES)
     expected = apply(rounded(BASE), ADAPTER, IMAGES)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
     assert np.abs(expected - apply(BASE, ADAPTER, IMAGES)).max() > 1e-4
 
 
@@ -60,8 +60,8 @@ def test_collections_beside_the_parameters_stay_as_they_are(kind):
     expected = precision.KINDS[kind](BASE, SITES)
     jax.tree.map(np.testing.assert_array_equal, made["params"], expected)
     apply = lora.bind(MODEL, scale=0.5)
-    found = apply(made, ADAPTER, IMAGES)
-    np.testing.assert_array_equal(found, apply(expected, ADAPTER, IMAGES))
+    actual = apply(made, ADAPTER, IMAGES)
+    np.testing.assert_array_equal(actual, apply(expected, ADAPTER, IMAGES))
 
 
 def test_int8_kernels_take_a_byte_a_number():
@@ -79,10 +79,10 @@ def test_int8_kernels_take_a_byte_a_number():
 def test_gradients_of_the_adapter_pass_through_an_int8_base():
     apply = lora.bind(MODEL, scale=0.5)
     loss = lambda adapter, base: (apply(base, adapter, IMAGES) ** 2).mean()
-    found = jax.grad(loss)(ADAPTER, precision.to_int8(BASE, SITES))
+    actual = jax.grad(loss)(ADAPTER, precision.to_int8(BASE, SITES))
     expected = jax.grad(loss)(ADAPTER, rounded(BASE))
     close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
-    jax.tree.map(close, found, expected)
+    jax.tree.map(close, actual, expected)
 
 
 def test_layers_that_a_model_scans_over_can_be_int8():
@@ -102,8 +102,8 @@ def test_layers_that_a_model_scans_over_can_be_int8():
     sites = lora.find_sites(model, x, targets=".*")
     adapter = filled(lora.init(jax.random.key(0), sites, rank=2))
     apply = lora.bind(model, scale=1.0)
-    found = apply(precision.to_int8(base, sites), adapter, x)
-    np.testing.assert_allclose(found, apply(base, adapter, x), atol=0.05)
+    actual = apply(precision.to_int8(base, sites), adapter, x)
+    np.testing.assert_allclose(actual, apply(base, adapter, x), atol=0.05)
 
 
 def test_a_module_that_is_trained_whole_is_not_scaled():
@@ -111,9 +111,9 @@ def test_a_module_that_is_trained_whole_is_not_scaled():
     whole = lora.trained_modules(BASE, ("head",))
     flat = flatten_dict(dict(rounded(BASE)), sep="/")
     flat["head/kernel"] = BASE["head"]["kernel"]
-    found = apply(precision.to_int8(BASE, SITES), whole, IMAGES)
+    actual = apply(precision.to_int8(BASE, SITES), whole, IMAGES)
     expected = apply(lora.unflatten_dict(flat, sep="/"), {}, IMAGES)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_is_added_to_an_int8_base():
@@ -128,10 +128,10 @@ def test_bfloat16_is_near_and_the_adapter_keeps_its_dtype():
     apply, exact = lora.bind(model, scale=0.5), lora.bind(MODEL, scale=0.5)
     small = precision.to_bfloat16(BASE)
     assert {x.dtype for x in jax.tree.leaves(small)} == {jnp.dtype(jnp.bfloat16)}
-    found = apply(small, ADAPTER, IMAGES)
-    assert found.dtype == jnp.bfloat16
+    actual = apply(small, ADAPTER, IMAGES)
+    assert actual.dtype == jnp.bfloat16
     expected = exact(BASE, ADAPTER, IMAGES)
-    np.testing.assert_allclose(found, expected, atol=0.1 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, atol=0.1 * np.abs(expected).max())
     loss = lambda adapter: apply(small, adapter, IMAGES).astype(jnp.float32).sum()
     grads = jax.grad(loss)(ADAPTER)
     assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
@@ -160,16 +160,16 @@ def dots(jaxpr):
 def test_rematerialised_blocks_compute_the_same_in_less_memory():
     loss = lambda apply: lambda adapter: (apply(BASE, adapter, IMAGES) ** 2).mean()
     again = ViT(dataclasses.replace(CONFIG, remat=True))
-    found, expected = (
+    actual, expected = (
         jax.grad(loss(lora.bind(model, scale=0.5)))(ADAPTER) for model in (again, MODEL)
     )
     close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
-    jax.tree.map(close, found, expected)
+    jax.tree.map(close, actual, expected)
     wide, deep = jnp.ones((100, 16, 16, 1)), dataclasses.replace(CONFIG, depth=4)
     base = ViT(deep).init(jax.random.key(0), wide)["params"]
 
-    def temporaries(**how):
-        apply = lora.bind(ViT(dataclasses.replace(deep, **how)), scale=0.5)
+    def temporaries(**options):
+        apply = lora.bind(ViT(dataclasses.replace(deep, **options)), scale=0.5)
         total = lambda adapter: (apply(base, adapter, wide) ** 2).mean()
         compiled = jax.jit(jax.grad(total)).lower(ADAPTER).compile()
         return compiled.memory_analysis().temp_size_in_bytes

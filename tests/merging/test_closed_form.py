@@ -208,11 +208,11 @@ def test_directions_that_no_adapter_uses_change_no_weight(name, per):
 def test_models_without_any_curvature_get_a_half_each(name, per):
     zero = jax.tree.map(np.zeros_like, FEDERATED)
     variances = damping.DAMPINGS[name](0.1)
-    found = closed_form.potara_weight(
+    actual = closed_form.potara_weight(
         curvature(zero, zero, zero), variances, EXAMPLES, per=per
     )
-    for own in jax.tree.leaves(found):
-        assert float(own) == pytest.approx(0.5)
+    for weight in jax.tree.leaves(actual):
+        assert float(weight) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("name", damping.DAMPINGS)
@@ -220,10 +220,10 @@ def test_the_more_certain_model_gets_the_larger_weight(name):
     sharper = jax.tree.map(lambda x: 4 * x + 1, LOCAL)
     variances = damping.DAMPINGS[name](0.1)
     independent = jax.tree.map(np.zeros_like, LOCAL)
-    found = closed_form.potara_weight(
+    actual = closed_form.potara_weight(
         curvature(sharper, LOCAL, independent), variances, EXAMPLES
     )
-    assert 0.5 < float(found) < 1
+    assert 0.5 < float(actual) < 1
 
 
 # --- One weight a client, a module, a parameter --------------------------------------
@@ -233,11 +233,11 @@ def test_the_more_certain_model_gets_the_larger_weight(name):
 def test_the_curvatures_unit_changes_nothing(name):
     variances = damping.DAMPINGS[name](0.1)
     smaller = [jax.tree.map(lambda x: x * np.float32(1e-21), t) for t in CURVATURE[:2]]
-    found, expected = (
+    actual, expected = (
         closed_form.potara_weight(curvature(*trees), variances, EXAMPLES)
         for trees in (smaller, CURVATURE[:2])
     )
-    assert float(found) == pytest.approx(float(expected), abs=1e-4)
+    assert float(actual) == pytest.approx(float(expected), abs=1e-4)
 
 
 def damped_traces(per):
@@ -247,11 +247,11 @@ def damped_traces(per):
 
 
 def test_traces_of_a_parameter_are_its_variances():
-    found = damped_traces("parameter")["second"]["m"]
+    actual = damped_traces("parameter")["second"]["m"]
     floor = 0.1 * ALL.mean()
     s_f, s_l = (1 / (tree["second"]["m"] + floor) for tree in (FEDERATED, LOCAL))
     rho = CORRELATION["second"]["m"]
-    assert_close(found, Traces(s_f, s_l, rho * np.sqrt(s_f * s_l)))
+    assert_close(actual, Traces(s_f, s_l, rho * np.sqrt(s_f * s_l)))
 
 
 def test_traces_of_a_module_sum_over_its_parameters():
@@ -271,7 +271,7 @@ def test_traces_of_a_client_sum_over_its_modules():
 
 @pytest.mark.parametrize("per", ["client", "module", "parameter"])
 def test_potaras_weight_is_the_closed_form_of_the_traces(per):
-    found = closed_form.potara_weight(
+    actual = closed_form.potara_weight(
         CURVATURE, damping.relative(0.1), EXAMPLES, per=per
     )
     expected = jax.tree.map(
@@ -283,25 +283,25 @@ def test_potaras_weight_is_the_closed_form_of_the_traces(per):
         is_leaf=lambda x: isinstance(x, Traces),
     )
     within = jax.tree.map(lambda w: np.clip(w, 0, 1), expected)
-    assert_close(found, within, atol=1e-3)
+    assert_close(actual, within, atol=1e-3)
 
 
 # --- The prior's precision -----------------------------------------------------------
 
 
-def log_evidence(tau, found, examples):
+def log_evidence(tau, actual, examples):
     """The log marginal likelihood of both models' Laplace posteriors, in float64."""
-    fisher = np.float64(np.concatenate([flat(found.federated), flat(found.local)]))
+    fisher = np.float64(np.concatenate([flat(actual.federated), flat(actual.local)]))
     precision = np.log(float(examples) * fisher + tau).sum()
-    return 0.5 * (fisher.size * np.log(tau) - precision - tau * float(found.square))
+    return 0.5 * (fisher.size * np.log(tau) - precision - tau * float(actual.square))
 
 
 @pytest.mark.parametrize("square", [1e-3, 2.0, 50.0])
 def test_the_evidence_is_greatest_at_its_precision(square):
-    found = curvature(square=square)
-    tau = float(jax.jit(damping.evidence_precision)(found, EXAMPLES))
+    actual = curvature(square=square)
+    tau = float(jax.jit(damping.evidence_precision)(actual, EXAMPLES))
     grid = np.exp(np.linspace(-12, 12, 4001))
-    best = grid[np.argmax([log_evidence(t, found, EXAMPLES) for t in grid])]
+    best = grid[np.argmax([log_evidence(t, actual, EXAMPLES) for t in grid])]
     assert tau == pytest.approx(best, rel=1e-2)
 
 
@@ -316,18 +316,18 @@ def test_evidence_is_laplace_at_that_precision():
 
 def test_models_that_are_no_further_apart_than_their_spread_have_no_bias():
     near = curvature(apart=1e-6)
-    found = closed_form.bias_aware_weight(near, damping.laplace(1.0), EXAMPLES)
+    actual = closed_form.bias_aware_weight(near, damping.laplace(1.0), EXAMPLES)
     expected = closed_form.potara_weight(near, damping.laplace(1.0), EXAMPLES)
-    assert float(found) == pytest.approx(float(expected), abs=1e-6)
+    assert float(actual) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_the_bias_aware_weight_by_hand():
     far = curvature(apart=500.0)
     traces = closed_form.variance_traces(far, damping.laplace(1.0), EXAMPLES)
     assert traces.federated + traces.local - 2 * traces.cross < 500
-    found = closed_form.bias_aware_weight(far, damping.laplace(1.0), EXAMPLES)
+    actual = closed_form.bias_aware_weight(far, damping.laplace(1.0), EXAMPLES)
     expected = (traces.local - traces.cross) / 500
-    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+    assert float(actual) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_sensitivity_is_the_larger_move_within_a_decade():
@@ -335,6 +335,6 @@ def test_sensitivity_is_the_larger_move_within_a_decade():
         closed_form.potara_weight(CURVATURE, damping.relative(v), EXAMPLES)
     )
     expected = max(abs(at(0.03) - at(0.3)), abs(at(3.0) - at(0.3)))
-    found = closed_form.sensitivity(CURVATURE, damping.relative, 0.3, EXAMPLES)
+    actual = closed_form.sensitivity(CURVATURE, damping.relative, 0.3, EXAMPLES)
     assert expected > 1e-3
-    assert float(found) == pytest.approx(expected, abs=1e-5)
+    assert float(actual) == pytest.approx(expected, abs=1e-5)

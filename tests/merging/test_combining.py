@@ -42,7 +42,7 @@ def deltas(adapter):
 
 def mix(weight, federated, local):
     return jax.tree.map(
-        lambda f, own: weight * f + (1 - weight) * own, federated, local
+        lambda f, other: weight * f + (1 - weight) * other, federated, local
     )
 
 
@@ -129,8 +129,8 @@ def test_truncating_keeps_whole_modules_and_no_others():
 def test_every_module_has_its_own_weight(space):
     weight = {"body": 0.2, "neck": 0.9, "head": 0.6}
     merged = merge(FEDERATED, LOCAL, weight, space=space)
-    for path, own in weight.items():
-        alone = merge({path: FEDERATED[path]}, {path: LOCAL[path]}, own, space=space)
+    for path, value in weight.items():
+        alone = merge({path: FEDERATED[path]}, {path: LOCAL[path]}, value, space=space)
         assert_close(deltas(merged)[path], deltas(alone)[path])
 
 
@@ -146,7 +146,7 @@ def assembled(theta):
 
 def mix_each(weight, federated, local):
     return jax.tree.map(
-        lambda w, f, own: w * f + (1 - w) * own, weight, federated, local
+        lambda w, f, other: w * f + (1 - w) * other, weight, federated, local
     )
 
 
@@ -278,8 +278,8 @@ def test_merges_of_small_and_large_deltas_are_the_same_but_for_scale(method, sca
     pair = [{"m": factors(seed)} for seed in range(2)]
     scaled = [{"m": x["m"] | {"a": scale * x["m"]["a"]}} for x in pair]
     merge = partial(merging.merge, weights=(0.3, 0.7), method=method, space="core")
-    expected, found = dense(merge(pair)["m"]), dense(merge(scaled)["m"])
-    np.testing.assert_allclose(found / scale, expected, rtol=1e-3, atol=1e-4)
+    expected, actual = dense(merge(pair)["m"]), dense(merge(scaled)["m"])
+    np.testing.assert_allclose(actual / scale, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -302,12 +302,12 @@ def test_weights_of_parameters_are_refused_in_another_space():
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("options", "said"),
     [
         ({"method": "ties"}, "method is 'ties'"),
         ({"weights": 0.3}, "a list with one an"),
     ],
 )
-def test_what_is_no_method_or_no_weights_is_refused(how, said):
+def test_what_is_no_method_or_no_weights_is_refused(options, said):
     with pytest.raises(ValueError, match=said):
-        merging.merge([network(0), network(1)], **how)
+        merging.merge([network(0), network(1)], **options)

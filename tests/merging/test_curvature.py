@@ -102,10 +102,10 @@ def naive(kind, count=SAMPLES):
     return square[0], square[1], np.clip(rho, 0, 1)
 
 
-def flattened(found: Curvature):
+def flattened(actual: Curvature):
     """Both Fishers and the correlation, each as a vector."""
     flat = lambda tree: np.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
-    return tuple(flat(tree) for tree in found[:3])
+    return tuple(flat(tree) for tree in actual[:3])
 
 
 @each_kind
@@ -119,9 +119,9 @@ def test_only_the_first_samples_count(kind):
 
 
 def test_the_likelihoods_differ():
-    found = [flattened(measured(kind))[0] for kind in KINDS]
+    actual = [flattened(measured(kind))[0] for kind in KINDS]
     for first, second in [(0, 1), (0, 2), (1, 2)]:
-        assert np.abs(found[first] - found[second]).max() > 1e-2
+        assert np.abs(actual[first] - actual[second]).max() > 1e-2
 
 
 # --- Against the Fisher of a linear softmax model ------------------------------------
@@ -137,7 +137,7 @@ def linear(base, adapter, example):
 
 def linear_curvature(likelihood):
     adapter = {"head": {"kernel": W}}
-    found = curvature(
+    actual = curvature(
         lambda t, example, key: likelihood(None, t, example, key),
         *(adapter, adapter),
         *(EXAMPLES, jnp.ones(SAMPLES), KEY),
@@ -145,7 +145,7 @@ def linear_curvature(likelihood):
     x = np.asarray(EXAMPLES[0], np.float64)
     p = np.asarray(jax.nn.softmax(x @ adapter["head"]["kernel"]), np.float64)
     analytic = np.einsum("nd,nk->dk", x**2, p * (1 - p)) / SAMPLES
-    return found.federated["head"]["kernel"], analytic
+    return actual.federated["head"]["kernel"], analytic
 
 
 def test_the_exact_fisher_is_the_analytic_one():
@@ -157,8 +157,8 @@ def test_many_draws_approach_the_exact_fisher():
 
 
 def test_the_empirical_fisher_of_a_linear_model_sees_the_labels():
-    found, analytic = linear_curvature(likelihoods.empirical(linear))
-    assert np.abs(found - analytic).max() > 0.1 * analytic.max()
+    actual, analytic = linear_curvature(likelihoods.empirical(linear))
+    assert np.abs(actual - analytic).max() > 0.1 * analytic.max()
 
 
 # --- The correlation -----------------------------------------------------------------
@@ -174,9 +174,9 @@ def test_correlations_are_between_zero_and_one(kind):
 
 @each_kind
 def test_identical_models_correlate_fully(kind):
-    found = measured(kind, local=FEDERATED)
-    assert_close(found.local, found.federated, atol=1e-6)
-    np.testing.assert_allclose(flattened(found)[2], 1, atol=1e-4)
+    actual = measured(kind, local=FEDERATED)
+    assert_close(actual.local, actual.federated, atol=1e-6)
+    np.testing.assert_allclose(flattened(actual)[2], 1, atol=1e-4)
 
 
 def test_opposite_scores_do_not_correlate():
@@ -186,15 +186,15 @@ def test_opposite_scores_do_not_correlate():
     )
     upright = {"kernel": W, "sign": jnp.ones(())}
     mirror = {"kernel": -W, "sign": -jnp.ones(())}
-    found = curvature(mirrored, upright, mirror, EXAMPLES, jnp.ones(SAMPLES), KEY)
-    assert_close(found.local["kernel"], found.federated["kernel"])
-    assert not np.any(found.correlation["kernel"])
+    actual = curvature(mirrored, upright, mirror, EXAMPLES, jnp.ones(SAMPLES), KEY)
+    assert_close(actual.local["kernel"], actual.federated["kernel"])
+    assert not np.any(actual.correlation["kernel"])
 
 
 def test_parameters_without_a_score_do_not_correlate():
     unused = {"unused": {"kernel": jnp.ones((2, 2))}}
-    found = measured("empirical", FEDERATED | unused, LOCAL | unused)
-    for tree in found[:3]:
+    actual = measured("empirical", FEDERATED | unused, LOCAL | unused)
+    for tree in actual[:3]:
         assert not np.any(tree["unused"]["kernel"])
 
 
@@ -211,16 +211,16 @@ def scaled_curvature(scale):
 
 
 def test_small_scores_of_identical_models_correlate_fully():
-    found = scaled_curvature(1e-10)
-    assert np.all(found.federated["kernel"] > 0)
-    np.testing.assert_allclose(found.correlation["kernel"], 1, atol=1e-4)
+    actual = scaled_curvature(1e-10)
+    assert np.all(actual.federated["kernel"] > 0)
+    np.testing.assert_allclose(actual.correlation["kernel"], 1, atol=1e-4)
 
 
 @pytest.mark.parametrize("sample", range(SAMPLES))
 def test_scores_without_a_variance_do_not_correlate(sample):
     repeated = jax.tree.map(lambda x: jnp.stack([x[sample]] * SAMPLES), EXAMPLES)
-    found = measured("empirical", examples=repeated, count=SAMPLES - 1)
-    assert not np.any(flattened(found)[2])
+    actual = measured("empirical", examples=repeated, count=SAMPLES - 1)
+    assert not np.any(flattened(actual)[2])
 
 
 # --- Chunks, padding, compilation ----------------------------------------------------
@@ -230,8 +230,8 @@ def test_scores_without_a_variance_do_not_correlate(sample):
     ("kind", "chunk"), [("exact", 8), ("sampled", 1), ("exact", 20)]
 )
 def test_the_chunk_changes_nothing(kind, chunk):
-    found, expected = measured(kind, chunk=chunk), measured(kind)
-    assert_close(found, expected, atol=1e-4)
+    actual, expected = measured(kind, chunk=chunk), measured(kind)
+    assert_close(actual, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["exact", "sampled"])
@@ -239,8 +239,8 @@ def test_padding_changes_nothing_to_the_bit(kind):
     rng = np.random.default_rng(1)
     noise = (normal(rng, (4, INPUTS)), jnp.zeros(4, jnp.int32))
     padded = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), EXAMPLES, noise)
-    found, expected = measured(kind, examples=padded), measured(kind)
-    for x, y in zip(flattened(found), flattened(expected), strict=True):
+    actual, expected = measured(kind, examples=padded), measured(kind)
+    for x, y in zip(flattened(actual), flattened(expected), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
@@ -250,37 +250,37 @@ def test_an_empty_client_has_no_curvature():
 
 
 def test_compiled_or_not_is_the_same():
-    found = measured("exact", measure=measure)
-    assert_close(found, measured("exact"), atol=1e-4)
+    actual = measured("exact", measure=measure)
+    assert_close(actual, measured("exact"), atol=1e-4)
 
 
 def test_clients_are_measured_each_on_its_samples():
     mapped = jax.vmap(lambda count: measured("exact", count=count))
-    found = mapped(jnp.array([3, 8]))
+    actual = mapped(jnp.array([3, 8]))
     for client, count in enumerate((3, 8)):
-        own = jax.tree.map(lambda x, i=client: x[i], found)
-        assert_close(own, measured("exact", count=count), atol=1e-4)
+        one = jax.tree.map(lambda x, i=client: x[i], actual)
+        assert_close(one, measured("exact", count=count), atol=1e-4)
 
 
 def test_gradients_are_accumulated_in_float32():
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), FEDERATED)
-    found = measured("exact", half, half)
-    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
+    actual = measured("exact", half, half)
+    assert {x.dtype for x in jax.tree.leaves(actual)} == {jnp.dtype(jnp.float32)}
 
 
 # --- Scalars, and weights of samples -------------------------------------------------
 
 
 def test_the_scalars_are_those_of_both_models():
-    found = measured("exact")
-    federated, local, _ = flattened(found)
-    assert_close(found.mean, np.mean([federated, local]))
+    actual = measured("exact")
+    federated, local, _ = flattened(actual)
+    assert_close(actual.mean, np.mean([federated, local]))
     theta = [
         np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)])
         for t in (FEDERATED, LOCAL)
     ]
-    assert_close(found.square, np.sum(np.square(theta)))
-    assert_close(found.distance, np.sum((theta[0] - theta[1]) ** 2))
+    assert_close(actual.square, np.sum(np.square(theta)))
+    assert_close(actual.distance, np.sum((theta[0] - theta[1]) ** 2))
 
 
 def weighed(weight, examples=EXAMPLES):

@@ -21,7 +21,7 @@ def test_probabilities_are_mixed():
 
 
 @pytest.mark.parametrize(("weight", "own"), [(1.0, ONE), (0.0, TWO)])
-def test_the_ends_are_the_models(weight, own):
+def test_the_ends_are_the_models(weight, model):
     np.testing.assert_allclose(
-        np.exp(mixed(weight)), jax.nn.softmax(2 * X @ own), atol=1e-5
+        np.exp(mixed(weight)), jax.nn.softmax(2 * X @ model), atol=1e-5
     )

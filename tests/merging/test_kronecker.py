@@ -19,13 +19,15 @@ def scored_by(scores):
     return likelihood
 
 
-def fishers(how, scores, other=None):
+def fishers(factorise, scores, other=None):
     theta = {"m": jnp.ones((ROWS, COLUMNS))}
     examples, weight = jnp.arange(len(scores)), jnp.ones(len(scores))
-    found = jax.jit(
-        lambda: how(scored_by(scores), theta, theta, examples, weight, KEY, chunk=4)
+    actual = jax.jit(
+        lambda: factorise(
+            scored_by(scores), theta, theta, examples, weight, KEY, chunk=4
+        )
     )()
-    return found
+    return actual
 
 
 def grid_scores():
@@ -39,10 +41,10 @@ def test_the_eigenvalues_of_a_kronecker_fisher_are_exact():
     scores, _, _ = grid_scores()
     flat = np.asarray(scores, np.float64).reshape(len(scores), -1)
     expected = np.linalg.eigvalsh(flat.T @ flat / len(flat))[::-1]
-    found = fishers(kronecker, scores)
-    eigenvalues = np.sort(np.ravel(found.federated["m"]))[::-1]
+    actual = fishers(kronecker, scores)
+    eigenvalues = np.sort(np.ravel(actual.federated["m"]))[::-1]
     assert_close(eigenvalues, expected, atol=1e-4)
-    assert_close(found.local, found.federated, atol=1e-6)
+    assert_close(actual.local, actual.federated, atol=1e-6)
 
 
 def test_the_trace_is_that_of_the_diagonal():
@@ -67,6 +69,6 @@ def test_vectors_count_as_one_row():
     scores = normal(np.random.default_rng(2), (SAMPLES, COLUMNS))
     likelihood = lambda t, i, key: ((t["bias"] * scores[i]).sum()[None], jnp.ones(1))
     examples, weight = jnp.arange(SAMPLES), jnp.ones(SAMPLES)
-    found = kronecker(likelihood, theta, theta, examples, weight, KEY)
+    actual = kronecker(likelihood, theta, theta, examples, weight, KEY)
     expected = np.linalg.eigvalsh(np.float64(scores.T @ scores) / SAMPLES)[::-1]
-    assert_close(found.federated["bias"], expected[None], atol=1e-4)
+    assert_close(actual.federated["bias"], expected[None], atol=1e-4)

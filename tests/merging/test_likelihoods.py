@@ -18,8 +18,8 @@ def logits(base, adapter, example):
     return base * adapter * LOGITS
 
 
-def of(make, labels=LABELS, **how):
-    return make(logits, **how)(1.0, 1.0, (None, labels), KEY)
+def of(make, labels=LABELS, **options):
+    return make(logits, **options)(1.0, 1.0, (None, labels), KEY)
 
 
 def test_a_sequences_likelihood_is_the_sum_over_its_answer():
@@ -78,7 +78,7 @@ def test_the_fisher_of_a_loss_is_that_of_its_gradients():
     """Of a linear regression: the mean of `residual^2 input^2`."""
     likelihood = likelihoods.empirical_of_loss(half_squared)
     adapter = jnp.array([0.3, -0.7])
-    found = curvature(
+    actual = curvature(
         lambda theta, example, key: likelihood(1.0, theta, example, key),
         adapter,
         2 * adapter,
@@ -87,8 +87,8 @@ def test_the_fisher_of_a_loss_is_that_of_its_gradients():
         KEY,
     )
     expected = (np.square(RESIDUALS)[:, None] * np.square(INPUTS)).mean(0)
-    np.testing.assert_allclose(found.federated, expected, rtol=1e-5)
-    assert np.abs(found.local - expected).min() > 0.1
+    np.testing.assert_allclose(actual.federated, expected, rtol=1e-5)
+    assert np.abs(actual.local - expected).min() > 0.1
 
 
 def test_of_cross_entropy_it_is_the_empirical_fishers():
@@ -100,7 +100,7 @@ def test_of_cross_entropy_it_is_the_empirical_fishers():
     of_one = lambda base, adapter, example: base * adapter * LOGITS[0]
     example = (None, jnp.int32(2))
     for adapter in (1.0, 0.4):
-        found, weight = likelihoods.empirical_of_loss(loss)(1.0, adapter, example, KEY)
+        actual, weight = likelihoods.empirical_of_loss(loss)(1.0, adapter, example, KEY)
         expected, one = likelihoods.empirical(of_one)(1.0, adapter, example, KEY)
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
         np.testing.assert_array_equal(weight, one)

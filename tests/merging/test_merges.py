@@ -57,12 +57,12 @@ def merged(method, adapters=(ONE, TWO), weights=None, space=None, rank=None):
     return {p: dense(e) if is_factors(e) else e for p, e in out.items()}
 
 
-def first(method, weights=(0.5, 0.5), **how):
-    return merged(method, weights=list(weights), **how)["first"]
+def first(method, weights=(0.5, 0.5), **options):
+    return merged(method, weights=list(weights), **options)["first"]
 
 
-def close(found, expected, atol=1e-4):
-    assert_close(found, expected, atol=atol)
+def close(actual, expected, atol=1e-4):
+    assert_close(actual, expected, atol=atol)
 
 
 # --- Against dense NumPy -------------------------------------------------------------
@@ -99,8 +99,8 @@ def test_tsv_of_adapters_that_share_a_factor_has_the_norm_of_all_others(shared):
     nearly = {"first": other["first"] | {shared: other["first"][shared] + 1e-3}}
     expected = np.sqrt(np.sum(np.square(sigma)))
     for second in (other, nearly):
-        found = merged(merging.tsv(), [{"first": ONE["first"]}, second])["first"]
-        assert np.linalg.norm(found) == pytest.approx(expected, rel=1e-2)
+        actual = merged(merging.tsv(), [{"first": ONE["first"]}, second])["first"]
+        assert np.linalg.norm(actual) == pytest.approx(expected, rel=1e-2)
 
 
 def test_iso_makes_the_used_singular_values_equal():
@@ -143,12 +143,12 @@ def naive_ties(values, weights, density):
 def test_ties_by_hand():
     values = [jnp.array([[4.0, -1.0, 3.0, 0.5]]), jnp.array([[2.0, 5.0, -6.0, 1.0]])]
     combine = merging.ties(density=0.5).combine
-    found = combine(values, [0.5, 0.5], merging.Place(""))  # 4 0 3 0 and 0 5 -6 0
-    np.testing.assert_allclose(found, [[4, 5, -6, 0]])
-    found = combine(values, [0.75, 0.25], merging.Place(""))
-    np.testing.assert_allclose(found, [[4, 5, 3, 0]])
-    found = merging.ties(density=1.0).combine(values, [0.75, 0.25], merging.Place(""))
-    np.testing.assert_allclose(found, [[3.5, 5, 3, 0.625]])
+    actual = combine(values, [0.5, 0.5], merging.Place(""))  # 4 0 3 0 and 0 5 -6 0
+    np.testing.assert_allclose(actual, [[4, 5, -6, 0]])
+    actual = combine(values, [0.75, 0.25], merging.Place(""))
+    np.testing.assert_allclose(actual, [[4, 5, 3, 0]])
+    actual = merging.ties(density=1.0).combine(values, [0.75, 0.25], merging.Place(""))
+    np.testing.assert_allclose(actual, [[3.5, 5, 3, 0.625]])
 
 
 @pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
@@ -165,8 +165,8 @@ def test_ties_of_factors_is_the_loops(density):
 def test_ties_keeps_as_many_entries_as_peft_and_at_least_one(size, kept):
     """Of density .29: int(2.9), int(1.74), and int(.87) which is none."""
     x = 1.0 + jnp.arange(np.prod(size)).reshape(size)
-    found = merging.ties(density=0.29).combine([x], [1.0], merging.Place(""))
-    assert np.count_nonzero(found) == kept
+    actual = merging.ties(density=0.29).combine([x], [1.0], merging.Place(""))
+    assert np.count_nonzero(actual) == kept
 
 
 @pytest.mark.parametrize("space", ["core", "knots"])
@@ -213,8 +213,8 @@ def test_regmean_is_the_dense_least_squares():
 def test_regmean_is_the_mean_where_no_input_has_been():
     none = [{"first": jnp.zeros((INPUTS, INPUTS))}] * 2
     only = [{"first": x["first"]} for x in (ONE, TWO)]
-    found = merged(merging.regmean(none), only, [0.3, 0.7])["first"]
-    close(found, 0.3 * FIRST + 0.7 * SECOND)
+    actual = merged(merging.regmean(none), only, [0.3, 0.7])["first"]
+    close(actual, 0.3 * FIRST + 0.7 * SECOND)
 
 
 def test_slerp_keeps_to_the_arc():
@@ -229,8 +229,8 @@ def test_slerp_keeps_to_the_arc():
 @pytest.mark.parametrize("sign", [1, -1])
 def test_slerp_of_parallel_adapters_is_linear(sign):
     x = jnp.array([[1.0, 2.0]])
-    found = merging.slerp().combine([x, sign * 2 * x], [0.25, 0.75], merging.Place(""))
-    np.testing.assert_allclose(found, 0.25 * x + 0.75 * sign * 2 * x, rtol=1e-6)
+    actual = merging.slerp().combine([x, sign * 2 * x], [0.25, 0.75], merging.Place(""))
+    np.testing.assert_allclose(actual, 0.25 * x + 0.75 * sign * 2 * x, rtol=1e-6)
 
 
 def test_slerp_refuses_three():
@@ -243,10 +243,10 @@ def test_dares_mean_and_variance(draws):
     density, x, y = 0.3, jnp.array([[2.0, -1.0]]), jnp.array([[0.5, 3.0]])
     combine = merging.dare(density=density, draws=draws).combine
     draw = lambda key: combine([x, y], [0.5, 0.5], merging.Place("", key))
-    found = np.asarray(jax.vmap(draw)(jax.random.split(KEY, 20000)), np.float64)
-    np.testing.assert_allclose(found.mean(0), (x + y) / 2, atol=0.05)
+    actual = np.asarray(jax.vmap(draw)(jax.random.split(KEY, 20000)), np.float64)
+    np.testing.assert_allclose(actual.mean(0), (x + y) / 2, atol=0.05)
     variance = (np.square(x) + np.square(y)) / 4 * (1 - density) / density / draws
-    np.testing.assert_allclose(found.var(0), variance, rtol=0.06)
+    np.testing.assert_allclose(actual.var(0), variance, rtol=0.06)
 
 
 def test_dare_keeps_everything_at_density_one():
@@ -315,8 +315,8 @@ SUMS = {
 @pytest.mark.parametrize(("name", "space"), [x for x in EVERYWHERE if x[0] in SUMS])
 def test_one_adapter_with_a_weight_is_that_multiple(name, space):
     for weight in (1.0, 2.0, 0.5):
-        found = merged(SUMS[name], [ONE], [weight], space=space)["first"]
-        close(found, weight * FIRST, atol=1e-3)
+        actual = merged(SUMS[name], [ONE], [weight], space=space)["first"]
+        close(actual, weight * FIRST, atol=1e-3)
     alone = lambda: merging.merge(
         [ONE], [-1.0], method=SUMS[name], space=space, key=KEY
     )
@@ -331,8 +331,8 @@ def test_one_adapter_with_a_weight_is_that_multiple(name, space):
 
 @pytest.mark.parametrize("space", ["delta", "core", "knots", "factor", "aligned"])
 def test_task_arithmetic_of_an_adapter_with_itself_is_twice_it(space):
-    found = merged(merging.task_arithmetic(scale=1.0), (ONE, ONE), space=space)
-    close(found["first"], 2 * FIRST, atol=1e-3)
+    actual = merged(merging.task_arithmetic(scale=1.0), (ONE, ONE), space=space)
+    close(actual["first"], 2 * FIRST, atol=1e-3)
 
 
 @pytest.mark.parametrize("space", ["factor", "aligned"])
@@ -353,8 +353,8 @@ def test_clients_are_merged_each_on_its_own(name):
     together = each(stack([ONE, TWO]), stack([TWO, THREE]), keys)
     for client, pair in enumerate([(ONE, TWO), (TWO, THREE)]):
         alone = run(pair, half, keys[client])["first"]
-        own = {k: v[client] for k, v in together["first"].items()}
-        close(dense(own), dense(alone), atol=1e-3)
+        one = {k: v[client] for k, v in together["first"].items()}
+        close(dense(one), dense(alone), atol=1e-3)
 
 
 EXACT = [(n, s) for n, s in EVERYWHERE if s not in ("factor",) and n != "dare"]
@@ -364,17 +364,17 @@ EXACT = [(n, s) for n, s in EVERYWHERE if s not in ("factor",) and n != "dare"]
 def test_only_factor_space_sees_the_gauge(name, space):
     """Signs of joint basis vectors turn both adapters' coordinates alike."""
     turned = TWO | {p: regauged(TWO[p], gauge(3)) for p in ("first", "second")}
-    found = merged(name, (ONE, turned), space=space)
+    actual = merged(name, (ONE, turned), space=space)
     expected = merged(name, (ONE, TWO), space=space)
     for path in ("first", "second"):
-        close(found[path], expected[path], atol=2e-3)
+        close(actual[path], expected[path], atol=2e-3)
 
 
 @pytest.mark.parametrize("name", ["linear", "ties", "slerp"])
 def test_factor_space_sees_the_gauge(name):
     turned = TWO | {"first": regauged(TWO["first"], gauge(3))}
-    found = merged(name, (ONE, turned), space="factor")["first"]
-    assert np.abs(found - merged(name, space="factor")["first"]).max() > 0.05
+    actual = merged(name, (ONE, turned), space="factor")["first"]
+    assert np.abs(actual - merged(name, space="factor")["first"]).max() > 0.05
 
 
 SYMMETRIC = [(n, s) for n, s in EVERYWHERE if n != "dare" and s != "aligned"]
@@ -382,9 +382,9 @@ SYMMETRIC = [(n, s) for n, s in EVERYWHERE if n != "dare" and s != "aligned"]
 
 @pytest.mark.parametrize(("name", "space"), SYMMETRIC)
 def test_the_order_of_adapters_does_not_matter(name, space):
-    found = merged(name, (ONE, TWO), [0.3, 0.7], space=space)
+    actual = merged(name, (ONE, TWO), [0.3, 0.7], space=space)
     expected = merged(name, (TWO, ONE), [0.7, 0.3], space=space)
-    close(found["first"], expected["first"], atol=2e-3)
+    close(actual["first"], expected["first"], atol=2e-3)
 
 
 @pytest.mark.parametrize("name", [name for name in DATA_FREE if name != "slerp"])
@@ -448,12 +448,12 @@ def test_a_space_in_which_a_method_makes_no_sense_is_refused(name):
 
 @pytest.mark.parametrize("space", spaces.SPACES)
 def test_coordinates_stand_for_their_adapters(space):
-    found = spaces.SPACES[space].coordinates((ONE, TWO, THREE))
-    for own, theta in zip((ONE, TWO, THREE), found.thetas, strict=True):
-        back = spaces.plain(found.assemble(theta))
+    actual = spaces.SPACES[space].coordinates((ONE, TWO, THREE))
+    for given, theta in zip((ONE, TWO, THREE), actual.thetas, strict=True):
+        back = spaces.plain(actual.assemble(theta))
         for path in ("first", "second"):
-            close(dense(back[path]), dense(own[path]))
-        assert back["head"] is own["head"]
+            close(dense(back[path]), dense(given[path]))
+        assert back["head"] is given["head"]
 
 
 def test_aligned_factors_are_nearer_than_turned_ones():

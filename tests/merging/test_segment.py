@@ -46,9 +46,9 @@ def test_the_cubics_minimum_is_below_a_fine_grid(y0, d0, y1, d1):
 @given(values, values)
 def test_a_lines_minimum_is_its_lower_end(start, slope):
     assume(abs(slope) > 1e-3)
-    found = cubic_minimiser(start, slope, np.float32(start) + np.float32(slope), slope)
+    actual = cubic_minimiser(start, slope, np.float32(start) + np.float32(slope), slope)
     line = lambda w: start + slope * w
-    assert line(found) == pytest.approx(min(line(0), line(1)), abs=1e-5)
+    assert line(actual) == pytest.approx(min(line(0), line(1)), abs=1e-5)
 
 
 @few
@@ -56,8 +56,8 @@ def test_a_lines_minimum_is_its_lower_end(start, slope):
 def test_a_parabolas_minimum_is_exact(centre, height):
     value = lambda w: height * (w - centre) ** 2
     slope = lambda w: 2 * height * (w - centre)
-    found = cubic_minimiser(value(0), slope(0), value(1), slope(1))
-    assert found == pytest.approx(centre, abs=2e-4)
+    actual = cubic_minimiser(value(0), slope(0), value(1), slope(1))
+    assert actual == pytest.approx(centre, abs=2e-4)
 
 
 @few
@@ -66,8 +66,8 @@ def test_a_concave_parabolas_minimum_is_its_lower_end(centre, height):
     assume(abs(centre - 0.5) > 1e-3)
     value = lambda w: -height * (w - centre) ** 2
     slope = lambda w: -2 * height * (w - centre)
-    found = cubic_minimiser(value(0), slope(0), value(1), slope(1))
-    assert found == (0.0 if centre > 0.5 else 1.0)
+    actual = cubic_minimiser(value(0), slope(0), value(1), slope(1))
+    assert actual == (0.0 if centre > 0.5 else 1.0)
 
 
 @few
@@ -85,14 +85,14 @@ def test_a_flat_cubic_takes_a_half():
 @few
 @given(values, values, values, values, unit)
 def test_the_value_is_the_cubics(y0, d0, y1, d1, w):
-    found = segment.value(Cubic(*map(jnp.float32, (y0, d0, y1, d1))), jnp.float32(w))
-    assert float(found) == pytest.approx(cubic(y0, d0, y1, d1, w), abs=1e-4)
+    actual = segment.value(Cubic(*map(jnp.float32, (y0, d0, y1, d1))), jnp.float32(w))
+    assert float(actual) == pytest.approx(cubic(y0, d0, y1, d1, w), abs=1e-4)
 
 
 def test_hermite_minimises_a_cubic_loss():
     loss = lambda w: (w - 0.2) ** 2 * (w + 1)
-    found = jax.jit(lambda: segment.minimise(segment.hermite(loss)))()
-    assert float(found) == pytest.approx(0.2, abs=1e-3)
+    actual = jax.jit(lambda: segment.minimise(segment.hermite(loss)))()
+    assert float(actual) == pytest.approx(0.2, abs=1e-3)
 
 
 def test_hermite_sees_the_ends_alone():
@@ -122,8 +122,8 @@ def test_of_equal_losses_the_grid_takes_the_nearest_to_a_half(losses, expected):
 
 def test_the_grid_keeps_leading_axes():
     losses = jnp.array([[3.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
-    found = segment.grid(losses, jnp.array([0.0, 0.25, 1.0]))
-    np.testing.assert_array_equal(found, [0.25, 0.0])
+    actual = segment.grid(losses, jnp.array([0.0, 0.25, 1.0]))
+    np.testing.assert_array_equal(actual, [0.25, 0.0])
 
 
 # --- Many clients' segments ----------------------------------------------------------
@@ -143,8 +143,8 @@ pooled, bayes = jax.jit(segment.pooled), jax.jit(segment.empirical_bayes)
 
 
 def test_the_pooled_weight_is_that_of_the_mean_parabola():
-    found = pooled(stack([parabola(0.2), parabola(0.6)]), counts(10, 30))
-    np.testing.assert_allclose(found, [0.5, 0.5], atol=1e-3)
+    actual = pooled(stack([parabola(0.2), parabola(0.6)]), counts(10, 30))
+    np.testing.assert_allclose(actual, [0.5, 0.5], atol=1e-3)
 
 
 def test_the_posterior_mean_by_hand():
@@ -157,8 +157,8 @@ def test_the_posterior_mean_by_hand():
     )
     prior = share(np.full(101, 1 / 101)).mean(0)
     expected = share(prior) @ points
-    found = segment.empirical_bayes(cubics, counts(*n), steps=1)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    actual = segment.empirical_bayes(cubics, counts(*n), steps=1)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 def test_few_samples_are_drawn_to_what_is_typical():
@@ -173,15 +173,15 @@ def test_few_samples_are_drawn_to_what_is_typical():
 
 @pytest.mark.parametrize("weigh", [pooled, bayes])
 def test_clients_that_agree_get_what_they_agree_on(weigh):
-    found = weigh(stack([parabola(0.3, 50.0)] * 3), counts(30, 30, 30))
-    np.testing.assert_allclose(found, 0.3, atol=0.02)
+    actual = weigh(stack([parabola(0.3, 50.0)] * 3), counts(30, 30, 30))
+    np.testing.assert_allclose(actual, 0.3, atol=0.02)
 
 
 @pytest.mark.parametrize("weigh", [pooled, bayes])
 def test_a_client_that_is_not_finite_keeps_the_others_finite(weigh):
     bad = Cubic(*[jnp.float32(jnp.nan)] * 4)
-    found = weigh(stack([parabola(0.3), bad]), counts(30, 30))
-    assert np.isfinite(found).all()
+    actual = weigh(stack([parabola(0.3), bad]), counts(30, 30))
+    assert np.isfinite(actual).all()
 
 
 @pytest.mark.parametrize("weigh", [pooled, bayes])

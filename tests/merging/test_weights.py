@@ -37,13 +37,13 @@ def test_the_constant_is_the_constant():
 EXACT = merging.exact(one_example)
 
 
-@pytest.mark.parametrize("how", ["diagonal", "kronecker"])
-def test_potara_is_the_closed_form_of_what_it_measured(how):
+@pytest.mark.parametrize("factorisation", ["diagonal", "kronecker"])
+def test_potara_is_the_closed_form_of_what_it_measured(factorisation):
     damping = merging.relative(0.3)
-    found = measure(merging.potara(EXACT, damping, factorisation=how))
-    expected = merging.potara_weight(found.curvature, damping, CLIENT.trained_on)
-    assert 0 < float(found.weight) < 1
-    assert float(found.weight) == pytest.approx(float(expected), abs=1e-5)
+    actual = measure(merging.potara(EXACT, damping, factorisation=factorisation))
+    expected = merging.potara_weight(actual.curvature, damping, CLIENT.trained_on)
+    assert 0 < float(actual.weight) < 1
+    assert float(actual.weight) == pytest.approx(float(expected), abs=1e-5)
 
 
 @pytest.mark.parametrize("factorisation", ["diagonal", "kronecker"])
@@ -64,15 +64,15 @@ def test_ranks_that_no_adapter_uses_change_no_weight(space, factorisation):
         CLIENT._replace(federated=change(FEDERATED), local=change(LOCAL))
         for change in (only, padded)
     )
-    found = float(measure(estimator, more).weight)
-    assert found == pytest.approx(float(measure(estimator, exact).weight), abs=1e-4)
-    assert abs(found - 0.5) > 0.01
+    actual = float(measure(estimator, more).weight)
+    assert actual == pytest.approx(float(measure(estimator, exact).weight), abs=1e-4)
+    assert abs(actual - 0.5) > 0.01
 
 
 def test_both_factorisations_have_one_trace():
-    of = lambda how: (
+    of = lambda factorisation: (
         measure(
-            merging.potara(EXACT, merging.relative(0.3), factorisation=how)
+            merging.potara(EXACT, merging.relative(0.3), factorisation=factorisation)
         ).curvature
     )
     diagonal, whole = of("diagonal"), of("kronecker")
@@ -82,9 +82,9 @@ def test_both_factorisations_have_one_trace():
 
 
 def test_fisher_weights_by_hand():
-    found = measure(merging.fisher(EXACT, floor=0.01, normalise=False))
-    f, own = (t["two"]["m"] for t in found.curvature[:2])
-    assert_close(found.weight["two"]["m"], (f + 0.01) / (f + own + 0.02))
+    actual = measure(merging.fisher(EXACT, floor=0.01, normalise=False))
+    f, other = (t["two"]["m"] for t in actual.curvature[:2])
+    assert_close(actual.weight["two"]["m"], (f + 0.01) / (f + other + 0.02))
 
 
 @pytest.mark.parametrize("space", ["core", "knots", "factor"])
@@ -97,23 +97,23 @@ def test_fisher_averages_modules_trained_whole_unless_asked(space):
         )
     )
     client = CLIENT._replace(federated=both[0], local=both[1])
-    found = measure(merging.fisher(with_head, space=space), client)
+    actual = measure(merging.fisher(with_head, space=space), client)
     asked = measure(merging.fisher(with_head, space=space, whole=True), client)
-    for x in jax.tree.leaves(found.weight["head"]):
+    for x in jax.tree.leaves(actual.weight["head"]):
         np.testing.assert_array_equal(x, 0.5)
     assert np.abs(np.asarray(asked.weight["head"]["kernel"]) - 0.5).max() > 0.1
-    only = {p: found.curvature.federated[p] for p in FEDERATED}
-    others = {p: found.curvature.local[p] for p in FEDERATED}
-    alone = found.curvature._replace(federated=only, local=others)
-    assert_close({p: found.weight[p] for p in FEDERATED}, merging.fisher_weight(alone))
+    only = {p: actual.curvature.federated[p] for p in FEDERATED}
+    others = {p: actual.curvature.local[p] for p in FEDERATED}
+    alone = actual.curvature._replace(federated=only, local=others)
+    assert_close({p: actual.weight[p] for p in FEDERATED}, merging.fisher_weight(alone))
 
 
 def test_normalised_fisher_weights_do_not_see_how_sharp_a_model_is():
-    found = measure(merging.fisher(EXACT))
-    scaled = jax.tree.map(lambda x: 1000 * x, found.curvature.federated)
-    other = found.curvature._replace(federated=scaled)
+    actual = measure(merging.fisher(EXACT))
+    scaled = jax.tree.map(lambda x: 1000 * x, actual.curvature.federated)
+    other = actual.curvature._replace(federated=scaled)
     weight = merging.fisher_weight(other)
-    assert_close(weight, found.weight, atol=1e-3)
+    assert_close(weight, actual.weight, atol=1e-3)
 
 
 def test_what_has_no_curvature_is_refused():
@@ -137,30 +137,30 @@ def test_grid_and_soup_are_the_best_of_their_points():
 
 def test_the_pooled_grid_is_the_best_for_all_clients():
     estimator = merging.grid_pooled(loss, points=11)
-    own = np.asarray(measure(estimator))
-    other = own[::-1] * 3
-    found = estimator.decide(jnp.stack([own, other]), jnp.array([10.0, 30.0]))
-    mean = (10 * own + 30 * other) / 40
+    one = np.asarray(measure(estimator))
+    other = one[::-1] * 3
+    actual = estimator.decide(jnp.stack([one, other]), jnp.array([10.0, 30.0]))
+    mean = (10 * one + 30 * other) / 40
     best = np.linspace(0, 1, 11)[np.argmin(mean)]
-    np.testing.assert_allclose(found.weight, [best, best], atol=1e-6)
+    np.testing.assert_allclose(actual.weight, [best, best], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["hermite_pooled", "hermite_bayes"])
 def test_what_clients_decide_together_is_within_the_segment(name):
     estimator = registry.weights()[name].make(loss)
     cubics = jax.tree.map(lambda x: jnp.stack([x, x]), measure(estimator))
-    found = estimator.decide(cubics, jnp.array([10.0, 10.0])).weight
-    assert found.shape == (2,) and np.all((found >= 0) & (found <= 1))
-    np.testing.assert_allclose(found[0], found[1])
+    actual = estimator.decide(cubics, jnp.array([10.0, 10.0])).weight
+    assert actual.shape == (2,) and np.all((actual >= 0) & (actual <= 1))
+    np.testing.assert_allclose(actual[0], actual[1])
 
 
 @pytest.mark.parametrize("per", ["client", "module"])
 def test_learned_weights_lose_less_than_those_they_start_from(per):
-    found = measure(merging.learned(loss, per=per, steps=60)).weight
-    values = np.stack(jax.tree.leaves(found))
+    actual = measure(merging.learned(loss, per=per, steps=60)).weight
+    values = np.stack(jax.tree.leaves(actual))
     assert len(values) == (1 if per == "client" else 2)
     assert np.all((values >= 0) & (values <= 1))
-    assert float(AT(found)) < float(AT(jnp.float32(0.5)))
+    assert float(AT(actual)) < float(AT(jnp.float32(0.5)))
 
 
 def test_a_learned_weight_is_where_the_grid_is():
@@ -194,8 +194,8 @@ def test_padded_samples_change_no_weight():
     changed = (EXAMPLES[0].at[-2:].set(jnp.nan), EXAMPLES[1].at[-2:].set(0))
     client = CLIENT._replace(examples=changed)
     for estimator in (merging.grid(loss), merging.gauss_newton(logits)):
-        found, expected = measure(estimator, client), measure(estimator)
-        assert_close(found.weight, expected.weight, atol=1e-5)
+        actual, expected = measure(estimator, client), measure(estimator)
+        assert_close(actual.weight, expected.weight, atol=1e-5)
 
 
 # --- Gauss-Newton --------------------------------------------------------------------
@@ -209,7 +209,7 @@ def straight(base, adapter, examples):
 
 def test_a_newton_step_is_numpys():
     ridge = 0.2
-    found = measure(merging.gauss_newton(straight, steps=1, ridge=ridge)).weight
+    actual = measure(merging.gauss_newton(straight, steps=1, ridge=ridge)).weight
     at = lambda w: np.asarray(
         straight(
             CLIENT.base,
@@ -228,17 +228,17 @@ def test_a_newton_step_is_numpys():
         j.T @ (np.diag(q) - np.outer(q, q)) @ j for j, q in zip(columns, p, strict=True)
     ) / len(z) + ridge * np.eye(2)
     expected = np.clip(0.5 - np.linalg.solve(hessian, slope), 0, 1)
-    np.testing.assert_allclose([found["one"], found["two"]], expected, atol=1e-3)
+    np.testing.assert_allclose([actual["one"], actual["two"]], expected, atol=1e-3)
 
 
 def test_a_strong_ridge_takes_halves():
-    found = measure(merging.gauss_newton(logits, ridge=1e6)).weight
-    np.testing.assert_allclose([found["one"], found["two"]], 0.5, atol=1e-4)
+    actual = measure(merging.gauss_newton(logits, ridge=1e6)).weight
+    np.testing.assert_allclose([actual["one"], actual["two"]], 0.5, atol=1e-4)
 
 
 def test_gauss_newton_lowers_the_loss():
-    found = measure(merging.gauss_newton(logits, ridge=0.01)).weight
-    assert float(AT(found)) < float(AT(jnp.float32(0.5)))
+    actual = measure(merging.gauss_newton(logits, ridge=0.01)).weight
+    assert float(AT(actual)) < float(AT(jnp.float32(0.5)))
 
 
 def test_a_search_over_parameters_is_refused():
