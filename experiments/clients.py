@@ -2,8 +2,9 @@
 
     potara run clients --data FOLDER
 
-A client is an .npz file of images, a folder of images with one sub-folder per class, or
-a file of text examples (.jsonl, .jsonl.gz, .json). A model is pre-trained on the
+A client is an .npz file of images, a folder of images with one sub-folder per class, a
+file of text examples (.jsonl, .csv and the like) or a folder of those; or FOLDER is a
+file of LEAF, whose users are clients. A model is pre-trained on the
 examples of some clients, which then take no part, or `--checkpoint` names a model.
 
 Settings that are `auto` or 0 take a value that suits the kind of data: a ViT whose
@@ -18,13 +19,13 @@ from potara_jax.experiment.settings import AUTO, NATURAL
 
 def make_problem(experiment: pj.Experiment, resources: Resources) -> Problem:
     """A model, and the federation of the clients."""
-    paths = client_folder.divide(experiment)
-    if paths.upstream:
-        names = ", ".join(path.name for path in paths.upstream)
+    divided = client_folder.divide(experiment)
+    if divided.upstream:
+        names = ", ".join(client.name for client in divided.upstream)
         resources.log(f"the base is pre-trained on {names}; all others are clients")
-    of_texts = client_folder.is_text(paths.federated[0])
+    of_texts = divided.federated[0].of_texts
     make = clients.of_texts if of_texts else clients.of_images
-    return make(experiment, paths, resources)
+    return make(experiment, divided, resources)
 
 
 EXPERIMENT = pj.Experiment(
@@ -35,7 +36,7 @@ EXPERIMENT = pj.Experiment(
     cells=pj.Cells(heterogeneity=(NATURAL,), clients=0),
     lora=pj.Lora(targets=(AUTO,), whole=(AUTO,)),
     merging=pj.Merging(curvature=AUTO),
-    pretraining=pj.Pretraining(steps=800, batch_size=0, learning_rate=0.0),
+    pretraining=pj.Pretraining(steps=0, batch_size=0, learning_rate=0.0),
     presets={"simulate": {"participation.cohort": "0.25"}},
     natural=True,
     resolve=client_folder.resolve,

@@ -3,7 +3,8 @@
     potara run images --data a.npz b.npz
     potara run images --data FOLDER               one sub-folder per class
 
-Files hold `images` (uint8 `[N, H, W, C]`), `labels` and optionally `names`. A ViT of a
+Files hold `images` and `labels`, or `x` and `y`, and optionally `names`; a folder may
+have `train` and `test` with the classes in each. A ViT of a
 suitable size is pre-trained on a share of the classes, or `--checkpoint` names a
 Hugging Face folder. Clients hold the other classes, and train a head for them.
 """
@@ -18,10 +19,12 @@ from potara_jax.experiment.problems import bases, image_models, images, vision
 def make_problem(experiment: pj.Experiment, resources: Resources) -> Problem:
     """A ViT and its federations."""
     source, seed = experiment.source, bases.settings_of(experiment).seed
-    everything = without_duplicates(read(source.data, side=source.side), resources.log)
+    loaded = read(source.data, side=source.side, log=resources.log)
+    everything = without_duplicates(loaded, resources.log)
     share = 0.0 if source.checkpoint else source.upstream
     upstream, mine = images.split_classes(everything, share, seed=seed)
-    cells = images.dealt(experiment, mine, test=source.test_examples)
+    test, testing = source.test_examples, mine.testing
+    cells = images.dealt(experiment, mine, test=test, testing=testing)
     model = image_models.chosen(experiment, upstream, mine, resources)
     return vision.problem(experiment, model, cells)
 
@@ -33,7 +36,7 @@ EXPERIMENT = pj.Experiment(
     source=images.ImageFiles(),
     lora=pj.Lora(whole=("head",)),
     merging=pj.Merging(curvature="empirical", methods=QUICK),
-    pretraining=pj.Pretraining(steps=1500),
+    pretraining=pj.Pretraining(steps=0),
     presets={
         "study": {"cells.heterogeneity": ("0.05", "0.1", "0.3", "0.5", "1")},
         "simulate": {
@@ -42,5 +45,6 @@ EXPERIMENT = pj.Experiment(
             "participation.cohort": "10",
         },
     },
+    resolve=images.resolve,
     files=bases.user_files,
 )

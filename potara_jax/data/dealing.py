@@ -17,6 +17,7 @@ from potara_jax.data import partition
 from potara_jax.data.federation import (
     Batch,
     Federation,
+    Ragged,
     Weighted,
     evenly_weighted,
     pack,
@@ -43,6 +44,7 @@ def split(
     *,
     testing: np.ndarray | None = None,
     apart: Sequence[int] = (),
+    same: np.ndarray | None = None,
 ) -> Parts:
     """Split examples into parts that all have the same proportions of strata.
 
@@ -53,16 +55,39 @@ def split(
         every stratum.
       apart: seeds whose tests are the tests of this split too, so that nothing of them
         is trained or measured on. Where `testing` is given, this is so for any seed.
+      same: `[P]`, equal for examples that belong to one part, as copies do.
 
     Returns:
       The parts, each sorted.
     """
+    if same is not None:
+        return _split_groups(rng, strata, same, testing=testing, apart=apart)
     if testing is not None:
         return _split_others(rng, strata, testing, _WITH_TESTS)
     if apart:
         tests = [split(generator(seed), strata).test for seed in apart]
         return _split_others(rng, strata, _mask(len(strata), tests), _APART)
     return Parts(**partition.split(rng, strata, SHARES))
+
+
+def _split_groups(
+    rng: np.random.Generator,
+    strata: np.ndarray,
+    same: np.ndarray,
+    *,
+    testing: np.ndarray | None,
+    apart: Sequence[int],
+) -> Parts:
+    """Split groups of examples, each by the stratum of its first example."""
+    _, first, group = np.unique(same, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # as the groups begin
+    tested = None
+    if testing is not None:
+        tested = np.zeros(len(first), bool)
+        np.logical_or.at(tested, group, testing)
+        tested = tested[order]
+    parts = split(rng, strata[first[order]], testing=tested, apart=apart)
+    return Parts(*(np.flatnonzero(np.isin(group, order[part])) for part in parts))
 
 
 def generator(seed: int) -> np.random.Generator:
@@ -102,6 +127,7 @@ def dealt(
     test: int | None = None,
     testing: np.ndarray | None = None,
     apart: Sequence[int] = (),
+    same: np.ndarray | None = None,
     size: int | None = None,
 ) -> Federation:
     """Deal a pool's examples to clients, as a federation.
@@ -116,6 +142,7 @@ def dealt(
       test: see `federate`.
       testing: see `split`.
       apart: see `split`.
+      same: see `split`.
       size: see `federate`.
 
     Returns:
@@ -125,7 +152,7 @@ def dealt(
       ValueError: there are too few examples for this many clients.
     """
     rng = generator(seed)
-    parts = split(rng, strata, testing=testing, apart=apart)
+    parts = split(rng, strata, testing=testing, apart=apart, same=same)
     groups = deal(rng, strata[parts.train], heterogeneity, clients=clients)
     groups = [parts.train[group] for group in groups]
     return federate(
@@ -249,17 +276,28 @@ def federate(
 
     measured = draw(parts.heldout, heldout)
     if test:
-        tests = evenly_weighted(pack(draw(parts.test, test), size=test))
+        tests = evenly_weighted(_packed(draw(parts.test, test), "test", test))
     else:
         tests = _weighted(strata, parts.test, shares, blocks, compact=compact)
     return Federation(
         pool=pool,
-        train=pack(_shifted(groups, blocks), size=size),
-        heldout=pack(measured, size=heldout),
+        train=_packed(_shifted(groups, blocks), "training", size),
+        heldout=_packed(measured, "held-out", heldout),
         test=tests,
         proportions=jnp.asarray(shares, jnp.float32),
         task=jnp.asarray(shares.argmax(1), jnp.int32),
     )
+
+
+def _packed(groups: Sequence[np.ndarray], part: str, size: int | None) -> Ragged:
+    """Padded groups of examples, none of which may be empty."""
+    for client, group in enumerate(groups):
+        if not len(group):
+            raise ValueError(
+                f"client {client} has no {part} examples: its classes or tasks have "
+                "too few examples that differ; add some, or take fewer clients"
+            )
+    return pack(groups, size=size)
 
 
 def _shifted(groups: Sequence[np.ndarray], blocks: np.ndarray) -> list[np.ndarray]:
@@ -278,6 +316,7 @@ def natural(
     heldout: int,
     test: int,
     apart: Sequence[int] = (),
+    same: np.ndarray | None = None,
     size: int | None = None,
 ) -> Federation:
     """A federation of clients that each have their own examples.
@@ -293,13 +332,16 @@ def natural(
       heldout: the maximum of held-out examples per client.
       test: the maximum of test examples per client.
       apart: seeds whose tests nothing is trained or measured on.
+      same: `[P]`, equal for copies. Nobody trains or measures on a copy of what anybody
+        is tested on.
       size: length to which clients are padded. Default: the largest client.
 
     Returns:
       The federation.
 
     Raises:
-      ValueError: a client has too few examples apart from the tests of other seeds.
+      ValueError: a client has too few examples apart from the tests of other seeds, or
+        none but copies of tests.
     """
     rng = generator(seed)
     clients = int(owner.max()) + 1
@@ -312,15 +354,33 @@ def natural(
         return [mine[rng.permutation(getattr(part, name))] for mine, part in pairs]
 
     train, measured, tested = (shuffled(name) for name in Parts._fields)
+    tested = [mine[:test] for mine in tested]
+    if same is not None:
+        train, measured = (_without(x, tested, same) for x in (train, measured))
     shares = partition.proportions(strata, train, int(strata.max()) + 1)
     return Federation(
         pool=pool,
-        train=pack(train, size=size),
-        heldout=pack([mine[:heldout] for mine in measured], size=heldout),
-        test=evenly_weighted(pack([mine[:test] for mine in tested], size=test)),
+        train=_packed(train, "training", size),
+        heldout=_packed([mine[:heldout] for mine in measured], "held-out", heldout),
+        test=evenly_weighted(_packed(tested, "test", test)),
         proportions=jnp.asarray(shares, jnp.float32),
         task=jnp.arange(clients),
     )
+
+
+def _without(
+    groups: Sequence[np.ndarray], tested: Sequence[np.ndarray], same: np.ndarray
+) -> list[np.ndarray]:
+    """Groups of examples without the copies of those that are tested."""
+    known = np.unique(same[np.concatenate(tested)])
+    kept = [mine[~np.isin(same[mine], known)] for mine in groups]
+    for client, mine in enumerate(kept):
+        if not len(mine):
+            raise ValueError(
+                f"client {client} has only examples that clients are tested on too: "
+                "leave it out of the data"
+            )
+    return kept
 
 
 def _split_clients(
@@ -329,7 +389,9 @@ def _split_clients(
     if not apart:
         return [_split_client(rng, mine) for mine in strata]
     others = [_split_clients(generator(seed), strata, ()) for seed in apart]
-    tests = [[part.test for part in of_client] for of_client in zip(*others)]
+    tests = [
+        [part.test for part in of_client] for of_client in zip(*others, strict=True)
+    ]
     masks = [_mask(*each) for each in zip(map(len, strata), tests, strict=True)]
     return [_split_client(rng, *each) for each in zip(strata, masks, strict=True)]
 

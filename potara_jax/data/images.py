@@ -231,6 +231,22 @@ def _of_arrays(
     return Images(pixels, numbers.reshape(-1).astype(np.int32), names)
 
 
+def of_arrays(
+    path: Path, images: np.ndarray, labels: np.ndarray, *, side: int | None = None
+) -> Images:
+    """Images from arrays, with classes named by their labels.
+
+    Args:
+      path: where they come from, for error messages.
+      images: as in a file.
+      labels: as in a file.
+      side: see `read`.
+
+    Raises `ValueError` as `read` does.
+    """
+    return _of_arrays(path, images, labels, None, side, silent)
+
+
 def _opened(path: Path) -> Any:
     try:
         file = np.load(path)

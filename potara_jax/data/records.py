@@ -37,6 +37,24 @@ def is_file_of_records(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
+def files_in(path: Path) -> list[Path]:
+    """A file; or the files of records in a folder, by name.
+
+    Texts (.txt) count only in a folder of nothing else, as they may be notes.
+
+    Raises `ValueError` for a folder that holds none.
+    """
+    if not path.is_dir():
+        return [path]
+    visible = sorted(each for each in path.iterdir() if each.name[0] != ".")
+    files = [each for each in visible if each.is_file() and is_file_of_records(each)]
+    if not files:
+        known = ", ".join(SUFFIXES[::2])
+        raise ValueError(f"{path} holds no file of records ({known})")
+    others = [each for each in files if ".txt" not in each.suffixes]
+    return others or files
+
+
 def read(path: Path, columns: Collection[str]) -> tuple[Records, bool]:
     """The records of a file, with the number of each one's line.
 

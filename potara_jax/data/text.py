@@ -65,7 +65,7 @@ def read(
       ValueError: a record cannot be used (names the file, the line and the reason), or
         all records have the same label.
     """
-    labelled, examples = _read_one(Path(path), fields or {}, log)
+    labelled, examples = read_one(Path(path), fields=fields or {}, log=log)
     if labelled and len(examples[0].options) == 1:
         label = examples[0].options[0]
         raise ValueError(f"{path} has only the label '{label}': a task has two or more")
@@ -82,7 +82,9 @@ def read_together(
 
     Raises `ValueError` as `read` does, except that one file may have a single label.
     """
-    return together([_read_one(Path(path), fields or {}, log) for path in paths])
+    return together(
+        [read_one(Path(path), fields=fields or {}, log=log) for path in paths]
+    )
 
 
 def together(files: Sequence[tuple[bool, list[Example]]]) -> list[list[Example]]:
@@ -114,7 +116,9 @@ def is_labelled(path: str | os.PathLike[str], *, fields: Keys | None = None) -> 
     return found is not None and found[0].labelled
 
 
-def _read_one(path: Path, fields: Keys, log: Log) -> tuple[bool, list[Example]]:
+def read_one(
+    path: Path, *, fields: Keys, log: Log = silent
+) -> tuple[bool, list[Example]]:
     """Whether a file's examples have labels, and the examples."""
     rows, unnamed = records.read(path, _known(fields))
     if not rows:

@@ -283,7 +283,7 @@ class Pretraining:
     """How a base is pre-trained, unless it is a checkpoint."""
 
     steps: int = 500
-    """Steps of AdamW."""
+    """Steps of AdamW. 0, on your own data: what suits the device."""
     seed: int = 0
     """Seed of the base's examples, and of its pre-training."""
     batch_size: int = 64

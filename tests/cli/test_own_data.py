@@ -68,6 +68,30 @@ def test_clients_with_texts_from_a_folder_to_a_report(tmp_path, capsys):
     assert config["merging.curvature"] == "sampled"
 
 
+@pytest.mark.parametrize("kind", ["csv", "leaf"])
+def test_clients_with_tables_or_of_leaf_to_a_report(kind, tmp_path, capsys):
+    data = tmp_path / "data"
+    texts = [[f"{client} is {i}" for i in range(40)] for client in range(3)]
+    labels = ["even", "odd"] * 20
+    if kind == "csv":
+        data.mkdir()
+        for client, mine in enumerate(texts):
+            rows = "".join(f"{x},{y}\n" for x, y in zip(mine, labels, strict=True))
+            (data / f"{client}.csv").write_text("Text,Label\n" + rows)
+    else:
+        users = {f"u{n}": {"x": mine, "y": labels} for n, mine in enumerate(texts)}
+        data = data.with_suffix(".json")
+        data.write_text(json.dumps({"users": [*users], "user_data": users}))
+    short = SHORT.replace("--cells.heterogeneity 0.5 --cells.clients 2 ", "")
+    words = ["run", "clients", "--data", str(data), "--vocabulary", "300"]
+    assert main([*words, *short.split(), *places(tmp_path)]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    held = results["diagnostics"][0]["held"]
+    assert (held["kind"], held["names"]) == ("label", ["even", "odd"])
+    rows = {record["method"]: record for record in results["methods"]}
+    assert rows["largest class"]["mean"] == pytest.approx(0.5, abs=0.2)
+
+
 def test_a_checkpoint_that_changed_is_refused(npz, tmp_path, capsys):
     small.models(tmp_path)
     folder, short = tmp_path / "vit", SHORT.replace("--width 32 --depth 1", "")

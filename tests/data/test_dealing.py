@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -175,3 +176,53 @@ def test_a_test_that_is_not_compact_has_all_examples_for_everyone():
         kept = np.asarray(compact.test.weight[client]) > 0
         expected = np.asarray(compact.test.index[client])[kept]
         np.testing.assert_array_equal(index, expected)
+
+
+# --- Copies --------------------------------------------------------------------------
+
+
+def test_copies_are_in_one_part_of_a_split():
+    strata, same = np.arange(200) % 4, np.arange(200) // 2 % 60
+    parts = dealing.split(np.random.default_rng(0), strata, same=same)
+    joined = np.sort(np.concatenate(parts))
+    np.testing.assert_array_equal(joined, np.arange(200))
+    groups = [{*same[part]} for part in parts]
+    assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
+    testing = np.arange(200) < 30
+    parts = dealing.split(np.random.default_rng(0), strata, testing=testing, same=same)
+    assert {*same[parts.test]} == {*same[testing]}
+    assert not {*same[parts.train]} & {*same[testing]}
+
+
+@pytest.mark.parametrize("apart", [(), (7,)])
+def test_without_copies_a_split_is_the_usual_one(apart):
+    strata, split = np.arange(100) % 3, dealing.split
+    numbers = np.arange(100)[::-1] * 5
+    usual = split(np.random.default_rng(3), strata, apart=apart)
+    apiece = split(np.random.default_rng(3), strata, apart=apart, same=numbers)
+    jax.tree.map(np.testing.assert_array_equal, apiece, usual)
+
+
+def test_no_client_trains_on_a_copy_of_what_any_is_tested_on():
+    owner, strata = np.repeat(np.arange(3), 60), np.arange(180) % 2
+    same = np.random.default_rng(0).integers(0, 120, 180)
+    pool = Batch(jnp.zeros((180, 1)), jnp.asarray(strata))
+    made = dealing.natural(pool, owner, strata, 0, heldout=9, test=8, same=same)
+    tested = {*same[np.asarray(made.test.index)].ravel()}
+    for part in (made.train, made.heldout):
+        for index, count in zip(part.index, part.count, strict=True):
+            assert count > 0 and not tested & {*same[np.asarray(index[:count])]}
+    usual = dealing.natural(pool, owner, strata, 0, heldout=9, test=8)
+    np.testing.assert_array_equal(made.test.index, usual.test.index)
+    with pytest.raises(ValueError, match="client 0 has only examples that clients are"):
+        dealing.natural(pool, owner, strata, 0, heldout=9, test=8, same=0 * same)
+
+
+def test_a_client_whose_stratum_has_too_few_examples_is_named():
+    strata = np.repeat([0, 1], [100, 40])
+    same = np.where(strata == 1, 1000, np.arange(140))
+    pool = Batch(jnp.zeros((140, 1)), jnp.asarray(strata))
+    with pytest.raises(
+        ValueError, match=r"client [01] .*(held-out|test|training) exam"
+    ):
+        dealing.dealt(pool, strata, "tasks", 0, clients=2, heldout=5, test=5, same=same)

@@ -105,8 +105,15 @@ def activation_dtype(precision: str) -> str:
 def check_sizes(source: Any) -> None:
     """Raise `ValueError` for a `width` or a `depth` that a base cannot have."""
     require_at_least(source, "source", 1, "width", "depth")
-    good = source.width % HEAD_WIDTH == 0
+    good = source.width is None or source.width % HEAD_WIDTH == 0
     require_that(good, "source.width", source.width, f"a multiple of {HEAD_WIDTH}")
+
+
+def sizes_of(source: Any) -> tuple[int, int]:
+    """A source's `width` and `depth`, which an experiment's `resolve` has filled in."""
+    width, depth = source.width, source.depth
+    assert width is not None and depth is not None, "the experiment is not resolved"
+    return width, depth
 
 
 def check_upstream(source: Any) -> None:

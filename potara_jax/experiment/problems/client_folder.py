@@ -1,4 +1,4 @@
-"""A folder with one file or folder per client, and the settings that suit it."""
+"""Clients in a folder or in LEAF's files, and the settings that suit them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from potara_jax.data import leaf, records
+from potara_jax.data.images import visible
 from potara_jax.experiment.checks import require_at_least, require_that
 from potara_jax.experiment.experiment import Experiment
-from potara_jax.experiment.problems import bases, images, texts
+from potara_jax.experiment.problems import bases, images, scale, texts
 from potara_jax.experiment.settings import AUTO
-
-_TEXT = (".jsonl", ".jsonl.gz", ".json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,10 @@ class ClientFolder:
     """The user's clients, and the model that they adapt."""
 
     data: tuple[Path, ...] = ()
-    """The folder that holds a sub-folder or file per client."""
+    """The folder that holds a sub-folder or file per client, or a file of LEAF."""
+    fields: tuple[str, ...] = ()
+    """Names of the fields of texts where they are not the usual ones, such as
+    text=abstract label=field. Default: the usual names."""
     checkpoint: str | None = None
     """Folder, or name on Hugging Face's hub, of a ViT, a DINOv2, a Llama or a Qwen.
     Default: a model is pre-trained."""
@@ -42,10 +45,10 @@ class ClientFolder:
     """Maximum of test examples per client."""
     vocabulary: int = 2048
     """Tokens of the tokenizer that is trained."""
-    width: int = 128
-    """Width of the model that is pre-trained."""
-    depth: int = 4
-    """Its layers."""
+    width: int | None = None
+    """Width of the model that is pre-trained. Default: what suits data and device."""
+    depth: int | None = None
+    """Its layers. Default: what suits data and device."""
     normalise: bool = False
     """Choose options by their log-likelihood per token, not in total."""
 
@@ -64,57 +67,99 @@ class ClientFolder:
         return min(max(1, round(self.upstream * clients)), clients - 1)
 
 
-class ClientPaths(NamedTuple):
+class Client(NamedTuple):
+    """Where a client's examples are.
+
+    name: of the client. path: of its file or folder, or of the file of all users.
+    of_texts: whether its examples are texts; otherwise they are images. user: its name
+    in LEAF's files; None for a file or folder of its own.
+    """
+
+    name: str
+    path: Path
+    of_texts: bool
+    user: str | None = None
+
+
+class Clients(NamedTuple):
     """The clients whose examples the base learns, and those who federate."""
 
-    upstream: list[Path]
-    federated: list[Path]
+    upstream: list[Client]
+    federated: list[Client]
 
 
-def find(data: Sequence[Path]) -> list[Path]:
-    """The clients of a folder, in the order of their names.
+def find(data: Sequence[Path]) -> list[Client]:
+    """The clients of a folder, in the order of their names, or the users of LEAF.
 
-    Raises `ValueError` unless there is one folder with two or more clients, all with
-    texts or all with images.
+    Raises `ValueError` unless there are two or more, all with texts or all with images.
     """
-    if len(data) != 1 or not data[0].is_dir():
+    if len(data) != 1 or not data[0].exists():
         names = " ".join(map(str, data)) or "empty"
-        expected = "one folder, with a file or folder per client"
+        expected = "one folder, with a file or folder per client, or a file of LEAF"
         raise ValueError(f"source.data is {names}: it must be {expected}")
-    paths = sorted(path for path in data[0].iterdir() if _is_client(path))
-    if len(paths) < 2:
+    path = data[0]
+    clients = _users(path) or (_of_folder(path) if path.is_dir() else [])
+    if len(clients) < 2:
         raise ValueError(
-            f"{data[0]} holds {len(paths)} clients: there must be 2 or more"
+            f"{path} holds {len(clients)} clients ({_content(path)}): it must hold 2 "
+            "or more, each a file of texts (.jsonl, .csv, ...), an .npz file or a "
+            "folder of images, or a user of LEAF"
         )
-    kinds = {is_text(path): path.name for path in paths}
+    kinds = {client.of_texts: client.name for client in clients}
     if len(kinds) > 1:
         raise ValueError(
-            f"{data[0]} holds texts ({kinds[True]}) and images ({kinds[False]}): all "
+            f"{path} holds texts ({kinds[True]}) and images ({kinds[False]}): all "
             "clients must be of one kind"
         )
-    return paths
+    return clients
 
 
-def _is_client(path: Path) -> bool:
-    if path.name.startswith("."):
-        return False
-    return path.is_dir() or path.suffix == ".npz" or is_text(path)
+def _users(path: Path) -> list[Client]:
+    return [
+        Client(name, path, user.of_texts, name)
+        for name, user in leaf.users(path).items()
+        if len(user.labels)
+    ]
 
 
-def is_text(path: Path) -> bool:
-    """Whether a client's examples are texts; otherwise they are images."""
-    return path.name.endswith(_TEXT)
+def _of_folder(path: Path) -> list[Client]:
+    """A client for each file of texts, .npz file, and folder with either or images."""
+    content = visible(path)
+    files = [each for each in content if each.is_file()]
+    others = [
+        *(Client(f.name, f, of_texts=False) for f in files if f.suffix == ".npz"),
+        *(Client(f.name, f, _holds_texts(f)) for f in content if f.is_dir()),
+    ]
+    found = records.files_in(path) if any(map(_is_text, files)) else []
+    if others:  # beside them, a .txt file holds notes
+        found = [each for each in found if ".txt" not in each.suffixes]
+    named = [*others, *(Client(each.name, each, of_texts=True) for each in found)]
+    return sorted(named, key=lambda client: client.name)
 
 
-def divide(experiment: Experiment) -> ClientPaths:
+def _is_text(path: Path) -> bool:
+    return records.is_file_of_records(path)
+
+
+def _holds_texts(folder: Path) -> bool:
+    return any(each.is_file() and _is_text(each) for each in visible(folder))
+
+
+def _content(path: Path) -> str:
+    """What a path holds, in a few words."""
+    names = [each.name for each in visible(path)] if path.is_dir() else [path.name]
+    return ", ".join(names[:3]) + (" and more" if len(names) > 3 else "") or "nothing"
+
+
+def divide(experiment: Experiment) -> Clients:
     """Draw the clients for the base; the first of the others, by name, federate."""
     source, seed = experiment.source, bases.settings_of(experiment).seed
-    paths = find(source.data)
-    upstream = source.num_upstream(len(paths))
-    order = np.random.default_rng([seed, 0]).permutation(len(paths))
+    clients = find(source.data)
+    upstream = source.num_upstream(len(clients))
+    order = np.random.default_rng([seed, 0]).permutation(len(clients))
     federated = np.sort(order[upstream:])[: experiment.cells.clients]
-    return ClientPaths(
-        [paths[i] for i in order[:upstream]], [paths[i] for i in federated]
+    return Clients(
+        [clients[i] for i in order[:upstream]], [clients[i] for i in federated]
     )
 
 
@@ -142,11 +187,13 @@ def resolve(experiment: Experiment) -> Experiment:
 
     Raises `ValueError` if there are fewer clients than it needs.
     """
-    paths = find(experiment.source.data)
-    largest = len(paths) - experiment.source.num_upstream(len(paths))
+    clients = find(experiment.source.data)
+    largest = len(clients) - experiment.source.num_upstream(len(clients))
     number = experiment.cells.clients
     require_that(number <= largest, "cells.clients", number, f"{largest} or less")
-    defaults = _OF_TEXTS if is_text(paths[0]) else _OF_IMAGES
+    defaults = _OF_TEXTS if clients[0].of_texts else _OF_IMAGES
     values = experiment.settings()
     changes = {n: x for n, x in defaults.items() if values[n] in _UNSET}
-    return experiment.set(changes | {"cells.clients": number or largest})
+    filled = experiment.set(changes | {"cells.clients": number or largest})
+    size = scale.TEXTS if clients[0].of_texts else scale.IMAGES
+    return filled.set(scale.suited(filled, size))

@@ -64,6 +64,7 @@ def dealt(
     *,
     test: int | None = None,
     testing: np.ndarray | None = None,
+    same: np.ndarray | None = None,
 ) -> Federations:
     """Deal a pool's examples to clients, as federations.
 
@@ -73,6 +74,7 @@ def dealt(
       strata: `[P]`, the class or task of every example.
       test: the maximum of test examples per client. Default: all, weighted.
       testing: `[P]`, true for examples that only tests may use.
+      same: `[P]`, equal for copies, which belong to one part of the split.
 
     Returns:
       The federations by cell.
@@ -88,6 +90,7 @@ def dealt(
             heldout=experiment.merging.samples,
             test=test,
             testing=testing,
+            same=same,
             apart=experiment.cells.apart_from,
             size=size,
         )
@@ -102,6 +105,7 @@ def natural(
     strata: np.ndarray,
     *,
     test: int,
+    same: np.ndarray | None = None,
 ) -> Federations:
     """Federations of clients with their own examples; a seed draws their splits.
 
@@ -111,6 +115,7 @@ def natural(
       owner: `[P]`, the client of every example.
       strata: `[P]`, the class or task of every example.
       test: test examples per client, at most.
+      same: `[P]`, equal for copies: nobody trains on what anybody is tested on.
 
     Returns:
       The federations by cell.
@@ -124,6 +129,7 @@ def natural(
             seed,
             heldout=experiment.merging.samples,
             test=test,
+            same=same,
             apart=experiment.cells.apart_from,
             size=size,
         )

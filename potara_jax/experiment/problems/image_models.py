@@ -40,9 +40,9 @@ class ImageModel(Protocol):
     @property
     def layers(self) -> int | None: ...
     @property
-    def width(self) -> int: ...
+    def width(self) -> int | None: ...
     @property
-    def depth(self) -> int: ...
+    def depth(self) -> int | None: ...
 
 
 def chosen(
@@ -125,12 +125,13 @@ def _pretrained(
 def _sized(images: Images, source: ImageModel) -> ViTConfig:
     """A ViT that suits the images: eight patches per side, if that divides it."""
     side = images.images.shape[1]
+    width, depth = bases.sizes_of(source)
     patch = next(p for p in (max(1, side // 8), 4, 2, 1) if side % p == 0)
     return ViTConfig(
         patch=patch,
-        width=source.width,
-        depth=source.depth,
-        heads=source.width // bases.HEAD_WIDTH,
+        width=width,
+        depth=depth,
+        heads=width // bases.HEAD_WIDTH,
         classes=len(images.names),
     )
 

@@ -22,10 +22,11 @@ from potara_jax.experiment.checks import (
 )
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Federations
-from potara_jax.experiment.problems import bases, federations
+from potara_jax.experiment.problems import bases, federations, scale
 
 _LARGEST_SIDE = 4096  # pixels
 _FEWEST = 5  # images of a class
+_BOTH = 4  # classes, of the base and the clients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,8 @@ class ImageFiles:
     """The user's images, and the ViT that learns them."""
 
     data: tuple[Path, ...] = ()
-    """Files of images and labels (.npz), or folders with one sub-folder per class."""
+    """Files of images and labels (.npz), or folders with one sub-folder per class,
+    maybe within train and test."""
     side: int | None = None
     """Resize images to this many pixels per side. Default: as they are."""
     checkpoint: str | None = None
@@ -48,10 +50,10 @@ class ImageFiles:
     """Share of the classes that the base is pre-trained on, and no client has."""
     test_examples: int = 100
     """Maximum of test images per client, in its proportions."""
-    width: int = 96
-    """Width of the ViT that is pre-trained."""
-    depth: int = 6
-    """Its blocks."""
+    width: int | None = None
+    """Width of the ViT that is pre-trained. Default: 96, or 64 on few processors."""
+    depth: int | None = None
+    """Its blocks. Default: 6, or 4 on few processors."""
 
     def check(self, experiment: Experiment) -> None:
         """Raise `ValueError` for an invalid value."""
@@ -102,6 +104,11 @@ def check_reading(source: Any) -> None:
         require_that(good, f"source.{name}", value, expected)
 
 
+def resolve(experiment: Experiment) -> Experiment:
+    """The experiment with a base and its pre-training that suit the device."""
+    return experiment.set(scale.suited(experiment, scale.IMAGES))
+
+
 # --- Who has what --------------------------------------------------------------------
 
 
@@ -125,9 +132,24 @@ def split_classes(images: Images, share: float, *, seed: int) -> tuple[Images, I
     if len(kept) < 2 or (share and len(upstream) < 2):
         raise ValueError(
             f"{len(images.names)} classes are too few: {len(upstream)} for the base "
-            f"and {len(kept)} for the clients; set another source.upstream"
+            f"and {len(kept)} for the clients, where both need 2; "
+            + _more_classes(len(images.names))
         )
     return _of_classes(images, upstream), _of_classes(images, kept)
+
+
+def _more_classes(classes: int) -> str:
+    """What helps where the base's or the clients' classes are too few."""
+    if classes >= _BOTH:
+        return (
+            f"set source.upstream so that both have, such as {_BOTH / 2 / classes:.2g}"
+        )
+    if classes > 1:
+        return (
+            "name a model for all classes with source.checkpoint, or give every client "
+            "a folder or file of its images and use `potara run clients`"
+        )
+    return "add images of other classes"
 
 
 def _of_classes(images: Images, classes: np.ndarray) -> Images:
@@ -135,8 +157,8 @@ def _of_classes(images: Images, classes: np.ndarray) -> Images:
     place[classes] = np.arange(len(classes))
     labels = place[images.labels]
     names = tuple(images.names[c] for c in classes)
-    kept = labels >= 0
-    return Images(images.images[kept], labels[kept].astype(np.int32), names)
+    of_them = Images(images.images, labels.astype(np.int32), names, images.testing)
+    return of_them.select(labels >= 0)
 
 
 def dealt(
@@ -160,7 +182,8 @@ def dealt(
     Raises:
       ValueError: a class has too few images, or there are too many clients.
     """
-    counts = np.bincount(images.labels, minlength=len(images.names))
+    trained = slice(None) if testing is None else ~testing
+    counts = np.bincount(images.labels[trained], minlength=len(images.names))
     for name, count in zip(images.names, counts, strict=True):
         if count < _FEWEST:
             raise ValueError(

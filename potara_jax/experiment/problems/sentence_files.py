@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from potara_jax.data import text
+from potara_jax.data import records, text
 from potara_jax.data.text import Example
 from potara_jax.experiment.checks import require_at_least, require_that
 from potara_jax.experiment.experiment import Experiment
@@ -16,16 +16,14 @@ from potara_jax.experiment.problems import bases, text_files
 from potara_jax.models import weights
 from potara_jax.models.bert import Pooling
 
-_SUFFIXES = ".jsonl", ".jsonl.gz", ".json"
-
 
 @dataclasses.dataclass(frozen=True)
 class SentenceFiles:
     """The user's labelled sentences, and the encoder that learns them."""
 
     data: tuple[Path, ...] = ()
-    """Files of texts and labels (.jsonl, .jsonl.gz, .json), or folders of them. Files
-    whose names are equal up to the first dot are one task."""
+    """Files of texts and labels (.jsonl, .json, .csv, .tsv, also .gz), or folders of
+    them. Files whose names are equal up to the first dot are one task."""
     tasks: tuple[str, ...] = ()
     """Names of the tasks to take. Default: all whose files have labels."""
     checkpoint: str = "sentence-transformers/all-MiniLM-L6-v2"
@@ -89,10 +87,7 @@ def find(source: SentenceFiles) -> dict[str, list[Path]]:
 
 def _paths(data: Sequence[Path]) -> Iterator[Path]:
     for path in data:
-        if path.is_dir():
-            yield from sorted(p for p in path.iterdir() if p.name.endswith(_SUFFIXES))
-        else:
-            yield path
+        yield from records.files_in(path)
 
 
 def read(experiment: Experiment, resources: Resources) -> list[SentenceTask]:
@@ -103,10 +98,12 @@ def read(experiment: Experiment, resources: Resources) -> list[SentenceTask]:
     source, seed = experiment.source, bases.settings_of(experiment).seed
     groups = find(source)
     joined = [_joined(paths) for paths in groups.values()]
-    files = text_files.without_repeats(joined, seed=seed, log=resources.log)
+    files = text_files.without_repeats(joined, log=resources.log)
     firsts = [paths[0] for paths in groups.values()]
     limit = source.train_examples
-    _, kept = text_files.split_tasks(files, firsts, seen=0, train=limit, seed=seed)
+    _, kept = text_files.split_tasks(
+        files, firsts, seen=0, train=limit, seed=seed, log=resources.log
+    )
     return [_task(name, mine) for name, mine in zip(groups, kept, strict=True)]
 
 

@@ -98,7 +98,7 @@ def problem(
     lora.check_rank(sites, settings.rank)
     kernels = lora.find_sites(module, example, targets=".*")
     pool, task = encoded(experiment, tasks, model, resources)
-    cells = dealt(experiment, pool, task)
+    cells = dealt(experiment, pool, task, same=_same_texts(tasks))
     base = model.read()
     return Problem(
         task=_task(module, _allowed(tasks), sites, settings.scale),
@@ -283,13 +283,23 @@ def choose_context(texts: Sequence[str], tokenizer: Any) -> int:
     return min(_LONGEST, sentences.bucket(usual))
 
 
-def dealt(experiment: Experiment, pool: Batch, task: np.ndarray) -> Federations:
+def _same_texts(tasks: Sequence[SentenceTask]) -> np.ndarray:
+    """Numbers `[P]` that are equal for equal sentences, also of several tasks."""
+    texts = (sentence.strip() for task in tasks for sentence in task.sentences)
+    known: dict[str, int] = {}
+    return np.array([known.setdefault(text, len(known)) for text in texts], int)
+
+
+def dealt(
+    experiment: Experiment, pool: Batch, task: np.ndarray, *, same: np.ndarray
+) -> Federations:
     """Deal sentences to clients: by their tasks, or else by their classes.
 
     Args:
       experiment: its cells and samples.
       pool: `P` sentences.
       task: `[P]`, the task of every sentence.
+      same: `[P]`, equal for equal sentences, which belong to one part of the split.
 
     Returns:
       The federations by cell; their proportions are of classes.
@@ -306,6 +316,7 @@ def dealt(experiment: Experiment, pool: Batch, task: np.ndarray) -> Federations:
             heldout=experiment.merging.samples,
             test=experiment.source.test_examples,
             apart=experiment.cells.apart_from,
+            same=same,
             size=size,
         )
         return federation._replace(proportions=_proportions(federation, labels))

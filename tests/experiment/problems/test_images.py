@@ -6,6 +6,7 @@ import pytest
 from potara_jax.data.images import Images
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problems import images
+from potara_jax.experiment.settings import Cells
 
 RNG = np.random.default_rng(0)
 
@@ -42,6 +43,40 @@ def test_too_few_classes_are_refused(classes, share):
     every = labelled(np.arange(20) % classes)
     with pytest.raises(ValueError, match=f"{classes} classes are too few"):
         images.split_classes(every, share, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("classes", "share", "mend"),
+    [
+        (2, 0.6, "with source.checkpoint, or give every client a folder"),
+        (1, 0.0, "add images of other classes"),
+        (8, 0.95, "set source.upstream so that both have, such as 0.25"),
+    ],
+)
+def test_what_helps_where_classes_are_too_few_is_named(classes, share, mend):
+    with pytest.raises(ValueError, match=mend):
+        images.split_classes(labelled(np.arange(40) % classes), share, seed=0)
+
+
+def test_images_for_tests_stay_marked_and_are_tested_alone():
+    testing = np.arange(120) % 3 == 0
+    every = labelled(np.arange(120) % 10)._replace(testing=testing)
+    _, mine = images.split_classes(every, 0.6, seed=0)
+    assert mine.testing.sum() == testing[np.isin(every.labels, mine_labels(mine))].sum()
+    cells = Cells((0,), ("1",), clients=2)
+    experiment = Experiment("", lambda *_: None, cells=cells)
+    (federation,) = images.dealt(
+        experiment, mine, test=9, testing=mine.testing
+    ).values()
+    tested = np.asarray(federation.test.index)[np.asarray(federation.test.weight) > 0]
+    assert mine.testing[tested].all()
+    pairs = zip(federation.train.index, federation.train.count, strict=True)
+    for index, count in pairs:
+        assert not mine.testing[np.asarray(index[:count])].any()
+
+
+def mine_labels(mine: Images) -> list[int]:
+    return [int(name.removeprefix("c")) for name in mine.names]
 
 
 def test_a_class_with_too_few_images_is_named():

@@ -23,12 +23,25 @@ SETTINGS = {
     "lora.rank": 2,
     "lora.targets": ("query", "up"),
 }
+
+
+def distinct(texts, number):
+    """Sentences that end in numbers, which the vocabulary does not have."""
+    return [f"{text} {n}" for n in range(number) for text in texts]
+
+
 TASKS = [
     SentenceTask(
-        "mood", ("no", "yes"), ["bad film", "good film is fine"] * 20, [0, 1] * 20
+        "mood",
+        ("no", "yes"),
+        distinct(["bad film", "good film is fine"], 20),
+        [0, 1] * 20,
     ),
     SentenceTask(
-        "what", ("a", "b", "c"), ["who is", "where", "why is"] * 10, [0, 1, 2] * 10
+        "what",
+        ("a", "b", "c"),
+        distinct(["who is", "where", "why is"], 10),
+        [0, 1, 2] * 10,
     ),
 ]
 
@@ -149,14 +162,17 @@ def test_files_of_one_name_are_one_task_and_a_sentence_is_kept_once(tmp_path):
         ("b", ("no", "yes")),
     ]
     texts = [x for task in tasks for x in task.sentences]
-    assert len(texts) == len(set(texts)) == 62
-    assert {*numbers, "more", "and more"} <= set(texts)
+    assert len(texts) == 63 and len(set(texts)) == 62
+    assert {*numbers, "more", "and more"} <= set(tasks[0].sentences)
     first = dict(zip(tasks[0].sentences, tasks[0].labels, strict=True))
     assert first["more"] == 0 and {first.get("sentence 2"), first["sentence 3"]} == {
         1,
         2,
     }
-    assert lines == ["1 examples repeat a text: each text is kept once"]
+    assert lines == [
+        "1 texts occur in several tasks: all clients train on such a text, or are "
+        "tested on it, or neither"
+    ]
 
 
 def test_the_user_is_told_which_tasks_there_are(tmp_path):
@@ -183,7 +199,7 @@ def test_clients_have_the_classes_of_their_examples():
     experiment = EXPERIMENT.set(
         SETTINGS | {"cells.clients": 4, "cells.heterogeneity": ("tasks", "1")}
     )
-    cells = sentences.dealt(experiment, pool, labels // 2)
+    cells = sentences.dealt(experiment, pool, labels // 2, same=np.arange(len(labels)))
     by_task = np.asarray(cells["tasks", 0].proportions)
     np.testing.assert_allclose(by_task.sum(1), 1)
     assert (by_task[::2, 2:] == 0).all() and (by_task[1::2, :2] == 0).all()

@@ -1,6 +1,7 @@
 """The context of a Llama of texts, and what it is pre-trained on."""
 
 import numpy as np
+import pytest
 
 from potara_jax.data import tokens
 from potara_jax.data.text import Example
@@ -29,6 +30,25 @@ def test_every_answer_fits_the_context():
     ((_, answer),) = tokens.lengths([spoken], TOKENIZER)
     context = texts.choose_context([example("ab")] * 39 + [spoken], TOKENIZER, None)
     assert answer < context < 128
+
+
+def test_one_long_answer_in_twenty_is_left_out_and_named():
+    long = example("ab", "word " * 100)._replace(place="a.jsonl, line 1")
+    short, lines = [example("ab")] * 39, []
+    everything = [long, *short]
+    context = texts.choose_context(everything, TOKENIZER, None)
+    assert context == 16
+    kept = texts.fitting([everything, short], TOKENIZER, context, lines.append)
+    assert kept == [short, short]
+    assert lines == [
+        "a.jsonl, line 1: the answer has 502 tokens, which exceeds the context of 16: "
+        "1 of 79 examples are left out for that; source.context 510 keeps them"
+    ]
+    assert texts.fitting([everything], TOKENIZER, 510, lines.append) == [everything]
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl, line 1.*set source\.context to 510"
+    ):
+        texts.fitting([[long], short[:9]], TOKENIZER, context, lines.append)
 
 
 def test_rows_of_texts_ask_for_every_answer():
