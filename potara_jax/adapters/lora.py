@@ -178,12 +178,17 @@ def trained_modules(base: Params, paths: Sequence[str]) -> Adapter:
 
 
 def check_apart(sites: Mapping[str, Site], whole: Sequence[str]) -> None:
-    """Raise `ValueError` where a module trained whole is, or holds, an adapted one."""
-    for path in whole:
-        inside = [site for site in sites if f"{site}/".startswith(f"{path}/")]
+    """Raise `ValueError` if a module that is trained whole holds another trained one.
+
+    sites: the adapted modules.
+    """
+    for number, path in enumerate(whole):
+        others = [*sites, *whole[:number], *whole[number + 1 :]]
+        inside = [other for other in others if f"{other}/".startswith(f"{path}/")]
         if inside:
+            kind = "a target" if inside[0] in sites else "trained whole"
             raise ValueError(
-                f"'{path}' is trained whole, but '{inside[0]}' in it is a target too: "
+                f"'{path}' is trained whole, but '{inside[0]}' in it is {kind} too: "
                 "leave one of the two out"
             )
 

@@ -548,7 +548,9 @@ def test_a_module_is_adapted_or_trained_whole_and_not_both():
     sites = dict.fromkeys(["block_0/query", "block_0/value", "head"])
     lora.check_apart(sites, ["norm", "block", "block_0/q"])
     for whole, site in (("head", "head"), ("block_0", "block_0/query")):
-        with pytest.raises(
-            ValueError, match=f"'{whole}' is trained whole, but '{site}"
-        ):
+        said = f"'{whole}' is trained whole, but '{site}' in it is a target too"
+        with pytest.raises(ValueError, match=said):
             lora.check_apart(sites, [whole])
+    for names in (["norm", "norm"], ["body/norm", "body"], ["body", "body/norm"]):
+        with pytest.raises(ValueError, match="in it is trained whole too"):
+            lora.check_apart(sites, names)
