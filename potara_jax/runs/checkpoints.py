@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 _KEPT = 2
+_UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 class Checkpoint(NamedTuple):
@@ -50,6 +51,7 @@ def restore(folder: Path, like: Any, warn: Callable[[str], None]) -> Checkpoint 
       like: a state of the same structure.
       warn: takes a line for the user about each damaged checkpoint, which is removed.
     """
+    _remove_unfinished(folder)
     for number in reversed(_rounds(folder)):
         path = folder / str(number)
         try:
@@ -59,6 +61,12 @@ def restore(folder: Path, like: Any, warn: Callable[[str], None]) -> Checkpoint 
             warn(f"checkpoint {path} is damaged ({reason}); using the one before it")
             shutil.rmtree(path, ignore_errors=True)
     return None
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what Orbax has written of a checkpoint when its process was killed."""
+    for path in folder.glob(f"*{_UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _rounds(folder: Path) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -56,8 +57,11 @@ def _stop(folder: Path, log: Callable[[str], object]) -> None:
 def keep_compiled(cache: Path) -> None:
     """Keep compiled programs between runs, unless JAX is set to keep them already.
 
-    They are kept by processor, since machines may share a home folder.
+    They are kept by processor, since machines may share a home folder. One that a
+    killed run has left half-written is compiled again without a warning.
     """
+    damaged = "Error (reading|writing) persistent compilation cache entry"
+    warnings.filterwarnings("ignore", damaged, UserWarning)
     if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
         return
     folder = cache.expanduser() / "compiled" / _processor()

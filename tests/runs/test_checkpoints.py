@@ -39,6 +39,13 @@ def test_only_the_last_two_are_kept(folder):
     assert sorted(p.name for p in folder.iterdir()) == ["2", "3"]
 
 
+def test_what_a_killed_process_left_unfinished_is_removed(folder):
+    (folder / "4.orbax-checkpoint-tmp" / "d").mkdir(parents=True)
+    (folder / "4.orbax-checkpoint-tmp-17").mkdir()
+    same(restore(folder, checkpoint(0).state, print), 3)
+    assert sorted(p.name for p in folder.iterdir()) == ["2", "3"]
+
+
 def test_an_empty_folder_gives_none(tmp_path):
     assert restore(tmp_path / "none", checkpoint(0).state, print) is None
 

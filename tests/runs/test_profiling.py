@@ -1,5 +1,9 @@
+import warnings
+
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from potara_jax.runs import profiling
 from potara_jax.runs.profiling import keep_compiled, traced
@@ -38,6 +42,24 @@ def forgotten():
     jax.config.update(name, None)
     yield
     jax.config.update(name, before)
+
+
+def test_a_damaged_program_is_compiled_again_without_a_warning(tmp_path, forgotten):
+    def compiled():
+        compilation_cache.reset_cache()  # which remembers its folder
+        jax.clear_caches()
+        return jax.jit(lambda x: 3 * x + 1)(jnp.arange(7.0)).sum()
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        keep_compiled(tmp_path)
+        assert compiled() == 70
+        entries = list(tmp_path.rglob("*-cache"))
+        for entry in entries:
+            entry.write_bytes(entry.read_bytes()[:9])
+        assert entries and compiled() == 70
+    compilation_cache.reset_cache()
+    assert [str(warning.message) for warning in seen] == []
 
 
 def test_compiled_programs_are_kept_in_the_cache(tmp_path, forgotten, monkeypatch):
