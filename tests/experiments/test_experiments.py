@@ -314,7 +314,7 @@ def test_clients_with_texts(lines):
     assert experiment.cells.clients == 2
     assert experiment.merging.curvature == "sampled"
     assert experiment.pretraining.batch_size == 32 and not experiment.lora.whole
-    assert problem.contents.kind == "client" and len(problem.contents.clients) == 2
+    assert problem.contents.kind == "label" and len(problem.contents.clients) == 2
     assert log[0].startswith("the base is pre-trained on ")
 
 

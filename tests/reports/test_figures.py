@@ -219,3 +219,22 @@ def test_models_that_diverged_are_left_out_of_every_figure(tmp_path):
         entry["segment"]["losses"] = np.full_like(entry["segment"]["losses"], nan)
         entry["segment"]["barrier"] = [nan] * len(entry["segment"]["barrier"])
     assert [path.stem for path in draw(results, tmp_path)] == NAMES
+
+
+def test_clients_of_one_stratum_are_bars_alone():
+    results = synthetic(clients=5, heterogeneities=("tasks",), seeds=1, classes=1)
+    figure = clients.draw(results)
+    ((axes,),) = [part.axes for part in figure.subfigs]
+    assert len(axes.patches) == 5 and axes.get_xlabel() == "client"
+    assert figure.get_suptitle() == "Training examples by client, first seed"
+
+
+def test_the_strata_are_named_also_where_the_last_is_nobodys():
+    results = synthetic(clients=5, heterogeneities=("tasks",), seeds=1, classes=3)
+    held = {"kind": "label", "names": ["a", "b", "c", "d"], "clients": list("vwxyz")}
+    results["diagnostics"][0]["held"] = held
+    figure = clients.draw(results)
+    below = figure.subfigs[0].axes[1]
+    assert [text.get_text() for text in below.get_yticklabels()] == ["a", "b", "c"]
+    title = "Training examples by label and client, first seed"
+    assert figure.get_suptitle() == title

@@ -55,16 +55,82 @@ class ClientFolder:
     def check(self, experiment: Experiment) -> None:
         """Raise `ValueError` for an invalid value."""
         texts.check(self)
-        require_at_least(self, "source", 8, "test_examples")
         images.check_side(self)
         images.check_reading(self)
-        bases.check_upstream(self)
+        _check_common(self)
 
-    def num_upstream(self, clients: int) -> int:
-        """How many clients the base is pre-trained on: at least one, if any."""
-        if self.checkpoint or not 0 < self.upstream < 1:
-            return 0
-        return min(max(1, round(self.upstream * clients)), clients - 1)
+
+@dataclasses.dataclass(frozen=True)
+class ClientImages:
+    """The settings of a `ClientFolder` that matter to images."""
+
+    data: tuple[Path, ...]
+    checkpoint: str | None
+    image_size: int | None
+    layers: int | None
+    upstream: float
+    side: int | None
+    test_examples: int
+    width: int | None
+    depth: int | None
+
+    def check(self, experiment: Experiment) -> None:
+        """Raise `ValueError` for an invalid value."""
+        bases.check_sizes(self)
+        images.check_side(self)
+        images.check_reading(self)
+        _check_common(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientTexts:
+    """The settings of a `ClientFolder` that matter to texts."""
+
+    data: tuple[Path, ...]
+    fields: tuple[str, ...]
+    checkpoint: str | None
+    upstream: float
+    context: int | None
+    test_examples: int
+    vocabulary: int
+    width: int | None
+    depth: int | None
+    normalise: bool
+
+    def check(self, experiment: Experiment) -> None:
+        """Raise `ValueError` for an invalid value."""
+        texts.check(self)
+        _check_common(self)
+
+
+Source = ClientFolder | ClientImages | ClientTexts
+
+
+def _check_common(source: Source) -> None:
+    require_at_least(source, "source", 8, "test_examples")
+    bases.check_upstream(source)
+
+
+def num_upstream(source: Source, clients: int) -> int:
+    """How many clients the base is pre-trained on: at least one, if any."""
+    if source.checkpoint or not 0 < source.upstream < 1:
+        return 0
+    return min(max(1, round(source.upstream * clients)), clients - 1)
+
+
+def narrowed(source: Source, *, of_texts: bool) -> ClientTexts | ClientImages:
+    """The settings that matter to clients with texts, or to clients with images.
+
+    Raises `ValueError` if one is set that matters to the others alone.
+    """
+    kind, other = ClientTexts if of_texts else ClientImages, ClientFolder()
+    names = [field.name for field in dataclasses.fields(kind)]
+    for field in dataclasses.fields(source):
+        value, usual = getattr(source, field.name), getattr(other, field.name)
+        expected = f"left out: the clients have {'texts' if of_texts else 'images'}"
+        good = field.name in names or value == usual
+        require_that(good, f"source.{field.name}", value, expected)
+    return kind(**{name: getattr(source, name) for name in names})
 
 
 class Client(NamedTuple):
@@ -155,7 +221,7 @@ def divide(experiment: Experiment) -> Clients:
     """Draw the clients for the base; the first of the others, by name, federate."""
     source, seed = experiment.source, bases.settings_of(experiment).seed
     clients = find(source.data)
-    upstream = source.num_upstream(len(clients))
+    upstream = num_upstream(source, len(clients))
     order = np.random.default_rng([seed, 0]).permutation(len(clients))
     federated = np.sort(order[upstream:])[: experiment.cells.clients]
     return Clients(
@@ -183,17 +249,21 @@ _OF_TEXTS = {
 
 
 def resolve(experiment: Experiment) -> Experiment:
-    """The experiment with the number of clients, and defaults for their kind of data.
+    """The experiment with the number of clients, and settings for their kind of data.
 
-    Raises `ValueError` if there are fewer clients than it needs.
+    Raises `ValueError` if there are fewer clients than it needs, or a setting is of the
+    other kind.
     """
     clients = find(experiment.source.data)
-    largest = len(clients) - experiment.source.num_upstream(len(clients))
+    of_texts = clients[0].of_texts
+    source = narrowed(experiment.source, of_texts=of_texts)
+    experiment = dataclasses.replace(experiment, source=source)
+    largest = len(clients) - num_upstream(source, len(clients))
     number = experiment.cells.clients
     require_that(number <= largest, "cells.clients", number, f"{largest} or less")
-    defaults = _OF_TEXTS if clients[0].of_texts else _OF_IMAGES
+    defaults = _OF_TEXTS if of_texts else _OF_IMAGES
     values = experiment.settings()
     changes = {n: x for n, x in defaults.items() if values[n] in _UNSET}
     filled = experiment.set(changes | {"cells.clients": number or largest})
-    size = scale.TEXTS if clients[0].of_texts else scale.IMAGES
+    size = scale.TEXTS if of_texts else scale.IMAGES
     return filled.set(scale.suited(filled, size))

@@ -32,7 +32,9 @@ def draw(results: Results) -> Figure | None:
     held = next(iter(firsts.values())).get("held", {})
     height = 1.4 + min(0.16 * max(map(len, counts.values())), 3)
     figure = Figure(figsize=(9.5, height * len(counts) + 0.4), layout="constrained")
-    title = f"Training examples by {held.get('kind', 'class')} and client, first seed"
+    by = f"by {held.get('kind', 'class')} and client"
+    alike = all(len(each) == 1 for each in counts.values())
+    title = f"Training examples {'by client' if alike else by}, first seed"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     largest = max(each.max() for each in counts.values())
     parts = figure.subfigures(len(counts), 1, squeeze=False)[:, 0]
@@ -49,21 +51,31 @@ def _counts(entry: Record) -> np.ndarray:
 def _panel(
     part: Any, counts: np.ndarray, held: Record, *, title: str, largest: float
 ) -> None:
-    """A client's total as a bar, over its classes as shades."""
+    """A client's total as a bar, over its classes as shades if there are several."""
+    if len(counts) == 1:
+        _totals(part.subplots(), counts, title=title).set_xlabel("client")
+        return
     above, below = part.subplots(2, 1, sharex=True, height_ratios=(1, 3.5))
-    above.bar(range(counts.shape[1]), counts.sum(0), width=0.8, color="#7f93a8")
-    above.set_title(title)
-    above.set_ylabel("total")
-    above.grid(axis="x", visible=False)
+    _totals(above, counts, title=title)
     above.tick_params(bottom=False)
     mesh = _shades(below, counts, largest)
     below.set_ylabel(held.get("kind", "class"))
-    if 0 < len(held.get("names", ())) <= _MAX_NAMES:
-        below.set_yticks(range(len(counts)), held["names"], fontsize=7)
+    names = held.get("names", ())[: len(counts)]  # the last may be nobody's
+    if len(names) == len(counts) <= _MAX_NAMES:
+        below.set_yticks(range(len(counts)), names, fontsize=7)
     bar = part.colorbar(mesh, ax=[above, below], pad=0.01, aspect=30)
     bar.set_label("training examples")
     bar.outline.set_visible(False)
     part.align_ylabels([above, below])
+
+
+def _totals(above: Axes, counts: np.ndarray, *, title: str) -> Axes:
+    """Every client's number of examples as a bar."""
+    above.bar(range(counts.shape[1]), counts.sum(0), width=0.8, color="#7f93a8")
+    above.set_title(title)
+    above.set_ylabel("total")
+    above.grid(axis="x", visible=False)
+    return above
 
 
 def _shades(axes: Axes, counts: np.ndarray, largest: float) -> Any:

@@ -1,5 +1,6 @@
 """The clients of a folder: who pre-trains the base, and who federates."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from potara_jax.experiment.settings import Cells, Pretraining
     ],
 )
 def test_a_share_of_the_clients_pretrains_the_base(share, clients, number):
-    assert ClientFolder(upstream=share).num_upstream(clients) == number
-    assert ClientFolder(upstream=share, checkpoint="x").num_upstream(clients) == 0
+    source = ClientFolder(upstream=share)
+    assert client_folder.num_upstream(source, clients) == number
+    loaded = dataclasses.replace(source, checkpoint="x")
+    assert client_folder.num_upstream(loaded, clients) == 0
 
 
 def folder_of(path: Path, number: int) -> Path:
@@ -53,6 +56,19 @@ def test_the_first_clients_that_the_base_has_not_seen_federate(tmp_path):
     assert divided(folder, clients=5, seed=0) == paths
     drawn = [divided(folder, clients=5, seed=seed).upstream for seed in range(5)]
     assert any(upstream != paths.upstream for upstream in drawn)
+
+
+def test_only_settings_of_the_clients_kind_of_data_remain():
+    source = ClientFolder(data=(Path("a"),), width=64)
+    images = client_folder.narrowed(source, of_texts=False)
+    texts = client_folder.narrowed(source, of_texts=True)
+    assert not {"context", "vocabulary", "normalise", "fields"} & {*vars(images)}
+    assert not {"side", "image_size", "layers"} & {*vars(texts)}
+    assert images.width == texts.width == 64
+    assert client_folder.narrowed(texts, of_texts=True) == texts
+    longer = dataclasses.replace(source, context=64)
+    with pytest.raises(ValueError, match=r"source\.context is 64: it must be left out"):
+        client_folder.narrowed(longer, of_texts=False)
 
 
 # --- What is a client ----------------------------------------------------------------
