@@ -377,6 +377,31 @@ def test_factor_space_sees_the_gauge(name):
     assert np.abs(actual - merged(name, space="factor")["first"]).max() > 0.05
 
 
+def changed(fn):
+    """An adapter like ONE, whose first module's factors are changed."""
+    return ONE | {"first": fn(ONE["first"])}
+
+
+ZERO = changed(lambda entry: jax.tree.map(jnp.zeros_like, entry))
+UNTRAINED = changed(lambda entry: entry | {"b": jnp.zeros_like(entry["b"])})
+OPPOSITE = changed(lambda entry: entry | {"b": -entry["b"]})
+SCALES = [
+    changed(lambda entry, s=s: {k: s * v for k, v in entry.items()})
+    for s in (1e-10, 1e8)
+]
+
+
+@everywhere
+def test_degenerate_adapters_give_finite_merges_of_their_size(name, space):
+    assert not merged(name, (ZERO, ZERO), space=space)["first"].any()
+    for other in (ZERO, UNTRAINED, OPPOSITE, ONE, *SCALES):
+        for pair in ((ONE, other), (other, ONE)):
+            result = merged(name, pair, [0.3, 0.7], space=space)["first"]
+            largest = max(np.abs(dense(x["first"])).max() for x in pair)
+            assert np.isfinite(result).all()
+            assert np.abs(result).max() < 30 * largest
+
+
 SYMMETRIC = [(n, s) for n, s in EVERYWHERE if n != "dare" and s != "aligned"]
 
 
