@@ -109,7 +109,7 @@ class Study:
         """What a weight can gain."""
         parents = record["federated"], record["local"]
         metric = Metric(*at.problem.task.metric)
-        gain = metric.difference(record["best_constant"] - max(parents))
+        gain = metric.difference(record["best_constant"] - np.fmax(*parents))
         return f"{at.cell.name}: the best constant weight beats both models by {gain}"
 
     def results(self, records: list[Record]) -> Record:

@@ -91,11 +91,16 @@ class Tune:
     def summary(self, at: Context, record: Record) -> str:
         """The best trial."""
         best = max(record["trials"], key=_rank)
+        if not math.isfinite(best["mean"]):
+            return f"{at.cell.name}: every trial diverged"
         score = quantity(at, best["mean"])
         return f"{at.cell.name}: best is {best['algorithm']} with {score}"
 
     def results(self, records: list[Record]) -> Record:
-        """The mean of every trial over cells, and the best of every algorithm."""
+        """The mean of every trial over cells, and the best of each algorithm.
+
+        An algorithm of which every trial diverged has no best.
+        """
         each = [record["trials"] for record in records]
         means = [
             first | {"mean": float(np.mean([t["mean"] for t in same]))}
@@ -104,8 +109,9 @@ class Tune:
         by_name: dict[str, list[Record]] = {}
         for trial in means:
             by_name.setdefault(trial["algorithm"], []).append(trial)
-        best = {name: max(tried, key=_rank)["trial"] for name, tried in by_name.items()}
-        return {"trials": means, "best": best}
+        best = {name: max(tried, key=_rank) for name, tried in by_name.items()}
+        finite = {n: t["trial"] for n, t in best.items() if math.isfinite(t["mean"])}
+        return {"trials": means, "best": finite}
 
     def files(self, results: Record) -> Mapping[str, str]:
         """The values for an experiment's `tuned`."""

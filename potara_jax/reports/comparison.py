@@ -35,7 +35,7 @@ from potara_jax.reports.document import (
 from potara_jax.reports.figures import comparison as figures
 from potara_jax.reports.figures.clients import CLIENTS
 from potara_jax.reports.formats import MISSING, Metric, label, metric_of
-from potara_jax.reports.methods import cells, class_notes, head, oracle_notes
+from potara_jax.reports.methods import NO_NOISE, cells, class_notes, head, oracle_notes
 from potara_jax.reports.summary import (
     Groups,
     Record,
@@ -110,6 +110,8 @@ def privacy(results: Results) -> list[str]:
     settings = results["settings"]
     if settings.get("communication.privacy_clip") is None:
         return []
+    if settings.get("communication.privacy_noise") == 0:
+        return [NO_NOISE]
     delta = settings["communication.privacy_delta"]
     known = {name: e for name, e in results["privacy"].items() if e is not None}
     unknown = [name for name in results["privacy"] if name not in known]

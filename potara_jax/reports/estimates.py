@@ -104,7 +104,9 @@ def _setting(
     regrets = [(c["seed"], scale * (e["mean"] - c["best_constant"])) for c, e in pairs]
 
     def gain(cell: Record, estimate: Record) -> float:
-        return scale * (estimate["mean"] - max(cell["federated"], cell["local"]))
+        return scale * (
+            estimate["mean"] - float(np.fmax(cell["federated"], cell["local"]))
+        )
 
     return Setting(
         fields,
@@ -139,7 +141,9 @@ def _over_seeds(differences: Sequence[tuple[int, float]]) -> Interval:
     if len(means) < 2:
         return Interval(means[0], 0.0)
     error = float(np.std(means, ddof=1)) / np.sqrt(len(means))
-    return Interval(mean_of(means), float(special.stdtrit(len(means) - 1, 0.975) * error))
+    return Interval(
+        mean_of(means), float(special.stdtrit(len(means) - 1, 0.975) * error)
+    )
 
 
 def _by_heterogeneity(

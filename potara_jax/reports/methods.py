@@ -38,6 +38,7 @@ _LARGEST_CLASS = (
     "Largest class: no model, always the class that a client's training examples have "
     "most often."
 )
+NO_NOISE = "Privacy: none, as communication.privacy_noise is 0."
 _SHARED = ("Method", "Score", "Gain", "Worst 10 %", "Weight")
 COLUMNS = (
     *(*_SHARED, "Bytes up", "Bytes down"),
@@ -91,6 +92,8 @@ def privacy(results: Results) -> list[str]:
     settings = results["settings"]
     if settings.get("communication.privacy_clip") is None:
         return []
+    if settings.get("communication.privacy_noise") == 0:
+        return [NO_NOISE]
     epsilon = results["diagnostics"][0]["epsilon"]
     if epsilon is None:
         return ["Privacy: no account, as the server uses more than the clients' sum."]

@@ -1,7 +1,7 @@
 """The report of a search for step sizes.
 
 `results["trials"]` has the mean score of every trial on held-out examples, and
-`results["best"]` the best trial of every algorithm.
+`results["best"]` the best trial of every algorithm that has one that did not diverge.
 """
 
 from __future__ import annotations
@@ -46,5 +46,5 @@ def table(results: Results) -> Table:
 def _row(trial: Record, best: dict[str, Record], metric: Metric) -> Row:
     values = ", ".join(f"{name} {value:g}" for name, value in trial["trial"].items())
     score = Cell(metric.text(trial["mean"]), metric.shown(trial["mean"]))
-    kind = "best" if best[trial["algorithm"]] == trial["trial"] else ""
+    kind = "best" if best.get(trial["algorithm"]) == trial["trial"] else ""
     return Row((trial["algorithm"], values, score), kind)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,8 @@ from potara_jax.experiment import federating
 from potara_jax.experiments import digits
 from potara_jax.federated.registry import algorithms
 from potara_jax.jobs import Tune, preset, tune
+from potara_jax.reports import tuning
+from potara_jax.runs.store import Cell
 from tests.helpers_federated import task
 from tests.jobs.tiny import DIGITS, potara
 
@@ -39,6 +42,23 @@ def test_the_best_trial_is_written_down(finished):
     best = max((still, moving), key=lambda t: t["mean"])["trial"]
     assert json.loads((finished / "tuned.json").read_text()) == {"ffa": best}
     assert "ffa" in (finished / "report.html").read_text()
+
+
+def test_a_trial_that_diverged_is_never_best():
+    trial = lambda name, rate, mean: {
+        **{"algorithm": name, "trial": {"local_rate": rate}, "mean": mean},
+    }
+    nan = float("nan")
+    trials = [trial("a", 1.0, nan), trial("a", 2.0, 0.1), trial("b", 1.0, nan)]
+    results = Tune().results([{"trials": trials}])
+    assert results["best"] == {"a": {"local_rate": 2.0}}
+    rows = tuning.table(results).groups[0].rows
+    assert [row.kind for row in rows] == ["", "best", ""]
+    assert rows[2].texts[-1] == "diverged"
+    assert json.loads(Tune().files(results)["tuned.json"]) == results["best"]
+    at = SimpleNamespace(cell=Cell("0.1", 0))
+    line = Tune().summary(at, {"trials": trials[2:]})
+    assert line == "0.1-seed-0: every trial diverged"
 
 
 @pytest.mark.parametrize("name", catalogue.names())

@@ -144,3 +144,5 @@ def test_the_report_states_the_privacy(epsilon, said):
     results["diagnostics"][0]["epsilon"] = epsilon
     (sentence,) = methods.privacy(results)
     assert said in sentence
+    results["settings"]["communication.privacy_noise"] = 0.0  # epsilon is infinite
+    assert methods.privacy(results) == [methods.NO_NOISE]

@@ -55,6 +55,13 @@ def by_name(given):
     return {setting.name: setting for setting in settings_of(given)}
 
 
+@pytest.mark.parametrize("broken", ["federated", "local"])
+def test_a_gain_is_over_the_model_that_did_not_diverge(broken):
+    models = {"federated": 0.6, "local": 0.6} | {broken: float("nan")}
+    given = results(cell("0.1", 0, [estimate("grid", 0.7)], **models))
+    assert by_name(given)["grid"].worst_gain == pytest.approx(10)
+
+
 def test_regret_is_to_the_best_constant_weight_paired_by_seed():
     given = by_name(TWO_SEEDS)["hermite"].regret
     seeds = [(-6 - 22) / 2, (-2 - 14) / 2]  # of both heterogeneities, in points
