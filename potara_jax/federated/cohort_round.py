@@ -128,6 +128,7 @@ def _one_client(turn: Algorithm, wire: Wire) -> Callable[..., _Result]:
         wire_key = subkey(key, "compression")
         sent = wire_.send(wire, update.upload, update.reference, owed, wire_key)
         new = turn.settle(update.state, sent.upload)
+        still_owed = turn.owed(sent.owed) if wire_.has_feedback(wire) else sent.owed
         finite = _finite(update.losses, (sent.upload, new))
         arrived = finite & ~lost
         keep = lambda new, old: select(arrived, new, old)
@@ -135,7 +136,7 @@ def _one_client(turn: Algorithm, wire: Wire) -> Callable[..., _Result]:
         down, up = map(_counted, (received, sent.message))
         return _Result(
             keep(new, state),
-            keep(sent.owed, owed),
+            keep(still_owed, owed),
             keep(sent.upload, update.reference if wire.privacy else zeros),
             arrived,
             (update.losses, finite, arrived, down, jnp.where(arrived, up, 0)),

@@ -89,6 +89,9 @@ class Algorithm(NamedTuple):
     `settle(state, upload) -> state`: a client's new state once its upload has arrived
       as `upload`, after compression and clipping; for a client that keeps account of
       what the server has of it.
+    `owed(lost) -> lost`: of what compression with feedback has left out of an upload,
+      what the next one must make up for; nothing where uploads close the gap to what
+      has arrived anyway.
 
     `announce(server) -> payload`: what every client receives before every round, in
       the cohort or not.
@@ -114,6 +117,7 @@ class Algorithm(NamedTuple):
     changes_base: bool = False
     restarts: bool = False
     settle: Callable[[State, Payload], State] = lambda state, upload: state
+    owed: Callable[[Payload], Payload] = lambda lost: lost
     announce: Callable[[Server], Payload] = lambda server: ()
     common: Callable[[Server], Any] = lambda server: ()
     rebase: Callable[[Params, Server], Params] = lambda base, server: base

@@ -17,7 +17,7 @@ from potara_jax.federated import conditions as conditions_
 from potara_jax.federated import factors, ledger
 from potara_jax.federated.conditions import EVERYBODY, Conditions
 from potara_jax.federated.interface import Algorithm, Model, Server, Shared
-from potara_jax.federated.wire import Wire
+from potara_jax.federated.wire import Wire, has_feedback
 from potara_jax.keys import subkey
 
 Array = jax.Array
@@ -99,7 +99,7 @@ def with_feedback(
         progress: before the first round.
         examples: all clients', `[C, N]`.
     """
-    if not (wire.compression and wire.compression.feedback):
+    if not has_feedback(wire):
         return progress
     clients = len(examples.count)
     zeros = lambda x: jnp.zeros((clients, *x.shape), x.dtype)

@@ -53,6 +53,11 @@ class Sent(NamedTuple):
     owed: Any
 
 
+def has_feedback(wire: Wire) -> bool:
+    """Whether what compression leaves out of an upload is added to the next."""
+    return wire.compression is not None and wire.compression.feedback
+
+
 def check(wire: Wire, algorithm: Algorithm) -> None:
     """Check that a wire makes sense for an algorithm.
 
@@ -60,7 +65,7 @@ def check(wire: Wire, algorithm: Algorithm) -> None:
         ValueError: compression keeps something back that no later upload can make up
             for.
     """
-    if wire.compression and wire.compression.feedback and algorithm.restarts:
+    if has_feedback(wire) and algorithm.restarts:
         raise ValueError(
             f"{algorithm.name} starts every round from other factors, so what top_k "
             "leaves out of one round fits no later one: choose bfloat16 or int8"

@@ -30,7 +30,7 @@ from potara_jax.keys import subkey
     "the client's and the others' adapters, mixed for each token",
 )
 def fedalt(task: Task, train: Train) -> Algorithm:
-    """FedALT. A client sends how its factors have changed; the server keeps their sum.
+    """FedALT. The server keeps the sum of factors; a client sends what it lacks of its.
 
     A client keeps account of what the sum has of it, which compression and clipping
     make differ from its factors; of a client that joins later it has nothing. Modules
@@ -61,8 +61,8 @@ def fedalt(task: Task, train: Train) -> Algorithm:
         loss, old = task.objective(shared.base), state["model"]
         objective = lambda model, batch: loss(_mixed(model, rest), batch)
         new, losses = train(objective, old, shared.pool, examples, key)
-        of_personal = map(factors, (new["personal"], old["personal"]))
-        change = jax.tree.map(jnp.subtract, *of_personal)
+        personal = factors(new["personal"])
+        change = jax.tree.map(jnp.subtract, personal, state["summed"])
         nothing = jax.tree.map(jnp.zeros_like, change)
         return Update(state | {"model": new}, change, losses, nothing)
 
@@ -84,6 +84,7 @@ def fedalt(task: Task, train: Train) -> Algorithm:
         personalise=lambda shared, rest, state, examples: _mixed(state["model"], rest),
         personal=True,
         settle=settle,
+        owed=lambda lost: jax.tree.map(jnp.zeros_like, lost),
         sum_only=False,  # what a client receives depends on its factors
     )
 

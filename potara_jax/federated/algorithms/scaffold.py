@@ -4,7 +4,9 @@
     x <- x + mean(y - x),           c <- c + |S| / N mean(c_k' - c_k)
 
 (arXiv 1910.06378, algorithm 1, option II), where `S` are the clients that arrive: `c`
-stays the mean of all `c_k`. It holds for SGD alone, so clients use it.
+stays the mean of all `c_k`, also where compression lets only a part of `c_k' - c_k`
+through, since a client keeps what has arrived and sends the rest with the next. It
+holds for SGD alone, so clients use it.
 """
 
 from __future__ import annotations
@@ -73,6 +75,7 @@ def scaffold(task: Task, train: Train, *, learning_rate: float = 0.5) -> Algorit
         personal=False,
         sum_only=True,
         settle=settle,
+        owed=lambda lost: lost | {"change": _zeros(lost["change"])},
     )
 
 
