@@ -14,6 +14,7 @@ from rich.console import Console
 from potara_jax import jobs
 from potara_jax.cli import catalogue
 from potara_jax.cli.jobs import CACHE
+from potara_jax.experiment.checks import require_one_of
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.methods import KEPT, POTARA
 from potara_jax.experiment.problem import Problem, Resources
@@ -161,9 +162,7 @@ def _version(run: Path) -> str:
 
 def _cells(options: Export, experiment: Experiment) -> list[Cell]:
     known = {cell.name: cell for cell in jobs.cells_of(experiment)}
-    if options.method not in KEPT:
-        kept = ", ".join(KEPT)
-        raise ValueError(f"--method is {options.method}: it must be one of {kept}")
+    require_one_of(options.method, "--method", KEPT)
     for name in options.cells:
         if name not in known:
             raise ValueError(f"--cells names {name}: choose from {', '.join(known)}")

@@ -13,8 +13,12 @@ def require_that(good: bool, name: str, value: Any, expected: str) -> None:
 
 
 def require_one_of(value: str, name: str, known: Any) -> None:
-    """Raise `ValueError` if a name is not among the known ones."""
-    require_that(value in known, name, value, f"one of {', '.join(known)}")
+    """Raise `ValueError` if a name is not among the known ones.
+
+    Those with spaces, which need quotes in a shell, are shown with them.
+    """
+    shown = [f"'{each}'" if " " in each else each for each in known]
+    require_that(value in known, name, value, f"one of {', '.join(shown)}")
 
 
 def require_positive(group: Any, prefix: str, *names: str) -> None:

@@ -242,9 +242,10 @@ class Merging:
     grid_points: int = 11
     """Merge weights that grid search and the oracles try."""
     methods: tuple[str, ...] = ()
-    """Merged rows of the table, by name, or all. `potara factor`, `potara core` and
-    `hermite_bayes` are always included. Default: a first choice (uniform, mix, grid,
-    ties, regmean), and all merges and weights of your own."""
+    """Merged rows of the table, by name, or all. Names are separated by spaces, and
+    need quotes if they have spaces, such as 'potara delta, rank r'. `potara factor`,
+    `potara core` and `hermite_bayes` are always included. Default: a first choice
+    (uniform, mix, grid, ties, regmean), and all merges and weights of your own."""
 
     def __post_init__(self) -> None:
         check_types(self, "merging.")

@@ -176,8 +176,9 @@ def test_a_mistake_is_the_same_line_where_the_terminal_has_no_frames():
         ),
         (
             ["--merging.methods", "grid", "gird"],
-            "merging.methods is gird: it must be one of uniform,",
+            "merging.methods is gird: it must be one of ",
         ),
+        (["--merging.methods", "uniform,grid"], "'potara delta, rank r', "),
         (["--out", "/dev/null/run"], "/dev/null"),
     ],
 )
