@@ -81,8 +81,8 @@ class Algorithm(NamedTuple):
       receives does not depend on its state. Only then do clipping and noise give
       differential privacy. None: undeclared, so there is no account of privacy.
     `changes_base`: `rebase` depends on the server.
-    `restarts`: clients start every round from factors that are drawn for it, so that
-      nothing of an upload can be made up for in a later one.
+    `restarts`: clients start every round from other factors, drawn or decomposed for
+      it, so that nothing of an upload can be made up for in a later one.
 
     Functions with a default:
 

@@ -161,9 +161,10 @@ def test_ranks_that_clients_cannot_have_are_refused():
 
 def test_a_wire_that_makes_no_sense_for_an_algorithm_is_refused():
     sparse = SMALL.set({"communication.compression": "top_k"})
-    with pytest.raises(ValueError, match="choose bfloat16 or int8"):
-        federating.make_algorithm(sparse, task, "flora")
-    federating.make_algorithm(sparse, task, "flexlora")
+    for name in ("flora", "flexlora"):
+        with pytest.raises(ValueError, match="choose bfloat16 or int8"):
+            federating.make_algorithm(sparse, task, name)
+    federating.make_algorithm(sparse, task, "hetlora")
 
 
 # --- Privacy -------------------------------------------------------------------------

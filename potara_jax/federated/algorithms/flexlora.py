@@ -58,6 +58,7 @@ def flexlora(task: Task, train: Train, *, ranks: tuple[int, ...] = ()) -> Algori
         personalise=lambda shared, received, rank, examples: opened(received),
         personal=len(set(ranks)) > 1,
         sum_only=False,
+        restarts=True,  # an SVD leaves signs and rotations of the factors open
     )
 
 

@@ -66,6 +66,7 @@ def hetlora(
         client=client,
         aggregate=aggregate,
         personal=True,  # clients' ranks fall one by one
+        restarts=False,
     )
 
 
