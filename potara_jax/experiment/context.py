@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,9 @@ from potara_jax.keys import Purpose, subkey
 from potara_jax.merging import Samples
 from potara_jax.runs.progress import Progress
 from potara_jax.runs.store import Cell, Store
+
+T = TypeVar("T")
+_LONG = 0.5  # seconds: so many are not repeated
 
 
 class Context(NamedTuple):
@@ -51,6 +56,20 @@ class Context(NamedTuple):
     def shared(self) -> Shared:
         """The base and the pool."""
         return Shared(self.problem.base, self.federation.pool)
+
+    def once_measured(self, name: str, measure: Callable[[], T]) -> T:
+        """The result of `measure()`, a tree of arrays; one that took long is kept.
+
+        If the run is interrupted in the cell, it goes on from what is kept.
+        """
+        kept = self.store.kept(self.cell, name)
+        if kept is not None:
+            return kept
+        began = time.monotonic()
+        value = jax.block_until_ready(measure())
+        if time.monotonic() - began > _LONG:
+            self.store.keep(self.cell, name, value)
+        return value
 
     def key_for(self, purpose: Purpose) -> jax.Array:
         """The cell's key for a purpose."""

@@ -54,13 +54,13 @@ class Merges(NamedTuple):
 def measure_all(at: Context, pair: Pair) -> Merges:
     """All weights that the table needs, of federated and local adapters `[C, ...]`."""
     points = jnp.linspace(0, 1, at.experiment.merging.grid_points)
-    losses = at.programs.curves(at.problem.base, *pair, heldout_samples(at), points)
-    interval = bootstrap_program(at.programs)(*arguments(at, pair, potara_of(at)))
+    losses = at.once_measured("losses", lambda: _losses(at, pair, points))
+    interval = at.once_measured("interval", lambda: _interval(at, pair))
     methods = merged_methods(at.experiment, at.problem.task)
     wanted = dict.fromkeys(method.weighing for method in methods)
     direct = [weighing for weighing in wanted if source_of(weighing) == weighing]
     measured = {
-        weighing: jax.block_until_ready(measure(at, weighing, pair))
+        weighing: _measure_once(at, weighing, pair)
         for weighing in at.progress.each(f"{at.cell.name} weights", direct)
     }
     for weighing in wanted:
@@ -68,6 +68,21 @@ def measure_all(at: Context, pair: Pair) -> Merges:
             measured[weighing] = derive(at, weighing, measured[source_of(weighing)])
         check_bounds(weighing.weight, measured[weighing].weight)
     return Merges(measured, losses, points, interval)
+
+
+def _measure_once(at: Context, weighing: Weighing, pair: Pair) -> Measured:
+    name = f"weight {weighing}"
+    return at.once_measured(name, lambda: measure(at, weighing, pair))
+
+
+def _losses(at: Context, pair: Pair, points: jax.Array) -> jax.Array:
+    """The loss `[C, T]` along every client's segment, on its held-out examples."""
+    return at.programs.curves(at.problem.base, *pair, heldout_samples(at), points)
+
+
+def _interval(at: Context, pair: Pair) -> tuple[jax.Array, jax.Array]:
+    """The interval of Potara's weight over bootstrap samples, `[C]` each."""
+    return bootstrap_program(at.programs)(*arguments(at, pair, potara_of(at)))
 
 
 def check_bounds(name: str, weight: Any) -> None:

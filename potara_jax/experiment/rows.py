@@ -180,9 +180,13 @@ def _longer_row(at: Context, outcome: Outcome) -> list[Row]:
 
 def _scored(at: Context, rows: list[Row]) -> list[Row]:
     return [
-        row._replace(scores=jax.block_until_ready(score(at, row.models)))
+        row._replace(scores=_score_once(at, row))
         for row in at.progress.each(f"{at.cell.name} scores of methods", rows)
     ]
+
+
+def _score_once(at: Context, row: Row) -> Scores:
+    return at.once_measured(f"scores {row.name}", lambda: score(at, row.models))
 
 
 def _ensemble(at: Context, pair: Pair, cost: Cost) -> list[Row]:
@@ -206,9 +210,15 @@ def _oracles(
 
     ends: the scores at both ends of the points, which are the parents'.
     """
-    exact = lambda weight: combine(at, EXACT, pair, jnp.full(at.clients, weight))
-    between = at.progress.each(f"{at.cell.name} scores of weights", list(points[1:-1]))
-    inner = [jax.block_until_ready(score(at, exact(point))) for point in between]
+
+    def exact(weight: Any) -> Adapter:
+        return combine(at, EXACT, pair, jnp.full(at.clients, weight))
+
+    def score_between(point: float) -> Scores:
+        return at.once_measured(f"scores at {point}", lambda: score(at, exact(point)))
+
+    name = f"{at.cell.name} scores of weights"
+    inner = [score_between(x) for x in at.progress.each(name, points[1:-1].tolist())]
     scores = jax.tree.map(lambda *x: jnp.stack(x), ends[0], *inner, ends[1])
     constant = jnp.full(at.clients, _best(scores.accuracy.mean(1)))
     choices = {

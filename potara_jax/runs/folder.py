@@ -6,6 +6,7 @@ config.json               settings that determine the results
 versions.json             versions of the software
 metrics.jsonl             one line per round
 checkpoints/              states between rounds
+measured/                 weights and scores of the cell that is not finished
 cells/*.json              one file per finished cell
 adapters/*/*.safetensors  the models of a cell
 profile/                  traces of a few rounds of every phase, if profiling is on
@@ -16,6 +17,8 @@ and, once the run is finished, results.json, clients.csv, figures/*.png and repo
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,13 +32,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from potara_jax.adapters.lora import Adapter
-from potara_jax.runs import checkpoints, files
+from potara_jax.runs import checkpoints, files, trees
 from potara_jax.runs.checkpoints import Checkpoint
 from potara_jax.runs.profiling import T, traced
 from potara_jax.runs.store import Cell
 from potara_jax.runs.versions import versions
 
-_FOLDERS = ("adapters", "cells", "checkpoints", "figures", "profile", "states")
+_FOLDERS = (
+    *("adapters", "cells", "checkpoints", "figures", "measured", "profile", "states"),
+)
 _FILES = (
     *("results.json", "report.html", "clients.csv", "metrics.jsonl", "speed.jsonl"),
     *("versions.json", "config.json"),
@@ -155,9 +160,31 @@ class RunFolder(NamedTuple):
         path = self.path / "cells" / f"{cell.name}.json"
         return _with_nan(files.read_whole_json(path, self.warn))
 
+    def keep(self, cell: Cell, name: str, value: Any) -> None:
+        """Keep a tree of arrays that took long to compute, until the cell is finished.
+
+        A tree with types of the user's is not kept.
+        """
+        with contextlib.suppress(TypeError):
+            files.write_bytes(self._measured(cell, name), trees.to_bytes(value))
+
+    def kept(self, cell: Cell, name: str) -> Any | None:
+        """What was kept under a name, if anything; damaged files are as none."""
+        path = self._measured(cell, name)
+        try:
+            return trees.from_bytes(path.read_bytes()) if path.is_file() else None
+        except Exception:  # whatever a damaged file makes a reader raise
+            self.warn(f"{path} is damaged; making it again")
+            return None
+
+    def _measured(self, cell: Cell, name: str) -> Path:
+        digest = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+        return self.path / "measured" / cell.name / f"{digest}.npz"
+
     def end_cell(self, cell: Cell, record: dict[str, Any]) -> None:
         """Keep a finished cell."""
         files.write_json(self.path / "cells" / f"{cell.name}.json", record)
+        shutil.rmtree(self.path / "measured" / cell.name, ignore_errors=True)
 
     def results(self) -> dict[str, Any] | None:
         """The finished run's results, if they exist undamaged."""

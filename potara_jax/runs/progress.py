@@ -11,6 +11,7 @@ from rich import progress as bars
 from rich.console import Console
 
 _SECONDS_BETWEEN_LINES = 10.0
+_PACED = 4  # rounds, after which the time of all is said
 _TASK = bars.TaskID(0)  # the bar's only one
 Item = TypeVar("Item")
 
@@ -106,6 +107,12 @@ class Display:
             self._bar.update(_TASK, completed=self._done)
         left = _left(self._started, self._computed - 1, self._total - self._done)
         self._now(f"{self._done}/{self._total} ", text, left)
+        more = self._total - self._done
+        if self._computed == _PACED and more:
+            self.log(
+                f"at the pace of the first rounds, the {more} that are left take "
+                f"{left}; weights and scores come on top"
+            )
 
     def each(self, name: str, items: Sequence[Item]) -> Iterator[Item]:
         """Items that are no rounds, one by one, with the number done and time left."""

@@ -69,6 +69,12 @@ class Store(Protocol):
     def cell(self, cell: Cell) -> dict[str, Any] | None:
         """A finished cell's record."""
 
+    def keep(self, cell: Cell, name: str, value: Any) -> None:
+        """Keep a tree of arrays that took long, until the cell is finished."""
+
+    def kept(self, cell: Cell, name: str) -> Any | None:
+        """What was kept under a name, if anything."""
+
     def end_cell(self, cell: Cell, record: dict[str, Any]) -> None:
         """Keep a finished cell."""
 
@@ -144,6 +150,13 @@ class Memory:
     def cell(self, cell: Cell) -> dict[str, Any] | None:
         """A finished cell's record."""
         return self._cells.get(cell)
+
+    def keep(self, cell: Cell, name: str, value: Any) -> None:
+        """Nothing: a cell is never resumed."""
+
+    def kept(self, cell: Cell, name: str) -> Any | None:
+        """None: a cell is never resumed."""
+        return None
 
     def end_cell(self, cell: Cell, record: dict[str, Any]) -> None:
         """Keep a finished cell."""

@@ -19,6 +19,7 @@ from rich.console import Console
 import potara_jax as pj
 from potara_jax.adapters import peft
 from potara_jax.data import digits as images
+from potara_jax.experiment import context, merges, rows
 from potara_jax.experiments import digits
 from potara_jax.jobs import Refused, Table, configuration, run
 from potara_jax.runs.store import Cell
@@ -134,6 +135,34 @@ def test_a_killed_run_ends_with_the_same_results(cache, undisturbed, tmp_path, l
     for name in ("config.json", "clients.csv", "metrics.jsonl"):
         assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
     assert without_seconds(results(folder)) == without_seconds(results(undisturbed))
+
+
+def test_weights_and_scores_are_not_measured_again(
+    cache, undisturbed, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(context, "_LONG", -1.0)
+    score, scored, out = rows.score, [], tmp_path / "run"
+
+    def stop(at, adapters):
+        if len(scored) == 6:
+            raise KeyboardInterrupt
+        scored.append(adapters)
+        return score(at, adapters)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "score", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(EXPERIMENT, out=out, cache=cache)
+    fail = lambda *args: pytest.fail("a weight is measured again")
+    monkeypatch.setattr(merges, "measure", fail)
+    again = []
+    monkeypatch.setattr(rows, "score", lambda *x: again.append(x) or score(*x))
+    resumed = run(EXPERIMENT, out=out, cache=cache).results
+    expected = without_seconds(results(undisturbed))["methods"]
+    assert without_seconds(json.loads(json.dumps(resumed)))["methods"] == expected
+    number = len([row for row in expected if not row["oracle"]])
+    assert 0 < len(again) < number
+    assert not list((out / "measured").iterdir())
 
 
 def _wait_for_lines(path: Path, number: int, process) -> None:

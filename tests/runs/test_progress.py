@@ -35,6 +35,20 @@ def test_the_time_left_follows_the_pace_so_far(clock):
     ]
 
 
+def test_the_time_of_all_rounds_is_said_after_the_first_ones(clock):
+    out = io.StringIO()
+    with Display(Console(file=out, width=99), total=100) as display:
+        display.skip(16)
+        for _ in range(8):
+            clock[0] += 2
+            display.round("federated", 0.5)
+    (line,) = (x for x in out.getvalue().splitlines() if "at the pace" in x)
+    assert line == (
+        "at the pace of the first rounds, the 80 that are left take 2:40; weights and "
+        "scores come on top"
+    )
+
+
 def test_a_terminal_has_a_bar(clock):
     out = io.StringIO()
     console = Console(file=out, width=99, force_terminal=True, color_system=None)

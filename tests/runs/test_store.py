@@ -62,3 +62,22 @@ def test_a_finished_run_is_shown_again_from_a_folder_alone(store):
     store.finish({"methods": [1]})
     shown = None if isinstance(store, Memory) else {"methods": [1]}
     assert store.results() == shown
+
+
+def test_what_took_long_is_kept_in_a_folder_until_the_cell_is_finished(store):
+    assert store.kept(CELL, "scores local") is None
+    store.keep(CELL, "scores local", {"a": jnp.arange(3.0)})
+    store.keep(CELL, "a user's", {"a": object()})
+    kept = store.kept(CELL, "scores local")
+    if isinstance(store, Memory):
+        assert kept is None
+        return
+    np.testing.assert_array_equal(kept["a"], [0, 1, 2])
+    assert store.kept(CELL, "scores base") is store.kept(CELL, "a user's") is None
+    (path,) = (store.path / "measured" / CELL.name).iterdir()
+    path.write_bytes(path.read_bytes()[:40])
+    lines = []
+    assert store.warning(lines.append).kept(CELL, "scores local") is None
+    assert "is damaged; making it again" in lines[0]
+    store.end_cell(CELL, {"methods": [1]})
+    assert not (store.path / "measured" / CELL.name).exists()
