@@ -20,7 +20,7 @@ from potara_jax.adapters.lora import Adapter, Array, Params
 from potara_jax.clients.axis import AUTO, Layout, over_clients
 from potara_jax.clients.fitting import jit_over_clients
 from potara_jax.clients.mesh import by_client, everywhere, put
-from potara_jax.clients.model_task import ModelTask
+from potara_jax.clients.model_task import ModelTask, check_task
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import batch_index
 from potara_jax.data.arrays import Examples, pooled
@@ -99,15 +99,17 @@ def train_adapters(
         model, or settings do not fit it.
     """
     keys.check(key)
-    if min(steps, batch_size) < 1:
+    if not all(isinstance(x, int) and x >= 1 for x in (steps, batch_size)):
         raise ValueError(
-            f"steps is {steps} and batch_size {batch_size}: both must be at least 1"
+            f"steps is {steps} and batch_size {batch_size}: both must be whole "
+            "numbers, at least 1"
         )
+    check_task(task)
     names = [f"data set {number}" for number in range(len(examples))]
     arrays, groups = pooled(examples, names=names)
     pool, clients = Batch(*arrays), pack(groups)
     sites = task.sites(take(pool, jnp.arange(1)), lora.targets)
-    task.check_labels(base, pool, groups, names)
+    task.check(base, pool, groups, names)
     init_key, batch_key = jax.random.split(key)
     adapter = lora_layers.init(init_key, sites, rank=lora.rank)
     lora_layers.check_apart(sites, lora.whole)
@@ -189,7 +191,7 @@ def _advance(
     ) -> tuple[_State, Array]:
         base, pool = shared
         draw = {"steps": steps, "batch_size": batch_size, "first": first}
-        rows = batch_index(key, examples, **draw)
+        rows = batch_index(keys.subkey(key, "batches"), examples, **draw)
         slope = jax.value_and_grad(task.objective(base))
 
         def step(i: Array, carry: tuple[_State, Array]) -> tuple[_State, Array]:

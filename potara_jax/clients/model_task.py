@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import errors
 
 from potara_jax.adapters import lora
 from potara_jax.adapters.lora import Model, Params, Site
@@ -34,24 +35,33 @@ class ModelTask:
     build: Callable[[float, Sites | None], Task]
     classes: bool = False
 
-    def check_labels(
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, Model):
+            raise ValueError(
+                f"model is a {type(self.model).__name__}: it must be a Flax module"
+            )
+
+    def check(
         self,
         base: Params,
         pool: Batch,
         groups: Sequence[np.ndarray],
         names: Sequence[str],
     ) -> None:
-        """Raise `ValueError` for labels that are no classes of the model.
+        """Raise `ValueError` for what the model cannot learn from or begin with.
 
         Args:
-          base: the model's parameters or variables.
-          pool: all examples.
+          base: the model's parameters or variables, which must fit it and be finite.
+          pool: all examples. A classification's labels must be classes of the model.
           groups: indices into the pool.
           names: each group's name in the message.
         """
+        _check_finite(base)
+        batch = take(pool, jnp.zeros(1, jnp.int32))
         if not self.classes:
+            _traced(self.at(1.0).loss, base, batch)
             return
-        outputs = self._outputs(base, take(pool, jnp.zeros(1, jnp.int32)))
+        outputs = self._outputs(base, batch)
         _check_type_of_labels(pool.labels)
         labels = np.asarray(pool.labels)
         for group, name in zip(groups, names, strict=True):
@@ -66,7 +76,7 @@ class ModelTask:
         """The number of the model's logits."""
         logits = self.at(1.0).logits
         assert logits is not None, "a classification has logits"
-        shape = jax.eval_shape(logits, base, {}, batch).shape
+        shape = _traced(logits, base, batch).shape
         if len(shape) != 2 or shape[0] != 1:
             raise ValueError(
                 f"the model gives {list(shape)} for one example: a classification "
@@ -89,6 +99,38 @@ class ModelTask:
         """
         add = None if sites is None else lora.bind_add(sites, scale=scale)
         return self.build(scale, sites)._replace(add=add)
+
+
+def check_task(task: object) -> None:
+    """Raise `ValueError` for what is no task, such as a model."""
+    if not isinstance(task, ModelTask):
+        raise ValueError(
+            f"task is a {type(task).__name__}: make one, classification(model) or "
+            "objective(model, loss)"
+        )
+
+
+def _check_finite(base: Params) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(base):
+        x = jnp.asarray(leaf)
+        if jnp.issubdtype(x.dtype, jnp.inexact) and not bool(jnp.isfinite(x).all()):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"the base has numbers that are not finite, in '{name}'")
+
+
+def _traced(function: Callable[..., Out], base: Params, batch: Batch) -> Out:
+    """The shapes that the unadapted model gives for a batch."""
+    if not hasattr(base, "keys"):
+        raise ValueError(
+            f"the base is a {type(base).__name__}: it must be the model's parameters"
+        )
+    try:
+        return jax.eval_shape(function, base, {}, batch)
+    except errors.FlaxError as error:
+        reason = str(error).split(" (https://")[0]
+        raise ValueError(
+            f"the model, its base and the inputs do not fit together: {reason}"
+        ) from error
 
 
 def _check_type_of_labels(labels: Any) -> None:
@@ -160,6 +202,9 @@ def objective(
         find its kernels. Default: a tuple is spread over the arguments, anything else
         is the only one.
     """
+
+    if not callable(loss):
+        raise ValueError(f"loss is {loss!r}: it must be a function, (apply, batch)")
 
     def build(scale: float, sites: Sites | None) -> Task:
         del sites

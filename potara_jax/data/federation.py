@@ -106,6 +106,7 @@ class Federation(NamedTuple):
             that is not finite, or leave no example to train on; or the key is none.
         """
         keys.check(key)
+        _check_sequence(clients)
         _check_amount("heldout", heldout)
         _check_amount("test", test)
         arrays, groups = pooled(clients, names=_names(len(clients)))
@@ -134,6 +135,13 @@ class Federation(NamedTuple):
           ValueError: as `of` does.
         """
         kinds = "training", "held-out", "test"
+        _check_sequence(clients)
+        for client, splits in enumerate(clients):
+            if not isinstance(splits, tuple | list) or len(splits) != len(kinds):
+                raise ValueError(
+                    f"client {client} must have three pairs of arrays: its examples "
+                    "for training, those held out, and those for testing"
+                )
         names = [f"{name}'s {kind}" for name in _names(len(clients)) for kind in kinds]
         flat = [examples for splits in clients for examples in splits]
         arrays, groups = pooled(flat, names=names)
@@ -156,6 +164,12 @@ class Federation(NamedTuple):
 
 
 # --- Splits --------------------------------------------------------------------------
+
+
+def _check_sequence(clients: Any) -> None:
+    if not isinstance(clients, tuple | list):
+        given = type(clients).__name__
+        raise ValueError(f"clients is a {given}: it must be a list, one item a client")
 
 
 def _names(clients: int) -> list[str]:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from potara_jax import keys
 from potara_jax.adapters.lora import Params
-from potara_jax.clients.model_task import ModelTask
+from potara_jax.clients.model_task import ModelTask, check_task
 from potara_jax.data.federation import Federation
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Resources
@@ -87,6 +87,12 @@ def personalise(
     Source: Zou et al. 2026, arXiv 2602.18658.
     """
     keys.check(key)
+    check_task(task)
+    if not isinstance(clients, Federation):
+        given = type(clients).__name__
+        raise ValueError(
+            f"clients is a {given}: make it by Federation.of(clients, ...)"
+        )
     experiment = Experiment(
         name="personalise",
         make_problem=lambda experiment, _: arrays.problem(

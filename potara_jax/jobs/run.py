@@ -77,6 +77,7 @@ def run(
     warn = log if progress else python_warning
     with ExitStack() as opened:
         with _refusing():
+            _check_kinds(experiment, job)
             experiment = experiment.resolve(experiment)
             check(experiment, job)
             config = configuration(experiment, job, code) | dict(extra or {})
@@ -102,6 +103,18 @@ def run(
         if out is not None:  # while the folder is locked
             result.report(out)
         return result
+
+
+def _check_kinds(experiment: object, job: object) -> None:
+    """Raise `ValueError` for a name in place of an experiment, or a class of a job."""
+    if not isinstance(experiment, Experiment):
+        raise ValueError(
+            f"experiment is {experiment!r}: it must be an Experiment, such as "
+            "potara_jax.experiments.digits.EXPERIMENT"
+        )
+    if isinstance(job, type) or not hasattr(job, "run_cell"):
+        name = job.__name__ if isinstance(job, type) else "Table"
+        raise ValueError(f"job is {job!r}: it must be a job, such as {name}()")
 
 
 def check(experiment: Experiment, job: Job) -> None:

@@ -5,7 +5,7 @@ import pytest
 from flax import linen as nn
 
 from potara_jax.adapters import lora
-from potara_jax.clients.model_task import classification, objective
+from potara_jax.clients.model_task import check_task, classification, objective
 from potara_jax.data.federation import Batch
 from tests.helpers import assert_close, normal
 
@@ -116,7 +116,7 @@ GROUPS = [np.arange(5), np.arange(5, 8)]
 def check_labels(labels, model=None):
     task, batch = classification(model or TwoInputs()), Batch((X, CONTEXT), labels)
     base = task.model.init(jax.random.key(0), X, CONTEXT)
-    task.check_labels(base, batch, GROUPS, ["client 0", "client 1"])
+    task.check(base, batch, GROUPS, ["client 0", "client 1"])
 
 
 def test_labels_below_the_number_of_outputs_are_classes():
@@ -148,9 +148,36 @@ def test_labels_that_are_not_integers_are_refused_with_the_change(labels, reason
 
 
 def test_a_loss_of_ones_own_takes_labels_of_any_kind():
-    loss = lambda apply, batch: apply(batch.inputs)
+    loss = lambda apply, batch: apply(*batch.inputs).sum(1)
     task, batch = objective(TwoInputs(), loss), Batch((X, CONTEXT), LABELS - 7.5)
-    task.check_labels({}, batch, GROUPS, ["client 0", "client 1"])
+    base = task.model.init(jax.random.key(0), X, CONTEXT)
+    task.check(base, batch, GROUPS, ["client 0", "client 1"])
+
+
+def test_a_base_that_does_not_fit_or_is_not_finite_is_refused():
+    task, batch = classification(TwoInputs()), Batch((X, CONTEXT), LABELS)
+    base = task.model.init(jax.random.key(0), X, CONTEXT)["params"]
+    loss = lambda apply, batch: apply(*batch.inputs).sum(1)
+    for each in (task, objective(TwoInputs(), loss)):
+        check = lambda base, each=each: each.check(base, batch, GROUPS, ["0", "1"])
+        check(base)
+        for wrong in ({"x": base["x"]}, jax.tree.map(lambda x: x[:2], base)):
+            with pytest.raises(ValueError, match="do not fit together: "):
+                check(wrong)
+        with pytest.raises(ValueError, match="the base is a NoneType"):
+            check(None)
+        broken = base | {"c": jax.tree.map(lambda x: x * jnp.nan, base["c"])}
+        with pytest.raises(ValueError, match="not finite, in 'c/bias'"):
+            check(broken)
+
+
+def test_a_task_is_of_a_model_and_a_loss():
+    with pytest.raises(ValueError, match="model is a function: it must be a Flax"):
+        classification(lambda x: x)
+    with pytest.raises(ValueError, match="loss is None: it must be a function"):
+        objective(TwoInputs(), None)
+    with pytest.raises(ValueError, match="task is a TwoInputs: make one"):
+        check_task(TwoInputs())
 
 
 def test_a_classification_has_one_row_of_logits_for_an_example():

@@ -215,6 +215,20 @@ def test_arrays_that_do_not_fit_are_refused_by_the_clients_number(clients, messa
         Federation.of(clients, heldout=1, test=1, key=KEY)
 
 
+@pytest.mark.parametrize("clients", [None, {"a": (1, 2)}, np.ones((2, 2))])
+def test_clients_are_a_list(clients):
+    with pytest.raises(ValueError, match=r"clients is a .*: it must be a list"):
+        Federation.of(clients, heldout=1, test=1, key=KEY)
+    with pytest.raises(ValueError, match=r"clients is a .*: it must be a list"):
+        Federation.of_splits(clients)
+
+
+def test_given_splits_are_three_pairs():
+    a, b, c = client_arrays((3, 1, 2))
+    with pytest.raises(ValueError, match="client 1 must have three pairs"):
+        Federation.of_splits([(a, b, c), (a, b)])
+
+
 def test_a_key_is_one_of_jax():
     with pytest.raises(ValueError, match=r"key is 0: it must be .*jax.random.key\(0\)"):
         Federation.of(client_arrays(), heldout=1, test=1, key=0)

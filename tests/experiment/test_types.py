@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import potara_jax as pj
 from potara_jax.experiment.types import check_types, from_json, is_of
@@ -90,10 +91,25 @@ def test_the_settings_of_a_job_are_checked_before_anything_is_computed():
 
 
 def test_personalise_refuses_another_group():
+    task = pj.classification(nn.Dense(2))
     with pytest.raises(ValueError, match=r"lora is \{\}: it must be a Lora"):
-        pj.personalise(None, None, _federation(), lora={}, key=KEY)
+        pj.personalise(task, None, _federation(), lora={}, key=KEY)
     with pytest.raises(ValueError, match="key is 7: it must be a key"):
-        pj.personalise(None, None, _federation(), key=7)
+        pj.personalise(task, None, _federation(), key=7)
+    with pytest.raises(ValueError, match="task is a Dense: make one"):
+        pj.personalise(nn.Dense(2), None, _federation(), key=KEY)
+    with pytest.raises(ValueError, match=r"clients is a list: .* Federation\.of"):
+        pj.personalise(task, None, [], key=KEY)
+
+
+def test_a_name_is_no_experiment_and_a_class_no_job():
+    for experiment, job, expected in (
+        ("digits", None, "experiment is 'digits': it must be an Experiment"),
+        (digits.EXPERIMENT, pj.Compare, r"it must be a job, such as Compare\(\)"),
+        (digits.EXPERIMENT, "compare", "job is 'compare': it must be a job"),
+    ):
+        with pytest.raises(pj.jobs.Refused, match=expected):
+            pj.run(experiment, job, progress=False)
 
 
 def _federation() -> pj.Federation:

@@ -41,7 +41,7 @@ def problem(
     lora.check_rank(sites, settings.rank)
     for federation in federations.values():
         names = [f"client {c}" for c in range(len(federation.train.count))]
-        task.check_labels(base, federation.pool, federation.examples(), names)
+        task.check(base, federation.pool, federation.examples(), names)
     return Problem(
         task=task.at(settings.scale, sites),
         base=base,
