@@ -66,7 +66,6 @@ def measure_all(at: Context, pair: Pair) -> Merges:
     for weighing in wanted:
         if weighing not in measured:
             measured[weighing] = derive(at, weighing, measured[source_of(weighing)])
-        check_bounds(weighing.weight, measured[weighing].weight)
     return Merges(measured, losses, points, interval)
 
 
@@ -115,14 +114,17 @@ def source_of(weighing: Weighing) -> Weighing:
 
 
 def measure(at: Context, weighing: Weighing, pair: Pair) -> Measured:
-    """The weights of a pair of stacked adapters."""
-    return weigh_program(at.programs, weighing)(*arguments(at, pair, weighing))
+    """The weights of a pair of stacked adapters; see `check_bounds`."""
+    measured = weigh_program(at.programs, weighing)(*arguments(at, pair, weighing))
+    check_bounds(weighing.weight, measured.weight)
+    return measured
 
 
 def derive(at: Context, weighing: Weighing, measured: Measured) -> Measured:
     """Weights from curvature that another weighing has measured."""
     program = at.programs.once(weighing, lambda: _derive_program(at, weighing))
     weight = program(measured.curvature, at.federation.train.count)
+    check_bounds(weighing.weight, weight)
     return Measured(weight, measured.curvature)
 
 
