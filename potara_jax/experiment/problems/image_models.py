@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -191,6 +192,7 @@ def loaded(
         family = family_of(description)
         config = family.config_of(description, classes=len(names), layers=layers)
     shape = _shape(folder, description, config, image_size, images.images.shape[-1])
+    _check_positions(folder, config)
     known = _known_classes(folder, description)
     if shared := len({*known} & {*names}):
         log(f"{checkpoint} knows {shared} of the {len(names)} classes: its head stays")
@@ -239,6 +241,23 @@ def _crop(path: Path) -> int | None:
             f"{path}: crop_size is {size}: it must be one number of pixels"
         )
     return side
+
+
+def _check_positions(folder: Path, config: ViTConfig) -> None:
+    """Raise `ValueError` if the weights' positions are not for the images described."""
+    files, end = weights.open_all(folder), "embeddings.position_embeddings"
+    name = next((name for name in files if name.endswith(end)), None)
+    if name is None or config.grid is None:
+        return
+    _, number, *_ = files[name].tensors.get_slice(name).get_shape()
+    side = math.isqrt(number - 1)
+    if number - 1 != math.prod(config.grid):
+        described = vit.described_side(config, 0)
+        raise ValueError(
+            f"{folder / weights.CONFIG} has image_size {described}, but the weights "
+            f"are for images of {side * config.patch} pixels per side: "
+            "correct image_size, and choose another size with source.image_size"
+        )
 
 
 def _known_classes(folder: Path, description: dict[str, Any]) -> tuple[str, ...]:

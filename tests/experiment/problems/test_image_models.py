@@ -132,6 +132,13 @@ def test_images_and_layers_that_a_checkpoint_does_not_have_are_refused():
         image_models.loaded(DINOV2, labelled([0, 1]), layers=4)
 
 
+def test_an_image_size_that_is_not_the_weights_is_named(models, tmp_path):
+    folder = small.with_config(models / "vit", tmp_path / "vit", {"image_size": 32})
+    reason = r"image_size 32, but the weights are for images of 16 pixels per side"
+    with pytest.raises(ValueError, match=reason):
+        image_models.loaded(str(folder), labelled([0, 1]))
+
+
 def test_colours_that_a_checkpoint_does_not_read_are_refused(models):
     with pytest.raises(ValueError, match="wants images of 3 colours, not 1"):
         image_models.loaded(str(models / "vit"), labelled([0, 1], colours=1))
