@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 
 from potara_jax.adapters import peft
 from potara_jax.adapters.lora import Adapter, Params
 from potara_jax.experiment.problem import Problem
+from potara_jax.experiment.types import check_types, is_of
 from potara_jax.models import publishing
 from potara_jax.runs.store import Cell
 
@@ -18,7 +20,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Transformers = Literal[4, 5]
 
 
-class ExportOptions(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
     """How models are written.
 
     folded: whole models that transformers loads, with the adapters in their weights;
@@ -31,6 +34,9 @@ class ExportOptions(NamedTuple):
     dtype: Dtype = "float32"
     transformers: Transformers = 5
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 def check_free(
@@ -80,10 +86,12 @@ def write_models(
 def _check_clients(clients: Sequence[int], adapters: Mapping[Cell, Adapter]) -> None:
     """Raise `ValueError` for a client that is not among those of every cell."""
     number = min(len(jax.tree.leaves(adapter)[0]) for adapter in adapters.values())
+    if not isinstance(clients, Sequence) or isinstance(clients, str):
+        raise ValueError(f"clients is {clients!r}: it must be a list, such as [0]")
     for client in clients:
-        if not 0 <= client < number:
+        if not is_of(int, client) or not 0 <= client < number:
             raise ValueError(
-                f"there is no client {client}: clients are numbered 0 to {number - 1}"
+                f"there is no client {client!r}: clients are numbered 0 to {number - 1}"
             )
 
 

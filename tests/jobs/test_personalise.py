@@ -176,6 +176,26 @@ def test_a_client_that_does_not_exist_is_not_exported(result, tmp_path, clients)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"clients": 0}, r"clients is 0: it must be a list, such as \[0\]"),
+        ({"clients": ["0"]}, "there is no client '0'"),
+        ({"clients": [True]}, "there is no client True"),
+        ({"dtype": "float64"}, "dtype is 'float64': it must be one of float32, bf"),
+        ({"transformers": 3}, "transformers is 3: it must be one of 4, 5"),
+        ({"folded": "yes"}, "folded is 'yes': it must be True or False"),
+        ({"method": "ties"}, "no adapters of 'ties' were kept, only of base"),
+    ],
+)
+def test_options_of_an_export_are_checked_before_anything_is_written(
+    result, tmp_path, options, reason
+):
+    with pytest.raises(ValueError, match=reason):
+        result.export(tmp_path / "peft", **({"method": "local"} | options))
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- Other tasks ---------------------------------------------------------------------
 
 
