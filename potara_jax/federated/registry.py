@@ -31,6 +31,21 @@ class Entry(NamedTuple):
     differs: str = ""
 
 
+# Rows of a comparison that are not called by an algorithm's name: no algorithm can have
+# their names.
+RESERVED = frozenset(
+    {
+        "base",
+        "federated",
+        "federated + fine-tuning",
+        "feddpa_f",
+        "largest class",
+        "potara core",
+        "potara factor",
+        "uniform",
+    }
+)
+
 _ENTRIES: dict[str, Entry] = {}
 
 
@@ -46,8 +61,14 @@ def algorithm(
         differs: a few words on what is not as in the paper.
 
     Raises:
-        ValueError: another function has registered the name.
+        ValueError: another function has registered the name, or a row of a comparison
+          has it.
     """
+    if name in RESERVED:
+        raise ValueError(
+            f"an algorithm cannot be called '{name}', which is another row of the "
+            "comparison: choose another name"
+        )
 
     def register(make: Make) -> Make:
         known = _ENTRIES.get(name)

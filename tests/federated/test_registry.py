@@ -1,6 +1,6 @@
 import pytest
 
-from potara_jax.federated.registry import algorithm, algorithms
+from potara_jax.federated.registry import RESERVED, algorithm, algorithms
 from potara_jax.runs.loading import load_file
 from tests.helpers_federated import problem, run, task, whole_batches
 
@@ -44,3 +44,12 @@ def test_a_name_is_registered_once(loaded):
 def test_algorithms_are_listed_by_name():
     assert list(algorithms()) == sorted(algorithms())
     assert len(algorithms()) >= 27
+
+
+@pytest.mark.parametrize("name", ["base", "uniform", "potara core"])
+def test_rows_of_every_comparison_are_no_algorithms(name):
+    with pytest.raises(
+        ValueError, match=f"cannot be called '{name}', which is another"
+    ):
+        algorithm(name, "-", "a test's")
+    assert not RESERVED & set(algorithms())
