@@ -26,6 +26,7 @@ _UNREADABLE = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 # Names of parts, in files and folders; only tests may use the last.
 _PARTS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 _TESTS = _PARTS[-2:]
+_WITH_ALPHA = 4  # colours, of which the last is how opaque a pixel is
 
 Log = Callable[[str], None]
 
@@ -287,8 +288,10 @@ def _as_pixels(path: Path, images: np.ndarray, log: Log) -> np.ndarray:
     if pixels.ndim == 3:
         pixels = pixels[..., None]
     _, first, _, last = pixels.shape
-    if first in (1, 3) and last > 4:
+    if first in (1, 3, 4) and last > 4:
         pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+    if pixels.shape[-1] == _WITH_ALPHA:
+        pixels = np.ascontiguousarray(pixels[..., :3])
     *_, colours = pixels.shape
     if colours not in (1, 3):
         raise ValueError(
@@ -425,6 +428,11 @@ def _read_classes(path: Path, side: int | None) -> Images:
 def _without_images(folder: Path) -> str:
     """What a folder that holds no image holds, and what it should."""
     content = visible(folder)
+    if any(each.suffix.lower() in suffixes() for each in content):
+        return (
+            f"{folder} holds images, but no sub-folders: it needs one per class, with "
+            "its images"
+        )
     named = ", ".join(each.name for each in content[:3]) or "nothing"
     more = " and more" if len(content) > 3 else ""
     return (

@@ -3,7 +3,7 @@
     a.jsonl            one JSON object a line
     a.json             an array of objects, one object of equal lists, or JSON lines
     a.csv, a.tsv       a table, whose first line may name the columns
-    a.txt              JSON lines, or a table with tabs
+    a.txt              JSON lines, a table with tabs, or lines of fastText
 
 All of them may be compressed (`.gz`). A table without names has the columns 1, 2, ....
 """
@@ -27,6 +27,7 @@ SUFFIXES = tuple(
     for end in ("", ".gz")
 )
 _LARGEST_CELL = 2**31 - 1
+_FASTTEXT = "__label__"
 _DELIMITERS = ",;\t|"
 # Files that begin with these bytes are no text.
 _BINARY = {b"PAR1": "Parquet", b"PK\x03\x04": "zip or Excel", b"ARROW1": "Arrow"}
@@ -75,11 +76,26 @@ def read(path: Path, columns: Collection[str]) -> tuple[Records, bool]:
         )
     text, kind = _text(path), path.name.lower().removesuffix(".gz")
     first = text.lstrip()[:1]
+    if kind.endswith(".txt") and text.startswith(_FASTTEXT):
+        return list(_labelled_lines(text)), False
     if kind.endswith((".csv", ".tsv")) or (kind.endswith(".txt") and first != "{"):
         return _table(path, text, columns)
     if kind.endswith(".json") and first in ("[", "{"):
         return list(_objects(path, _whole(path, text))), False
     return list(_objects(path, _lines(path, text))), False
+
+
+def read_table(path: Path) -> Records:
+    """The rows of a table whose first line names the columns, whatever their names.
+
+    Raises `ValueError` as `read` does.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: name a table (.csv, .tsv or .txt)")
+    text = _text(path)
+    rows = _rows(path, text)
+    names = {name.strip().lower() for name in rows[0][1]} if rows else set()
+    return _table(path, text, names)[0]
 
 
 def _text(path: Path) -> str:
@@ -97,6 +113,14 @@ def _text(path: Path) -> str:
         raise ValueError(
             f"{path} is damaged or not UTF-8 ({error}); save it as UTF-8"
         ) from None
+
+
+def _labelled_lines(text: str) -> Iterator[tuple[int, Record]]:
+    """Lines of fastText: a label with its prefix, a space, and a text."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            label, _, rest = line.rstrip("\r").removeprefix(_FASTTEXT).partition(" ")
+            yield number, {"label": label, "text": rest}
 
 
 # --- JSON ----------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def together(files: Sequence[tuple[bool, list[Example]]]) -> list[list[Example]]
 
 def is_labelled(path: str | os.PathLike[str], *, fields: Keys | None = None) -> bool:
     """Whether a file's records have a text and a label."""
-    rows, unnamed = records.read(Path(path), _known(fields or {}))
+    rows, unnamed = records.read(Path(path), known_names(fields or {}))
     if unnamed:
         return True
     found = _form_of(rows[0][1], fields or {}) if rows else None
@@ -120,11 +120,21 @@ def read_one(
     path: Path, *, fields: Keys, log: Log = silent
 ) -> tuple[bool, list[Example]]:
     """Whether a file's examples have labels, and the examples."""
-    rows, unnamed = records.read(path, _known(fields))
+    rows, unnamed = records.read(path, known_names(fields))
     if not rows:
         raise ValueError(f"{path} holds no examples")
     if unnamed and not fields:
         fields = _guessed(path, rows, log)
+    return of_records(path, rows, fields=fields)
+
+
+def of_records(
+    path: Path, rows: Records, *, fields: Keys
+) -> tuple[bool, list[Example]]:
+    """Whether records have labels, and their examples; `path` is where they are from.
+
+    Raises `ValueError` for a record that cannot be used; names its line.
+    """
     line, first = rows[0]
     chosen = _form_of(first, fields)
     if chosen is None:
@@ -157,7 +167,7 @@ class Form(NamedTuple):
     labelled: bool = False
 
 
-def _known(fields: Keys) -> set[str]:
+def known_names(fields: Keys) -> set[str]:
     """All names that a table's first line may have, in lower case."""
     roles = (names for form in FORMS for names in (form.names, form.optional))
     usual = {name for names in roles for each in names.values() for name in each}

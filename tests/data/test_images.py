@@ -180,6 +180,20 @@ def test_folders_of_training_and_test_images_are_understood(tmp_path, end):
     np.testing.assert_array_equal(loaded.images[loaded.testing][:2], PIXELS[3:5])
 
 
+def test_images_without_folders_of_classes_are_named(tmp_path):
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="holds images, but no sub-folders"):
+        images.read([tmp_path])
+
+
+def test_a_fourth_colour_is_left_out(tmp_path):
+    opaque = np.concatenate([PIXELS, PIXELS[..., :1]], -1)
+    path, lines = written(tmp_path / "a.npz", images=opaque, labels=LABELS), []
+    loaded = images.read([path], log=lines.append)
+    np.testing.assert_array_equal(loaded.images, PIXELS)
+    assert "read as uint8 [6, 4, 4, 3]" in lines[0]
+
+
 def test_a_folder_of_arrays_is_read(tmp_path):
     written(tmp_path / "a.npz", x=PIXELS[:2], y=LABELS[:2])
     written(tmp_path / "b.npz", x=PIXELS[2:], y=LABELS[2:])

@@ -246,6 +246,7 @@ def test_other_names_are_given(tmp_path):
         ("a.txt", "good\tx\nbad\ty\ngood\tz\nbad\tv"),
         ("a.csv", "x,good\ny,bad\nz,good\nv,bad\n"),
         ("a.txt", '{"text": "x", "label": "good"}\n{"text": "y", "label": "bad"}'),
+        ("a.txt", "__label__good x\n__label__bad y\n"),
         ("a.json", '{"text": ["x", "y"], "label": ["good", "bad"]}'),
         ("a.json", '{"data": [{"text": "x", "label": "good"}, {"text": "y", '
                    '"label": "bad"}]}'),

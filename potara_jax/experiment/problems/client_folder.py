@@ -22,7 +22,8 @@ class ClientFolder:
     """The user's clients, and the model that they adapt."""
 
     data: tuple[Path, ...] = ()
-    """The folder that holds a sub-folder or file per client, or a file of LEAF."""
+    """The folder that holds a sub-folder or file per client; or a file of LEAF; or one
+    of texts with a column such as `client` or `user`."""
     fields: tuple[str, ...] = ()
     """Names of the fields of texts where they are not the usual ones, such as
     text=abstract label=field. Default: the usual names."""
@@ -133,18 +134,23 @@ def narrowed(source: Source, *, of_texts: bool) -> ClientTexts | ClientImages:
     return kind(**{name: getattr(source, name) for name in names})
 
 
+_USERS = ("client", "user", "client_id", "user_id", "author", "speaker")
+
+
 class Client(NamedTuple):
     """Where a client's examples are.
 
     name: of the client. path: of its file or folder, or of the file of all users.
     of_texts: whether its examples are texts; otherwise they are images. user: its name
-    in LEAF's files; None for a file or folder of its own.
+    in LEAF's files, or in a column of a file of records; None for a file or folder of
+    its own. column: that column.
     """
 
     name: str
     path: Path
     of_texts: bool
     user: str | None = None
+    column: str | None = None
 
 
 class Clients(NamedTuple):
@@ -155,21 +161,21 @@ class Clients(NamedTuple):
 
 
 def find(data: Sequence[Path]) -> list[Client]:
-    """The clients of a folder, in the order of their names, or the users of LEAF.
+    """The clients of a folder, in the order of their names, or the users in a file.
 
     Raises `ValueError` unless there are two or more, all with texts or all with images.
     """
     if len(data) != 1 or not data[0].exists():
         names = " ".join(map(str, data)) or "empty"
-        expected = "one folder, with a file or folder per client, or a file of LEAF"
+        expected = "one folder, with a file or folder per client, or a file of users"
         raise ValueError(f"source.data is {names}: it must be {expected}")
     path = data[0]
-    clients = _users(path) or (_of_folder(path) if path.is_dir() else [])
+    clients = _users(path) or (_of_folder if path.is_dir() else _of_column)(path)
     if len(clients) < 2:
         raise ValueError(
             f"{path} holds {len(clients)} clients ({_content(path)}): it must hold 2 "
             "or more, each a file of texts (.jsonl, .csv, ...), an .npz file or a "
-            "folder of images, or a user of LEAF"
+            f"folder of images, or a user in a column ({', '.join(_USERS)}) or of LEAF"
         )
     kinds = {client.of_texts: client.name for client in clients}
     if len(kinds) > 1:
@@ -186,6 +192,18 @@ def _users(path: Path) -> list[Client]:
         for name, user in leaf.users(path).items()
         if len(user.labels)
     ]
+
+
+def _of_column(path: Path) -> list[Client]:
+    """The users that a column of a file of records names, if it has one."""
+    if not _is_text(path):
+        return []
+    rows, _ = records.read(path, _USERS)
+    columns = [name for name in (rows[0][1] if rows else ()) if name.lower() in _USERS]
+    if not columns:
+        return []
+    names = dict.fromkeys(str(row.get(columns[0])) for _, row in rows)
+    return [Client(n, path, of_texts=True, user=n, column=columns[0]) for n in names]
 
 
 def _of_folder(path: Path) -> list[Client]:

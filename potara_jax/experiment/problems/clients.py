@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -94,11 +96,28 @@ def _parts(
     client: Client, fields: Mapping[str, str], log: Callable[[str], None]
 ) -> list[tuple[bool, list[Example]]]:
     """The files of a client: whether their examples have labels, and the examples."""
+    if client.column is not None:
+        return [_of_user(client, fields)]
     if client.user is not None:
         pair = leaf.texts(leaf.users(client.path)[client.user])
         return [(True, text.of_labels(client.path, *pair))]
     paths = records.files_in(client.path)
     return [text.read_one(path, fields=fields, log=log) for path in paths]
+
+
+def _of_user(client: Client, fields: Mapping[str, str]) -> tuple[bool, list[Example]]:
+    """A user's part of a file of records, which a column names."""
+    column = client.column or ""
+    known = frozenset({*text.known_names(fields), column.lower()})
+    rows = _rows(client.path, client.path.stat().st_mtime_ns, known)
+    mine = [row for row in rows if str(row[1].get(column)) == client.user]
+    return text.of_records(client.path, mine, fields=fields)
+
+
+@functools.lru_cache(maxsize=2)
+def _rows(path: Path, changed: int, known: frozenset[str]) -> records.Records:
+    """The records of a file, which is read again once it has changed."""
+    return records.read(path, known)[0]
 
 
 def _contents(clients: Clients, groups: Sequence[Sequence[Example]]) -> ClientContents:

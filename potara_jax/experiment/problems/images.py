@@ -53,7 +53,7 @@ class ImageFiles:
     width: int | None = None
     """Width of the ViT that is pre-trained. Default: 96, or 64 on few processors."""
     depth: int | None = None
-    """Its blocks. Default: 6, or 4 on few processors."""
+    """Its blocks. Default: 6, or 3 on few processors."""
 
     def check(self, experiment: Experiment) -> None:
         """Raise `ValueError` for an invalid value."""

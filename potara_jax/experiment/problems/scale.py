@@ -31,7 +31,7 @@ class Scale(NamedTuple):
     enough: float = 1e11
 
 
-IMAGES = Scale(small=(64, 4), large=(96, 6), tokens=65, steps=1500)
+IMAGES = Scale(small=(64, 3), large=(96, 6), tokens=65, steps=1500)
 TEXTS = Scale(small=(96, 3), large=(128, 4), tokens=64, steps=800)
 
 

@@ -96,6 +96,18 @@ def test_clients_are_arrays_or_folders_of_images(tmp_path):
     assert names_of(tmp_path) == [("a.npz", False), ("b", False)]
 
 
+def test_users_in_a_column_are_clients(tmp_path):
+    path = tmp_path / "posts.csv"
+    path.write_text("User,text,label\nann,x,1\nbob,y,0\nann,z,0\n")
+    assert names_of(path) == [("ann", True), ("bob", True)]
+    ann, bob = read_texts(client_folder.find([path]), {}, lambda line: None)
+    assert [x.prompt for x in ann] == ["x\nlabel:", "z\nlabel:"]
+    assert [(x.options, x.gold) for x in bob] == [(("0", "1"), 0)]
+    path.write_text("text,label\nx,1\ny,0\n")
+    with pytest.raises(ValueError, match=r"holds 0 clients \(posts\.csv\)"):
+        client_folder.find([path])
+
+
 def leaf_file(path: Path, **users) -> Path:
     data = {name: {"x": x, "y": y} for name, (x, y) in users.items()}
     sizes = [len(x) for x, _ in users.values()]

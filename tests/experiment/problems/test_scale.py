@@ -16,7 +16,7 @@ def suited(monkeypatch, experiment, kind, speed, **changes):
 
 @pytest.mark.parametrize(
     ("speed", "width", "depth", "steps"),
-    [(3e10, 64, 4, 1100), (2.4e11, 96, 6, 1500), (2e13, 96, 6, 1500), (1, 64, 4, 200)],
+    [(3e10, 64, 3, 1450), (2.4e11, 96, 6, 1500), (2e13, 96, 6, 1500), (1, 64, 3, 200)],
 )
 def test_a_base_of_images_takes_some_three_minutes(
     monkeypatch, speed, width, depth, steps
