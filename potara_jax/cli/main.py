@@ -74,8 +74,10 @@ def _command(words: list[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        name, reason = error.filename or "a file", error.strerror or error
-        return _refuse(f"cannot use {name} ({reason}); name another folder")
+        if error.filename is None:  # as where NumPy misses a file
+            return _refuse(f"a file cannot be used: {error}")
+        reason = error.strerror or error
+        return _refuse(f"cannot use {error.filename} ({reason}); name another")
     return 0
 
 

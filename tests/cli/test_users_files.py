@@ -100,6 +100,26 @@ def test_a_simulation_of_a_users_experiment(run):
     assert cell["curve"][-1]["round"] == 2
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("acid,class,region\n1,0,0\n2,1,north\n", "line 3: region is 'north'"),
+        (None, "missing.csv is not a file"),
+    ],
+)
+def test_a_table_that_the_experiment_cannot_use_is_named(
+    folder, tmp_path, monkeypatch, capsys, content, reason
+):
+    monkeypatch.chdir(folder)
+    path = tmp_path / ("a.csv" if content else "missing.csv")
+    if content:
+        path.write_text(content)
+    words = ["run", "wine.py", "--data", str(path), "--out", str(tmp_path / "out")]
+    assert main([*words, "--cache", str(tmp_path / "cache")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert reason in error and error.startswith("potara: ")
+
+
 # --- Mistakes ------------------------------------------------------------------------
 
 
