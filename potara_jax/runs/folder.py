@@ -185,6 +185,8 @@ class RunFolder(NamedTuple):
         """Keep a finished cell."""
         files.write_json(self.path / "cells" / f"{cell.name}.json", record)
         shutil.rmtree(self.path / "measured" / cell.name, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others are not finished, or there is none
+            (self.path / "measured").rmdir()
 
     def results(self) -> dict[str, Any] | None:
         """The finished run's results, if they exist undamaged."""
