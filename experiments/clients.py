@@ -4,8 +4,9 @@
 
 A client is an .npz file of images, a folder of images with one sub-folder per class, a
 file of text examples (.jsonl, .csv and the like) or a folder of those; or FOLDER is a
-file of LEAF, whose users are clients. A model is pre-trained on the
-examples of some clients, which then take no part, or `--checkpoint` names a model.
+file of LEAF or of texts with a column of users, who are the clients. A model is
+pre-trained on the examples of some clients, which then take no part, or `--checkpoint`
+names a model.
 
 Settings that are `auto` or 0 take a value that suits the kind of data: a ViT whose
 queries, values and head are trained, or a Llama whose queries and values are adapted.
