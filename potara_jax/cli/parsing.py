@@ -33,6 +33,12 @@ _SENTENCES = {
     r"Error parsing (\S+): could not convert string to float: (.*)": (
         r"\1 is \2: it must be a number"
     ),
+    r"Error parsing (\S+): no type matching (\S+) could be .*? from \[(.*?)\].*": (
+        r"\1 is \3: it must be \2"
+    ),
+    r"Error parsing (\S+): Could not find valid parse .*: \[(.*)\]": (
+        r"\1 cannot be \2"
+    ),
     r"Error parsing (\S+): (.*)": r"\1: \2",
     r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*?),?\)\.": (
         r"\2 is \1: it must be one of \3"

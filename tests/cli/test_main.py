@@ -124,6 +124,14 @@ SEE = "; see: potara run digits --help"
             "--local.start is 'nope': it must be one of 'shared', 'independent', "
             f"'federated'{SEE}",
         ),
+        (
+            "run digits --compute.chunk many",
+            f"--compute.chunk is 'many': it must be INT|{{auto}}{SEE}",
+        ),
+        (
+            "export x --clients a",
+            "--clients cannot be 'a'; see: potara export --help",
+        ),
         ("export", "export needs PATH; see: potara export --help"),
         ("merge --weight 1", "merge needs --out; see: potara merge --help"),
     ],
@@ -189,6 +197,20 @@ def test_a_wrong_setting_is_one_line_and_status_two(tmp_path, capsys, words, nam
     assert error.startswith("potara: ") and error.count("\n") == 1
     assert named in error
     assert not (tmp_path / "bases").exists() and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--rerun"]])
+def test_a_refused_command_changes_nothing_in_a_run_folder(tmp_path, more):
+    out = tmp_path / "run"
+    (out / "cells").mkdir(parents=True)
+    (out / "config.json").write_text('{"job": "run", "experiment": "digits"}')
+    if more:  # of a run with a finished cell
+        (out / "cells" / "0.5-seed-3.json").write_text('{"methods": []}')
+    contents = lambda: {p: p.read_bytes() for p in out.rglob("*.json")}
+    before = contents()
+    places = ["--out", str(out), "--cache", str(tmp_path), "--lora.rank", "65"]
+    assert main(["run", "digits", *options(DIGITS), *places, *more]) == 2
+    assert contents() == before
 
 
 def test_a_defect_is_not_reported_as_a_users_mistake(tmp_path, monkeypatch):
