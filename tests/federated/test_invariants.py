@@ -196,6 +196,13 @@ def test_fedala_learns_its_weights_until_they_settle_and_then_once_a_round():
         assert np.all(taken[2] == steps * 2)
 
 
+def test_fedala_learns_in_as_few_steps_as_a_straggler_takes():
+    given = problem(COUNTS)
+    slow = given.examples._replace(share=jnp.array([0.3, 1, 1, 1]))
+    _, report = run(make("fedala"), given._replace(examples=slow), number=3)
+    np.testing.assert_array_equal(np.isfinite(report.losses).sum(1), [2, 6, 6, 6])
+
+
 def test_fedala_learns_on_a_share_of_the_examples():
     """Half of the largest clients' examples, each client's own."""
     from potara_jax.federated.algorithms.fedala import _sampled
