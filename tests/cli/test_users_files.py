@@ -88,8 +88,9 @@ def test_a_study_has_a_users_weight(run, monkeypatch):
 
 
 def test_step_sizes_are_searched_for_a_users_algorithm(run, folder):
-    results = run("tune", "--algorithms", "mine", "--load", "method2.py")
-    assert [trial["algorithm"] for trial in results["trials"]] == ["mine"] * 4
+    words = "--algorithms mine --load method2.py --cells.apart-from 1"
+    results = run("tune", *words.split())
+    assert [trial["algorithm"] for trial in results["trials"]] == ["mine"] * 6
     tuned = json.loads((folder / "run-tune" / "tuned.json").read_text())
     assert set(tuned) == {"mine"}
 
