@@ -233,7 +233,10 @@ def _exchanged(at: Context, contenders: Contenders, trained: Trained) -> list[Ro
 
 
 def _exchange(at: Context, method: Method, parent: str, pair: Any, spent: Cost) -> Row:
-    weight = measure(at, method.weighing, pair).weight
+    name = f"{method.name} ({parent})"
+    weight = at.once_measured(
+        f"weight {name}", lambda: measure(at, method.weighing, pair)
+    ).weight
     merged = combine(at, method.combination, pair, weight)
-    name, scores = f"{method.name} ({parent})", score(at, merged)
+    scores = at.once_measured(f"scores {name}", lambda: score(at, merged))
     return merged_row(name, method, merged, spent, weight, parent=parent, scores=scores)

@@ -300,10 +300,22 @@ def _curve(at: Context, pair: Pair, space: str) -> np.ndarray:
     """Every client's test accuracy along the segment, `[T, C]`."""
 
     def accuracy(weight: np.float32) -> np.ndarray:
-        merged = _merged(at, pair, space, jnp.full(at.clients, weight))
-        return np.asarray(score(at, merged).accuracy, np.float64)
+        return _accuracy_once(
+            at, pair, space, jnp.full(at.clients, weight), f"{weight}"
+        )
 
     return np.stack([accuracy(w) for w in _points(at.experiment).astype(np.float32)])
+
+
+def _accuracy_once(
+    at: Context, pair: Pair, space: str, weight: Any, title: str
+) -> np.ndarray:
+    """Every client's test accuracy with a weight, `[C]`; kept under its title."""
+    scores = at.once_measured(
+        f"scores {space} {title}",
+        lambda: score(at, _merged(at, pair, space, weight)),
+    )
+    return np.asarray(scores.accuracy, np.float64)
 
 
 def _merged(at: Context, pair: Pair, space: str, weight: Any) -> Adapter:
@@ -334,8 +346,7 @@ def _estimates(at: Context, pair: Pair, curves: Curves) -> list[Record]:
         for one in weighed:
             if samples == "train" and one.heldout_only:
                 continue
-            arguments = _arguments(at, pair, samples, max(one.numbers))
-            weights = jax.device_get(one.program(*arguments))
+            weights = _weights_once(at, pair, one, samples)
             check_bounds(one.fields["estimator"], weights)
             for i, number in enumerate(one.numbers):
                 at_number = jax.tree.map(lambda w, i=i: w[:, i], weights)
@@ -343,6 +354,13 @@ def _estimates(at: Context, pair: Pair, curves: Curves) -> list[Record]:
                 fields |= {"passes": float(one.passes)}
                 estimates += _scored(at, pair, curves, one, fields, at_number)
     return estimates
+
+
+def _weights_once(at: Context, pair: Pair, one: _Weighed, samples: str) -> Any:
+    """An estimator's weights on the host."""
+    arguments = _arguments(at, pair, samples, max(one.numbers))
+    name = f"weights {one.fields} {samples}"
+    return jax.device_get(at.once_measured(name, lambda: one.program(*arguments)))
 
 
 def _scored(
@@ -355,8 +373,7 @@ def _scored(
 ) -> list[Record]:
     """Records of one estimator's weights: `[C]`, `[C, D]`, or by module."""
     if isinstance(weights, dict):
-        merged = _merged(at, pair, "delta", weights)
-        accuracy = np.asarray(score(at, merged).accuracy, np.float64)
+        accuracy = _accuracy_once(at, pair, "delta", weights, f"{fields}")
         mean = np.mean(list(weights.values()), 0)
         return [_estimate(fields, mean, accuracy.mean())]
     if weights.ndim == 1:
