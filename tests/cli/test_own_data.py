@@ -50,7 +50,7 @@ def test_images_from_a_file_to_a_report(npz, tmp_path, capsys):
     assert results["settings"]["source.data"] == [str(npz)]
     save_images(npz)
     error = refusal([*words, *places(tmp_path)], capsys)
-    assert "changed since" in error and "--rerun" in error
+    assert "changed since" in error and "rerun to replace" in error
 
 
 def test_clients_with_texts_from_a_folder_to_a_report(tmp_path, capsys):

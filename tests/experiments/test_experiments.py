@@ -164,7 +164,7 @@ def test_digits_share_images_where_clients_are_many():
     made(digits, changes)
     changes |= {"cells.clients": 400}
     experiment = digits.EXPERIMENT.set(changes)
-    with pytest.raises(ValueError, match=r"take fewer clients.*: set examples"):
+    with pytest.raises(ValueError, match=r"take fewer clients.*: set source\.examples"):
         experiment.make_problem(experiment, Resources())
     experiment = experiment.set({"source.examples": 20})
     problem = experiment.make_problem(experiment, Resources())
