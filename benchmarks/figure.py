@@ -18,7 +18,10 @@ _PLAIN = FuncFormatter(lambda value, place: f"{value:g}")
 def draw(lines: list[Line], folder: Path) -> list[Path]:
     """Writes `bench.png`, if any line has points; its path."""
     points = [point for line in lines for point in line.points]
-    return drawing.draw({"bench": _figure}, points, folder) if points else []
+    if not points:
+        return []
+    bench = {"bench": drawing.Drawing(_figure, "", "")}
+    return [figure.path for figure in drawing.illustrate(bench, points, folder)]
 
 
 def _figure(points: list[Point]) -> Figure:

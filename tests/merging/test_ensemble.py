@@ -20,7 +20,7 @@ def test_probabilities_are_mixed():
     np.testing.assert_allclose(np.exp(mixed(0.3)), 0.3 * p + 0.7 * q, atol=1e-5)
 
 
-@pytest.mark.parametrize(("weight", "own"), [(1.0, ONE), (0.0, TWO)])
+@pytest.mark.parametrize(("weight", "model"), [(1.0, ONE), (0.0, TWO)])
 def test_the_ends_are_the_models(weight, model):
     np.testing.assert_allclose(
         np.exp(mixed(weight)), jax.nn.softmax(2 * X @ model), atol=1e-5
