@@ -120,7 +120,7 @@ def test_remat_and_bfloat16_change_only_rounding():
             logits = other.apply({"params": params}, inputs).astype(jnp.float32)
             return -jax.nn.log_softmax(logits)[jnp.arange(3), labels].mean()
 
-        return jax.grad(loss)(params)["head"]["kernel"]
+        return jax.jit(jax.grad(loss))(params)["head"]["kernel"]
 
     exact = gradient()
     np.testing.assert_allclose(gradient(remat=True), exact, atol=1e-5)
