@@ -5,7 +5,7 @@
 A small Vision Transformer is pre-trained on upstream images rotated by 90, 180 and 270
 degrees, which no client ever sees. Clients hold upright images of a few classes each.
 With heterogeneity `tasks`, each group of clients transforms its images in its own way,
-and has all classes equally often. Three seeds at Dirichlet 0.1 and 0.5 take eight
+and has all classes equally often. Three seeds at Dirichlet 0.1 and 0.5 take five
 minutes on two cores.
 
 The setting is this project's own: learning rate, rank and rounds were chosen on the
