@@ -29,6 +29,7 @@ import jax
 from benchmarks import accelerator_cases as cases
 from benchmarks.accelerator_cases import FULL, TINY, Lab
 from benchmarks.measure import Line
+from potara_jax.runs import files
 
 _PACKAGES = ("jax", "flax", "optax", "torch", "transformers", "peft")
 
@@ -101,21 +102,19 @@ def _shown(line: Line) -> str:
 
 def _keep(record: dict[str, Any], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    partial = out / ".results.json"
-    partial.write_text(json.dumps(record, indent=1))
-    partial.replace(out / "results.json")
+    files.write_json(out / "results.json", record)
 
 
 def _machine() -> dict[str, Any]:
     """The device and the software of the figures."""
     device = jax.devices()[0]
-    found = {}
+    versions = {}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return {"device": device.device_kind, "driver": _driver(), "versions": found}
+    return {"device": device.device_kind, "driver": _driver(), "versions": versions}
 
 
 def _driver() -> str:

@@ -183,8 +183,8 @@ def parity(lab: Lab) -> Iterator[Line]:
     for what, (fn, args) in _float32_programs().items():
         programs[f"{what}, CPU"] = fn, jax.device_put(args, cpu)
         for precision in _PRECISIONS:
-            there = jax.device_put(args, device)
-            programs[f"{what}, {precision}"] = _at(precision, fn), there
+            placed = jax.device_put(args, device)
+            programs[f"{what}, {precision}"] = _at(precision, fn), placed
     results = {name: _host(p.call()) for name, p in compile_together(programs).items()}
     for name, computed in results.items():
         what, _, precision = name.rpartition(", ")
@@ -236,10 +236,7 @@ def _float32_programs() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]
 def _merge_programs(given: Setup) -> dict[str, Callable[..., Any]]:
     """Weights with merges, and merges by a constant weight."""
 
-    def one(base: Any, adapter: Any, x: Any) -> Any:
-        row = jax.tree.map(lambda leaf: leaf[None], x)
-        return given.task.logits(base, adapter, row)[0]
-
+    one = merging.one_example(given.task.logits)
     damping = merging.relative(0.3)
     exact = merging.potara(merging.exact(one), damping=damping, space="core")
     plain = merging.potara(merging.empirical(one), damping=damping, space="factor")
@@ -430,20 +427,20 @@ def many(lab: Lab) -> Iterator[Line]:
     given = _vision(_flash(sizes.small), sizes, BATCH)
     make = over(local_round(given))
     args = {n: (given.shared, *arguments(given, n)) for n in sizes.small_clients}
-    found, middle = {}, sizes.small_clients[0]
+    automatic, middle = {}, sizes.small_clients[0]
     for clients, given_args in args.items():
         fitted = fit(make, Layout(), clients, given_args)
         call, few = partial(fitted.program, *given_args), clients == middle
-        found[clients] = measure.seconds(call, repeats=3 if few else 1)[0]
+        automatic[clients] = measure.seconds(call, repeats=3 if few else 1)[0]
         what = f"ViT-S/14, {clients} clients x {BATCH}, chunk {fitted.chunk} found"
-        yield _share_line(what, given, clients, found[clients], lab.rate)
+        yield _share_line(what, given, clients, automatic[clients], lab.rate)
         shown = measure.show_bytes(fitted.needed)
         yield Line(f"{what}: memory", shown, "", fitted.needed / 1e9)
     for chunk in sizes.by_hand:
         program = jax.jit(make(Layout(chunk)))
         took = measure.seconds(partial(program, *args[middle]), repeats=3)[0]
         what = f"ViT-S/14, {middle} clients, chunk found against {chunk} by hand"
-        yield _against(what, middle, found[middle], took, ">= 0.95")
+        yield _against(what, middle, automatic[middle], took, ">= 0.95")
 
 
 # --- A language model ----------------------------------------------------------------
@@ -504,10 +501,7 @@ def weights(lab: Lab) -> Iterator[Line]:
 
 
 def _estimators(given: Setup) -> dict[str, merging.Estimator]:
-    def one(base: Any, adapter: Any, x: Any) -> Any:
-        row = jax.tree.map(lambda leaf: leaf[None], x)
-        return given.task.logits(base, adapter, row)[0]
-
+    one = merging.one_example(given.task.logits)
     damping = merging.relative(0.3)
     empirical = merging.potara(merging.empirical(one), damping=damping, space="core")
     return {

@@ -31,11 +31,11 @@ _COLLECTIONS = {nnx.Param: "params", nnx.BatchStat: "batch_stats"}
 
 def variables(model: nnx.Module) -> dict[str, Any]:
     """A base: `{"params": ...}`, and `batch_stats` where there are any, by path."""
-    found: dict[str, dict[str, Array]] = {}
+    collections: dict[str, dict[str, Array]] = {}
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         if collection := _collection(variable):
-            found.setdefault(collection, {})[_joined(path)] = variable.get_value()
-    return {name: unflatten_dict(flat, sep="/") for name, flat in found.items()}
+            collections.setdefault(collection, {})[_joined(path)] = variable.get_value()
+    return {name: unflatten_dict(flat, sep="/") for name, flat in collections.items()}
 
 
 def trace(
