@@ -6,6 +6,7 @@ Dimension letters: `c` the cohort, `S` local steps.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -80,6 +81,7 @@ def make_cohort_round(
         ValueError: the wire makes no sense for the algorithm.
     """
     wire_.check(wire, turn)
+    draw = partial(drawn_for, conditions)
     one = over_clients(
         _one_client(turn, wire),
         in_axes=(None, None, 0, 0, 0),
@@ -91,23 +93,113 @@ def make_cohort_round(
         shared: Shared, server: Server, members: Members, key: Array, number: Array
     ) -> tuple[Server, Members, Report]:
         shared = known(turn, shared, server, number)
-        keys = jax.vmap(lambda i: client_key(key, i, number))(members.client)
-        slowed = lambda examples, key: conditions_.slowed(conditions, examples, key)
-        members = members._replace(examples=jax.vmap(slowed)(members.examples, keys))
-        lost = jax.vmap(lambda key: conditions_.lost(conditions, key))(keys)
+        drawn = jax.vmap(lambda client, examples: draw(client, examples, key, number))
+        keys, examples, lost = drawn(members.client, members.examples)
+        members = members._replace(examples=examples)
         result: _Result = one(shared, server, members, keys, lost)
         announced = _counted(turn.announce(server))
         report = Report(members.client, *result.report, announced)
         members = members._replace(states=result.state, owed=result.owed)
-        if wire.privacy:
-            noise_keys = jax.vmap(lambda key: subkey(key, "noise"))(keys)
-            uploads = privacy_.noised(wire.privacy, result.upload, noise_keys)
-            weights = jnp.ones(len(keys))
-        else:
-            uploads, weights = result.upload, members.weight * result.arrived
-        return _aggregate(turn, server, uploads, weights), members, report
+        weights, arrived = members.weight, result.arrived
+        server = aggregated(turn, wire, server, result.upload, weights, arrived, keys)
+        return server, members, report
 
     return run
+
+
+def drawn_for(
+    conditions: Conditions, client: Array, examples: Ragged, key: Array, number: Array
+) -> tuple[Array, Ragged, Array]:
+    """What the conditions draw for one client in a round.
+
+    Returns:
+        The client's key, its examples with the share of the steps that it finishes, and
+        whether it is lost after training.
+    """
+    key = client_key(key, client, number)
+    slowed = conditions_.slowed(conditions, examples, key)
+    return key, slowed, conditions_.lost(conditions, key)
+
+
+def aggregated(
+    turn: Algorithm,
+    wire: Wire,
+    server: Server,
+    uploads: Any,
+    weights: Array,
+    arrived: Array,
+    keys: Array,
+) -> Server:
+    """The server's next state; its old one where nobody has arrived.
+
+    Args:
+        turn: of the algorithm.
+        wire: whose privacy adds noise, and weighs all clients alike.
+        server: its state.
+        uploads: the cohort's, `[c, ...]`; of a client that has not arrived zeros, or
+            under privacy its reference.
+        weights: of the cohort's examples, `[c]`.
+        arrived: `[c]`.
+        keys: the clients', `[c]`.
+    """
+    if wire.privacy:
+        noise_keys = jax.vmap(lambda key: subkey(key, "noise"))(keys)
+        uploads = privacy_.noised(wire.privacy, uploads, noise_keys)
+        weights = jnp.ones(len(keys))
+    else:
+        weights = weights * arrived
+    total = weights.sum()
+    shares = weights / jnp.where(total > 0, total, 1)
+    return select(total > 0, turn.aggregate(server, uploads, shares), server)
+
+
+class Trained(NamedTuple):
+    """A client's round, before its message has arrived.
+
+    `state`, `owed`: what it keeps once that has. `message`: what travels. `upload`:
+    what the server makes of it. `reference`: of the upload. `losses` `[S]`. `finite`:
+    whether all of it is.
+    """
+
+    state: Any
+    owed: Any
+    message: Any
+    upload: Any
+    reference: Any
+    losses: Array
+    finite: Array
+
+
+def client_round(turn: Algorithm, wire: Wire) -> Callable[..., Trained]:
+    """`train(shared, received, state, owed, examples, key) -> Trained`, for one client.
+
+    `shared` is what clients know by then, see `progress.known`.
+    """
+
+    def train(
+        shared: Shared,
+        received: Any,
+        state: Any,
+        owed: Any,
+        examples: Ragged,
+        key: Array,
+    ) -> Trained:
+        update = turn.client(shared, received, state, examples, key)
+        wire_key = subkey(key, "compression")
+        sent = wire_.send(wire, update.upload, update.reference, owed, wire_key)
+        new = turn.settle(update.state, sent.upload)
+        still_owed = turn.owed(sent.owed) if wire_.has_feedback(wire) else sent.owed
+        return Trained(
+            new,
+            still_owed,
+            sent.message,
+            sent.upload,
+            update.reference,
+            update.losses,
+            _finite(update.losses, (sent.upload, new)),
+        )
+
+    return train
 
 
 class _Result(NamedTuple):
@@ -119,27 +211,25 @@ class _Result(NamedTuple):
 
 
 def _one_client(turn: Algorithm, wire: Wire) -> Callable[..., _Result]:
+    train = client_round(turn, wire)
+
     def run(
         shared: Shared, server: Server, member: Members, key: Array, lost: Array
     ) -> _Result:
         _, _, examples, state, owed = member
         received = turn.broadcast(server, state)
-        update = turn.client(shared, received, state, examples, key)
-        wire_key = subkey(key, "compression")
-        sent = wire_.send(wire, update.upload, update.reference, owed, wire_key)
-        new = turn.settle(update.state, sent.upload)
-        still_owed = turn.owed(sent.owed) if wire_.has_feedback(wire) else sent.owed
-        finite = _finite(update.losses, (sent.upload, new))
-        arrived = finite & ~lost
+        trained = train(shared, received, state, owed, examples, key)
+        arrived = trained.finite & ~lost
         keep = lambda new, old: select(arrived, new, old)
-        zeros = jax.tree.map(jnp.zeros_like, sent.upload)
-        down, up = map(_counted, (received, sent.message))
+        zeros = jax.tree.map(jnp.zeros_like, trained.upload)
+        down, up = map(_counted, (received, trained.message))
+        up = jnp.where(arrived, up, 0)
         return _Result(
-            keep(new, state),
-            keep(still_owed, owed),
-            keep(sent.upload, update.reference if wire.privacy else zeros),
+            keep(trained.state, state),
+            keep(trained.owed, owed),
+            keep(trained.upload, trained.reference if wire.privacy else zeros),
             arrived,
-            (update.losses, finite, arrived, down, jnp.where(arrived, up, 0)),
+            (trained.losses, trained.finite, arrived, down, up),
         )
 
     return run
@@ -153,10 +243,3 @@ def _finite(losses: Array, results: Any) -> Array:
 
 def _counted(payload: Any) -> Array:
     return jnp.asarray(ledger.payload_bytes(payload), jnp.uint32)
-
-
-def _aggregate(turn: Algorithm, server: Server, uploads: Any, weights: Array) -> Server:
-    """The server's next state; its old one where nobody has arrived."""
-    total = weights.sum()
-    shares = weights / jnp.where(total > 0, total, 1)
-    return select(total > 0, turn.aggregate(server, uploads, shares), server)

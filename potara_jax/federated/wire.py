@@ -85,23 +85,33 @@ def send(wire: Wire, upload: Any, reference: Any, owed: Any, key: Array) -> Sent
     if wire == AS_IT_IS:
         return Sent(upload, upload, owed)
     change = _map_floats(jnp.subtract, upload, reference)
-    message, arrived, owed = _compressed(wire.compression, change, owed, key)
-    if wire.privacy:
-        arrived = clipped(wire.privacy, arrived)
-    return Sent(message, _map_floats(jnp.add, arrived, reference), owed)
-
-
-def _compressed(
-    compression: Compression | None, change: Any, owed: Any, key: Array
-) -> tuple[Message, Any, Any]:
-    if compression is None:
-        return change, change, owed
-    if compression.feedback:
+    if has_feedback(wire):
         change = _map_floats(jnp.add, change, owed)
-    message = compression.encode(change, key)
-    arrived = compression.decode(message, change)
-    left = _map_floats(jnp.subtract, change, arrived) if compression.feedback else owed
-    return message, arrived, left
+    message = wire.compression.encode(change, key) if wire.compression else change
+    if has_feedback(wire):
+        owed = _map_floats(jnp.subtract, change, _decoded(wire, message, change))
+    return Sent(message, receive(wire, message, reference), owed)
+
+
+def receive(wire: Wire, message: Message, reference: Any) -> Any:
+    """The upload that the server makes of one client's message.
+
+    Args:
+        wire: compression and privacy.
+        message: as `send` makes it.
+        reference: of the upload, see `Update`.
+    """
+    if wire == AS_IT_IS:
+        return message
+    change = _decoded(wire, message, reference)
+    if wire.privacy:
+        change = clipped(wire.privacy, change)
+    return _map_floats(jnp.add, change, reference)
+
+
+def _decoded(wire: Wire, message: Message, like: Any) -> Any:
+    """The change in a message; `like`: of the same structure and shapes."""
+    return wire.compression.decode(message, like) if wire.compression else message
 
 
 def _map_floats(fn: Callable[[Array, Array], Array], tree: Any, other: Any) -> Any:
