@@ -4,6 +4,7 @@ from potara_jax.evaluation.metrics import (
     Scores,
     adapter_parameters,
     common_evaluator,
+    equal_shares,
     evaluator,
     worst_decile,
 )
@@ -12,6 +13,7 @@ __all__ = [
     "Scores",
     "adapter_parameters",
     "common_evaluator",
+    "equal_shares",
     "evaluator",
     "worst_decile",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 
 from potara_jax.data.federation import Batch, Ragged, Weighted
 from potara_jax.data.tokens import Choices
-from potara_jax.evaluation.metrics import Scores
+from potara_jax.evaluation.metrics import Scores, equal_shares
 
 
 class _Client(NamedTuple):
@@ -69,13 +69,15 @@ def _clients(train: Ragged, test: Weighted) -> Iterator[_Client]:
 
 def _of_classes(labels: np.ndarray, clients: Sequence[_Client]) -> Scores:
     classes = int(labels.max()) + 1
-    scores = []
+    scores, balanced = [], []
     for train, test, weight in clients:
         counts = np.bincount(labels[train], minlength=classes)
         right = labels[test] == counts.argmax()
         share = (counts[labels[test]] + 1) / (len(train) + classes)
         scores.append(_scores(right, share, weight))
-    return _stacked(scores)
+        equal = equal_shares(jnp.asarray(labels[test]), jnp.asarray(weight))
+        balanced.append(right @ np.asarray(equal))
+    return _stacked(scores)._replace(balanced=jnp.asarray(balanced, jnp.float32))
 
 
 def _of_options(pool: Choices, clients: Sequence[_Client]) -> Scores | None:

@@ -1,11 +1,15 @@
 """Per-client metrics.
 
+A client's test follows its distribution, and so does the accuracy on it. Where clients
+differ in their shares of the classes, a model gains by knowing the shares alone; the
+balanced accuracy, which gives a client's classes equal shares, does not reward that.
+
 Dimension letters: `C` clients, `M` test examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +19,7 @@ import numpy as np
 from potara_jax.adapters.lora import Adapter
 from potara_jax.clients.axis import AT_ONCE, Layout, over_clients
 from potara_jax.clients.fitting import jit_over_clients
-from potara_jax.clients.task import Task
+from potara_jax.clients.task import ACCURACY, Task
 from potara_jax.data.federation import Batch, Weighted, take
 
 Array = jax.Array
@@ -29,11 +33,13 @@ class Scores(NamedTuple):
 
     `accuracy` is the task's score, see `Task.metric`; minus the loss for a task with
     only a loss. It is NaN where the model's loss is: the class of the largest logit
-    means nothing then.
+    means nothing then. `balanced` `[C]`: the mean over a client's classes of the
+    accuracy on each, see `equal_shares`; None where examples have no classes.
     """
 
     accuracy: Array
     loss: Array
+    balanced: Array | None = None
 
 
 def evaluator(task: Task, *, layout: Layout = AT_ONCE) -> Callable[..., Scores]:
@@ -44,7 +50,7 @@ def evaluator(task: Task, *, layout: Layout = AT_ONCE) -> Callable[..., Scores]:
 
     def evaluate(shared: Any, adapter: Adapter, test: Weighted) -> Scores:
         values = _of_examples(task, shared, adapter, test.index)
-        return Scores(*(_mean(x, test.weight) for x in values))
+        return _scores(task, shared.pool, values, test)
 
     def make(layout: Layout) -> Callable[..., Scores]:
         return over_clients(evaluate, in_axes=(None, 0, 0), layout=layout)
@@ -60,17 +66,54 @@ def common_evaluator(task: Task) -> Callable[..., Scores]:
 
     @jax.jit
     def scores(
-        shared: Any, adapter: Adapter, index: Array, place: Array, weight: Array
+        shared: Any, adapter: Adapter, index: Array, place: Array, test: Weighted
     ) -> Scores:
         values = _of_examples(task, shared, adapter, index)
-        return Scores(*(_mean(x[place], weight) for x in values))
+
+        def of_client(place: Array, test: Weighted) -> Scores:
+            return _scores(task, shared.pool, [x[place] for x in values], test)
+
+        return jax.vmap(of_client)(place, test)
 
     def evaluate(shared: Any, adapter: Adapter, test: Weighted) -> Scores:
         index, place = np.unique(np.asarray(test.index), return_inverse=True)
-        place = place.reshape(test.index.shape)
-        return scores(shared, adapter, index, place, test.weight)
+        return scores(shared, adapter, index, place.reshape(test.index.shape), test)
 
     return evaluate
+
+
+def _scores(task: Task, pool: Batch, values: Sequence[Array], test: Weighted) -> Scores:
+    """One client's scores, from the score and the loss of its test examples `[M]`."""
+    accuracy, loss = (_mean(x, test.weight) for x in values)
+    if not has_classes(task, pool):
+        return Scores(accuracy, loss)
+    equal = equal_shares(pool.labels[test.index], test.weight)
+    return Scores(accuracy, loss, _mean(values[0], equal))
+
+
+def has_classes(task: Task, pool: Batch) -> bool:
+    """Whether the pool's labels `[P]` are classes, and accuracy is the task's score."""
+    labels = pool.labels
+    if task.metric != ACCURACY or task.sequences or not hasattr(labels, "dtype"):
+        return False
+    return labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer)
+
+
+def equal_shares(labels: Array, weight: Array) -> Array:
+    """The weights `[M]` of a client's test that give its classes equal shares.
+
+    A class of the client is one with a weight above zero; among the examples of a
+    class, the weights keep their ratios. They sum to one: the mean of a score with them
+    is the mean over classes of the mean on each, such as the balanced accuracy.
+
+    Args:
+      labels: `[M]`.
+      weight: `[M]`, of each example.
+    """
+    place = jnp.unique(labels, return_inverse=True, size=len(labels))[1]
+    of_class = jnp.zeros(len(labels), weight.dtype).at[place].add(weight)
+    share = 1 / (of_class > 0).sum()
+    return jnp.where(weight > 0, share * weight / of_class[place], 0)
 
 
 def _of_examples(
@@ -100,6 +143,8 @@ def in_parts(function: Callable[[Array], Any], index: Array, *, max_size: int) -
 
 
 def _examples_at_once(task: Task, pool: Batch) -> int:
+    if task.at_once is not None:
+        return task.at_once
     size = sum(leaf[0].size for leaf in jax.tree.leaves(pool.inputs))
     limit = _MAX_NUMBERS // size
     if task.sequences:

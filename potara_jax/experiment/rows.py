@@ -227,7 +227,7 @@ def _oracles(
     }
 
     def chosen(choice: jax.Array) -> Scores:
-        return Scores(*(s[choice, jnp.arange(at.clients)] for s in scores))
+        return jax.tree.map(lambda s: s[choice, jnp.arange(at.clients)], scores)
 
     example = exact(0.0)
     return [
@@ -296,6 +296,7 @@ def record(at: Context, row: Row) -> dict[str, Any]:
         **mean_and_worst(at, row.scored),
         "newcomers": float(late.mean()) if late.size else None,
         "accuracy": accuracy.tolist(),
+        **_balanced(row.scored),
         "loss": np.asarray(row.scored.loss, np.float64).tolist(),
         "weights": as_lists(row.weight),
         **row.cost._asdict(),
@@ -303,10 +304,19 @@ def record(at: Context, row: Row) -> dict[str, Any]:
     }
 
 
+def _balanced(scores: Scores) -> dict[str, Any]:
+    """Every client's accuracy under equal shares of its classes, if there are any."""
+    return {} if scores.balanced is None else {"balanced": as_lists(scores.balanced)}
+
+
 def mean_and_worst(at: Context, scores: Scores) -> dict[str, float]:
-    """Mean and worst decile over the clients that take part from the beginning."""
-    accuracy = np.asarray(scores.accuracy, np.float64)[: at.present]
-    return {"mean": float(accuracy.mean()), "worst_decile": worst_decile(accuracy)}
+    """Means and worst decile over the clients that take part from the beginning."""
+    present = jax.tree.map(lambda x: np.asarray(x, np.float64)[: at.present], scores)
+    accuracy, balanced = present.accuracy, present.balanced
+    means = {"mean": float(accuracy.mean()), "worst_decile": worst_decile(accuracy)}
+    return means | (
+        {} if balanced is None else {"balanced_mean": float(balanced.mean())}
+    )
 
 
 def mean_accuracy(at: Context, scores: Scores) -> float:

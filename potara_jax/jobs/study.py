@@ -4,7 +4,8 @@ For every heterogeneity and seed, a federated and a local model are trained as i
 experiment. Every weight looks at the first 5, 10, 30 or 100 training samples, and at as
 many held-out ones. A weight's score is the test accuracy along the segment between the
 models, which is computed at some points and interpolated; weights per module are merged
-and tested directly.
+and tested directly. Where examples have classes, a second score gives each client's
+classes equal shares: what a weight gains in the first alone, it gains from the shares.
 
 The seeds differ from those of the experiment's table, so a choice made here is reported
 on other clients.
@@ -25,6 +26,7 @@ from potara_jax import merging
 from potara_jax.adapters.lora import Adapter
 from potara_jax.clients.axis import Layout
 from potara_jax.clients.task import Task
+from potara_jax.evaluation.metrics import Scores
 from potara_jax.experiment import federating, trials
 from potara_jax.experiment.cell import parent_phases, train_parents
 from potara_jax.experiment.context import Context, heldout_samples, training_samples
@@ -96,11 +98,8 @@ class Study:
         return {
             **at.cell._asdict(),
             "points": _points(at.experiment).tolist(),
-            "curve": exact.mean(1).tolist(),
-            "federated": float(exact[-1].mean()),
-            "local": float(exact[0].mean()),
-            "best_constant": float(np.fmax.reduce(exact.mean(1))),
-            "best_per_client": float(np.fmax.reduce(exact).mean()),
+            **_bounds(exact.accuracy),
+            "balanced": _bounds(exact.balanced) or None,
             **_largest_class(at),
             "estimates": _estimates(at, pair, curves),
         }
@@ -296,26 +295,39 @@ def _points(experiment: Experiment) -> np.ndarray:
     return np.linspace(0, 1, experiment.merging.grid_points)
 
 
-def _curve(at: Context, pair: Pair, space: str) -> np.ndarray:
-    """Every client's test accuracy along the segment, `[T, C]`."""
+def _curve(at: Context, pair: Pair, space: str) -> Scores:
+    """Every client's test scores along the segment, `[T, C]`."""
 
-    def accuracy(weight: np.float32) -> np.ndarray:
-        return _accuracy_once(
-            at, pair, space, jnp.full(at.clients, weight), f"{weight}"
-        )
+    def scores(weight: np.float32) -> Scores:
+        return _scores_once(at, pair, space, jnp.full(at.clients, weight), f"{weight}")
 
-    return np.stack([accuracy(w) for w in _points(at.experiment).astype(np.float32)])
+    points = _points(at.experiment).astype(np.float32)
+    return jax.tree.map(lambda *x: np.stack(x), *map(scores, points))
 
 
-def _accuracy_once(
+def _bounds(scores: jax.Array | None) -> Record:
+    """What a score `[T, C]` shows of both models and of the oracles."""
+    if scores is None:
+        return {}
+    curve = np.asarray(scores)
+    return {
+        "curve": curve.mean(1).tolist(),
+        "federated": float(curve[-1].mean()),
+        "local": float(curve[0].mean()),
+        "best_constant": float(np.fmax.reduce(curve.mean(1))),
+        "best_per_client": float(np.fmax.reduce(curve).mean()),
+    }
+
+
+def _scores_once(
     at: Context, pair: Pair, space: str, weight: Any, title: str
-) -> np.ndarray:
-    """Every client's test accuracy with a weight, `[C]`; kept under its title."""
+) -> Scores:
+    """Every client's test scores with a weight, `[C]`; kept under its title."""
     scores = at.once_measured(
         f"scores {space} {title}",
         lambda: score(at, _merged(at, pair, space, weight)),
     )
-    return np.asarray(scores.accuracy, np.float64)
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), scores)
 
 
 def _merged(at: Context, pair: Pair, space: str, weight: Any) -> Adapter:
@@ -334,7 +346,7 @@ def _arguments(at: Context, pair: Pair, samples: str, number: int = 1) -> tuple:
     return program_arguments(at, pair, few)
 
 
-Curves = dict[str, np.ndarray]
+Curves = dict[str, Scores]
 
 
 def _estimates(at: Context, pair: Pair, curves: Curves) -> list[Record]:
@@ -373,9 +385,8 @@ def _scored(
 ) -> list[Record]:
     """Records of one estimator's weights: `[C]`, `[C, D]`, or by module."""
     if isinstance(weights, dict):
-        accuracy = _accuracy_once(at, pair, "delta", weights, f"{fields}")
-        mean = np.mean(list(weights.values()), 0)
-        return [_estimate(fields, mean, accuracy.mean())]
+        scores = _scores_once(at, pair, "delta", weights, f"{fields}")
+        return [_estimate(fields, np.mean(list(weights.values()), 0), scores)]
     if weights.ndim == 1:
         return [_read_off(at, fields, weights, curves["delta"])]
     return [
@@ -391,16 +402,24 @@ def _scored(
 
 
 def _read_off(
-    at: Context, fields: Record, weights: np.ndarray, curve: np.ndarray
+    at: Context, fields: Record, weights: np.ndarray, curves: Scores
 ) -> Record:
-    """An estimate whose accuracy is interpolated along the segment."""
+    """An estimate whose scores are interpolated along the segment."""
     points = _points(at.experiment)
-    each = [np.interp(w, points, c) for w, c in zip(weights, curve.T, strict=True)]
-    return _estimate(fields, weights, np.mean(each))
+
+    def read(curve: np.ndarray) -> np.ndarray:
+        both = zip(weights, curve.T, strict=True)
+        return np.array([np.interp(w, points, c) for w, c in both])
+
+    return _estimate(fields, weights, jax.tree.map(read, curves))
 
 
-def _estimate(fields: Record, weights: np.ndarray, mean: float) -> Record:
-    return {**fields, "mean": float(mean), "weight": float(np.mean(weights))}
+def _estimate(fields: Record, weights: np.ndarray, scores: Scores) -> Record:
+    """A weight's record: its mean scores `[C]`, and its mean."""
+    balanced = scores.balanced
+    second = {} if balanced is None else {"balanced": float(balanced.mean())}
+    mean = float(scores.accuracy.mean())
+    return {**fields, "mean": mean, **second, "weight": float(np.mean(weights))}
 
 
 def _largest_class(at: Context) -> Record:

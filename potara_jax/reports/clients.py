@@ -18,11 +18,13 @@ def clients_csv(results: Results) -> str:
     """One line per method, heterogeneity, seed and client.
 
     `accuracy` is the score; it is left out if the score is the loss, which has its own
-    column. `weight` is the mean over modules if each has one, and empty for a method
-    without weights. `examples` counts the client's training examples. `name` is the
-    client's, or that of its most frequent class or task.
+    column. `balanced` is the accuracy under equal shares of the client's classes; it is
+    left out where examples have no classes. `weight` is the mean over modules if each
+    has one, and empty for a method without weights. `examples` counts the client's
+    training examples. `name` is the client's, or that of its most frequent class or
+    task.
     """
-    scores = ("loss",) if metric_of(results).is_loss else ("accuracy", "loss")
+    scores = _scores(results)
     entries = {(e["heterogeneity"], e["seed"]): e for e in results["diagnostics"]}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -31,6 +33,14 @@ def clients_csv(results: Results) -> str:
         entry = entries.get((record["heterogeneity"], record["seed"]))
         writer.writerows(_lines(record, entry, scores))
     return text.getvalue()
+
+
+def _scores(results: Results) -> tuple[str, ...]:
+    """The scores that every record has, one a client."""
+    if metric_of(results).is_loss:
+        return ("loss",)
+    balanced = all("balanced" in record for record in results["methods"])
+    return ("accuracy", *["balanced"] * balanced, "loss")
 
 
 def _lines(

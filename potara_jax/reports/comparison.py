@@ -34,24 +34,34 @@ from potara_jax.reports.document import (
 )
 from potara_jax.reports.figures import comparison as figures
 from potara_jax.reports.figures.clients import CLIENTS
-from potara_jax.reports.formats import MISSING, Metric, label, metric_of
-from potara_jax.reports.methods import NO_NOISE, cells, class_notes, head, oracle_notes
+from potara_jax.reports.formats import Metric, label, metric_of
+from potara_jax.reports.methods import (
+    BALANCED,
+    NO_NOISE,
+    balanced_notes,
+    cells,
+    class_notes,
+    head,
+    known_columns,
+    oracle_notes,
+    score_cell,
+)
 from potara_jax.reports.summary import (
     Groups,
     Record,
     Results,
     Summary,
     by_heterogeneity,
-    mean_of,
+    mean_if_known,
     over_seeds,
     ranked,
 )
 
 COLUMNS = (
-    *("Method", "Score", "Worst 10 %", "At its bytes", "At its steps"),
+    *("Method", "Score", BALANCED, "Worst 10 %", "At its bytes", "At its steps"),
     *("Newcomers", "Bytes", "Weight", "Local steps", "Parameters", "Training s"),
 )
-BRIEF = COLUMNS[:7]
+BRIEF = COLUMNS[:8]
 OVER = "* spends more bytes or local steps than Potara core: it cannot spend less."
 
 
@@ -142,9 +152,7 @@ def _entry(summary: Summary, groups: Groups) -> Entry:
 
 
 def _mean(records: list[Record], name: str) -> float | None:
-    values = [record.get(name) for record in records]
-    known = [value for value in values if value is not None]
-    return mean_of(known) if len(known) == len(values) else None
+    return mean_if_known([record.get(name) for record in records])
 
 
 def table(results: Results, *, columns: tuple[str, ...] = COLUMNS) -> Table:
@@ -153,6 +161,7 @@ def table(results: Results, *, columns: tuple[str, ...] = COLUMNS) -> Table:
     if all(line.newcomers is None for line in lines):
         columns = tuple(name for name in columns if name != "Newcomers")
     summaries = [line.summary for line in lines]
+    columns = known_columns(columns, summaries)
     groups: dict[str, list[Entry]] = {}
     for line in lines:
         groups.setdefault(line.summary.heterogeneity, []).append(line)
@@ -181,9 +190,9 @@ def entry_cells(entry: Entry, metric: Metric) -> dict[str, Cell]:
     by_name = cells(entry.summary, metric)
     return by_name | {
         "Method": Cell(by_name["Method"].text + " *" * entry.over),
-        "At its bytes": _score(entry.equal_bytes, metric),
-        "At its steps": _score(entry.equal_steps, metric),
-        "Newcomers": _score(entry.newcomers, metric),
+        "At its bytes": score_cell(entry.equal_bytes, metric),
+        "At its steps": score_cell(entry.equal_steps, metric),
+        "Newcomers": score_cell(entry.newcomers, metric),
     }
 
 
@@ -191,13 +200,8 @@ def notes(lines: list[Entry]) -> list[str]:
     """Explanations of what occurs in the table."""
     over = any(line.over for line in lines)
     summaries = [line.summary for line in lines]
-    return [OVER] * over + oracle_notes(summaries) + class_notes(summaries)
-
-
-def _score(value: float | None, metric: Metric) -> Cell:
-    if value is None:
-        return Cell(MISSING)
-    return Cell(metric.text(value), metric.shown(value))
+    explained = oracle_notes(summaries) + balanced_notes(summaries)
+    return [OVER] * over + explained + class_notes(summaries)
 
 
 def _budgets(metric: Metric) -> str:

@@ -38,6 +38,8 @@ class Setting(NamedTuple):
     Attributes:
       fields: the estimate's, by name.
       regret: to the best constant weight.
+      balanced: the regret under equal shares of each client's classes, to the best
+        constant weight under them; None where examples have no classes.
       to_grid: to grid search on the same samples; None without samples.
       worst_gain: over the better of both models, where it is least.
       weights: mean weight by heterogeneity.
@@ -47,6 +49,7 @@ class Setting(NamedTuple):
 
     fields: dict[str, Any]
     regret: Interval
+    balanced: Interval | None
     to_grid: Interval | None
     worst_gain: float
     weights: dict[str, float]
@@ -111,11 +114,23 @@ def _setting(
     return Setting(
         fields,
         _over_seeds(regrets),
+        _balanced(pairs, scale),
         _to_grid(fields, pairs, grids, scale),
         min(_by_heterogeneity(pairs, gain).values()),
         _by_heterogeneity(pairs, lambda c, e: e["weight"]),
         _by_heterogeneity(pairs, lambda c, e: e["mean"]),
         pairs[0][1]["passes"],
+    )
+
+
+def _balanced(pairs: Estimates, scale: float) -> Interval | None:
+    if not all(cell.get("balanced") for cell, _ in pairs):
+        return None
+    return _over_seeds(
+        [
+            (c["seed"], scale * (e["balanced"] - c["balanced"]["best_constant"]))
+            for c, e in pairs
+        ]
     )
 
 

@@ -39,7 +39,12 @@ _LARGEST_CLASS = (
     "most often."
 )
 NO_NOISE = "Privacy: none, as communication.privacy_noise is 0."
-_SHARED = ("Method", "Score", "Gain", "Worst 10 %", "Weight")
+BALANCED = "Balanced"
+BALANCED_EXPLAINED = (
+    "Balanced: accuracy with equal shares of each client's classes, mean over clients. "
+    "What a method gains in accuracy and not here, it gains from the shares alone."
+)
+_SHARED = ("Method", "Score", BALANCED, "Gain", "Worst 10 %", "Weight")
 COLUMNS = (
     *(*_SHARED, "Bytes up", "Bytes down"),
     *("Local steps", "Parameters", "Training s"),
@@ -110,10 +115,11 @@ def privacy(results: Results) -> list[str]:
 def table(results: Results, *, columns: tuple[str, ...] = COLUMNS) -> Table:
     """One row per method, grouped by heterogeneity; the best in each is marked."""
     metric, summaries = metric_of(results), summarise(results)
+    shown = known_columns(columns, summaries)
     return Table(
-        [head(name, metric) for name in columns],
+        [head(name, metric) for name in shown],
         [
-            Group([_row(s, group, metric, columns) for s in group], label(name))
+            Group([_row(s, group, metric, shown) for s in group], label(name))
             for name, group in grouped(summaries).items()
         ],
         title=f"{metric.name.capitalize()} over clients: {over_seeds(summaries)}",
@@ -125,10 +131,19 @@ def table(results: Results, *, columns: tuple[str, ...] = COLUMNS) -> Table:
     )
 
 
+def known_columns(
+    columns: tuple[str, ...], summaries: list[Summary]
+) -> tuple[str, ...]:
+    """The columns, without that of the balanced accuracy if no method has one."""
+    known = any(summary.balanced is not None for summary in summaries)
+    return tuple(name for name in columns if known or name != BALANCED)
+
+
 def head(name: str, metric: Metric) -> str:
     """The head of a column."""
-    newcomers = "Newcomers" + " %" * metric.percent
-    return {"Score": metric.column, "Newcomers": newcomers}.get(name, name)
+    unit = " %" * metric.percent
+    with_unit = {each: each + unit for each in (BALANCED, "Newcomers")}
+    return ({"Score": metric.column} | with_unit).get(name, name)
 
 
 def _row(
@@ -146,6 +161,7 @@ def cells(summary: Summary, metric: Metric) -> dict[str, Cell]:
     return {
         "Method": Cell(name),
         "Score": _score(summary, metric),
+        BALANCED: score_cell(summary.balanced, metric),
         "Gain": _gain(summary, metric),
         "Worst 10 %": Cell(metric.text(worst), metric.shown(worst)),
         "Weight": _weight(weight),
@@ -161,6 +177,13 @@ def cells(summary: Summary, metric: Metric) -> dict[str, Cell]:
 def _score(summary: Summary, metric: Metric) -> Cell:
     deviation = f" ± {metric.deviation(summary.spread)}" * (summary.seeds > 1)
     return Cell(metric.text(summary.mean) + deviation, metric.shown(summary.mean))
+
+
+def score_cell(value: float | None, metric: Metric) -> Cell:
+    """A score without its spread, or that it is missing."""
+    if value is None:
+        return Cell(MISSING)
+    return Cell(metric.text(value), metric.shown(value))
 
 
 def _gain(summary: Summary, metric: Metric) -> Cell:
@@ -187,7 +210,13 @@ def notes(summaries: list[Summary], metric: Metric) -> list[str]:
     """Explanations of what occurs in the table."""
     gains = any(summary.gain is not None for summary in summaries)
     explained = [_gain_explained(metric)] * gains + oracle_notes(summaries)
-    return explained + class_notes(summaries)
+    return explained + balanced_notes(summaries) + class_notes(summaries)
+
+
+def balanced_notes(summaries: list[Summary]) -> list[str]:
+    """What the balanced accuracy is, if the table has it."""
+    known = any(summary.balanced is not None for summary in summaries)
+    return [BALANCED_EXPLAINED] * known
 
 
 def oracle_notes(summaries: list[Summary]) -> list[str]:

@@ -32,9 +32,10 @@ from potara_jax.reports.figures.study import NUMBER, drawings
 from potara_jax.reports.formats import Metric, label, metric_of, signed, significant
 from potara_jax.reports.summary import Results
 
+BALANCED = "Balanced"
 COLUMNS = (
-    *("Weight", "Measured on", "Samples", "Regret", "To grid", "Worst gain"),
-    "Passes",
+    *("Weight", "Measured on", "Samples", "Regret", BALANCED, "To grid"),
+    *("Worst gain", "Passes"),
 )
 _MODELS = {
     "largest_class": "Largest class",
@@ -71,7 +72,8 @@ def _explanation(metric: Metric) -> str:
     return (
         "Regret: against the best constant weight, an oracle"
         + f", in points of {metric.name}" * metric.percent
-        + ". To grid: against grid search on the same samples. Both are means over "
+        + ". Balanced: the same with equal shares of each client's classes. To grid: "
+        "against grid search on the same samples. All are means over "
         "heterogeneities with 95 % intervals over seeds. Worst gain: over the better "
         "model, at the heterogeneity where it is least. Passes: forward-backward "
         "passes per sample. Of Potara's dampings the best is shown for each curvature; "
@@ -106,8 +108,11 @@ def table(
         if number is None or setting.fields.get("number", number) == number
     ]
     shown.sort(key=_place)
-    metric = metric_of(results)
-    return Table(COLUMNS, [Group([_row(s, metric) for s in shown])], notes=notes)
+    known = any(setting.balanced is not None for setting in shown)
+    columns = tuple(name for name in COLUMNS if known or name != BALANCED)
+    by_name = [_cells(setting, metric_of(results)) for setting in shown]
+    rows = [Row([cells[name] for name in columns]) for cells in by_name]
+    return Table(columns, [Group(rows)], notes=notes)
 
 
 def _place(setting: Setting) -> tuple[str, int, float]:
@@ -115,23 +120,25 @@ def _place(setting: Setting) -> tuple[str, int, float]:
     return fields.get("samples", ""), fields.get("number", 0), -rank(setting)
 
 
-def _row(setting: Setting, metric: Metric) -> Row:
+def _cells(setting: Setting, metric: Metric) -> dict[str, Cell]:
+    """A setting's cells by column."""
     fields, gain = setting.fields, setting.worst_gain
     number = fields.get("number", 0)
-    return Row(
-        (
-            setting.name,
-            fields.get("samples", "none"),
-            Cell(str(number), number),
-            _interval(setting.regret, metric),
-            "" if setting.to_grid is None else _interval(setting.to_grid, metric),
-            Cell(f"{gain:+.1f}" if metric.percent else signed(gain), gain),
-            Cell(f"{setting.passes:.3g}", setting.passes),
-        )
-    )
+    return {
+        "Weight": Cell(setting.name),
+        "Measured on": Cell(fields.get("samples", "none")),
+        "Samples": Cell(str(number), number),
+        "Regret": _interval(setting.regret, metric),
+        BALANCED: _interval(setting.balanced, metric),
+        "To grid": _interval(setting.to_grid, metric),
+        "Worst gain": Cell(f"{gain:+.1f}" if metric.percent else signed(gain), gain),
+        "Passes": Cell(f"{setting.passes:.3g}", setting.passes),
+    }
 
 
-def _interval(interval: Interval, metric: Metric) -> Cell:
+def _interval(interval: Interval | None, metric: Metric) -> Cell:
+    if interval is None:
+        return Cell("")
     mean, half = interval
     if metric.percent:
         return Cell(f"{mean:+.2f} ± {half:.2f}", mean)
@@ -142,7 +149,15 @@ def csv_text(results: Results) -> str:
     """One line per setting, with score and weight at every heterogeneity."""
     metric, names = metric_of(results), heterogeneities(results)
     score = "loss" if metric.is_loss else "accuracy"
-    measured = ("regret", "regret_half", "to_grid", "to_grid_half", "worst_gain")
+    measured = (
+        "regret",
+        "regret_half",
+        "balanced",
+        "balanced_half",
+        "to_grid",
+        "to_grid_half",
+        "worst_gain",
+    )
     by_name = [f"{what}_{name}" for what in (score, "weight") for name in names]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -152,6 +167,7 @@ def csv_text(results: Results) -> str:
         fields = [s.fields.get(name, "") for name in FIELDS]
         weights = [s.weights[name] for name in names]
         grid = s.to_grid or ("", "")
-        differences = [*s.regret, *grid, s.worst_gain]
+        balanced = s.balanced or ("", "")
+        differences = [*s.regret, *balanced, *grid, s.worst_gain]
         writer.writerow([*fields, *differences, s.passes, *scores, *weights])
     return text.getvalue()

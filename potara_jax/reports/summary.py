@@ -8,6 +8,7 @@ seed.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,8 @@ class Summary(NamedTuple):
       mean: score; higher is better, so a loss counts as minus itself.
       spread: sample standard deviation of `mean` over seeds, 0 for one seed.
       worst_decile: score of the worst tenth of the clients.
+      balanced: accuracy under equal shares of each client's classes; None where
+        examples have no classes.
       gain: over the better of both `PARENTS` in each seed; None if one is missing.
       gain_spread: sample standard deviation of `gain` over seeds.
       weight: mean merge weight; None for a method that has none.
@@ -48,6 +51,7 @@ class Summary(NamedTuple):
     mean: float
     spread: float
     worst_decile: float
+    balanced: float | None
     gain: float | None
     gain_spread: float | None
     weight: float | None
@@ -96,6 +100,7 @@ def _summary(records: list[Record], methods: dict[str, list[Record]]) -> Summary
         mean=mean("mean"),
         spread=spread([record["mean"] for record in records]),
         worst_decile=mean("worst_decile"),
+        balanced=mean_if_known([r.get("balanced_mean") for r in records]),
         gain=mean_of(gains) if gains else None,
         gain_spread=spread(gains) if gains else None,
         weight=_mean_weight(records),
@@ -110,6 +115,12 @@ def _summary(records: list[Record], methods: dict[str, list[Record]]) -> Summary
 def mean_of(values: list[float]) -> float:
     """The mean, as a Python number."""
     return float(np.mean(values))
+
+
+def mean_if_known(values: Sequence[float | None]) -> float | None:
+    """The mean; None if a value is missing."""
+    known = [value for value in values if value is not None]
+    return mean_of(known) if known and len(known) == len(values) else None
 
 
 def spread(values: list[float]) -> float:

@@ -200,7 +200,7 @@ class RunFolder(NamedTuple):
 
 
 # Scores of records, which are null in a file if a model has diverged.
-_SCORES = {"mean", "worst_decile", "federated", "local"} | {
+_SCORES = {"mean", "worst_decile", "balanced_mean", "federated", "local"} | {
     "best_constant",
     "best_per_client",
 }

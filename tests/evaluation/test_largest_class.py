@@ -36,6 +36,7 @@ def test_a_client_is_right_where_its_test_has_its_largest_class():
     )
     scores = scored(clients)
     np.testing.assert_allclose(scores.accuracy, [0.25, 0.5])
+    np.testing.assert_allclose(scores.balanced, [0.5, 0.5])  # one class of two
     # Of three classes: client 0 has (2: 0, 5: 2, 9: 1), client 1 (2: 1, 5: 0, 9: 3).
     by_hand = [
         -(0.25 * np.log(3 / 6) + 0.75 * np.log(1 / 6)),

@@ -71,6 +71,7 @@ def test_a_model_that_is_not_finite_has_no_accuracy():
         evaluate(shared, each, weighted_test()) for each in (stacked, broken)
     )
     assert np.isnan(found.accuracy).tolist() == [False, True, False, True, False]
+    assert np.isnan(found.balanced).tolist() == [False, True, False, True, False]
     np.testing.assert_array_equal(found.accuracy[::2], expected.accuracy[::2])
     assert np.isnan(metrics.worst_decile(found.accuracy))
 
@@ -88,6 +89,49 @@ def test_a_task_with_only_a_loss_scores_minus_the_loss():
     common = metrics.common_evaluator(squared)(given.shared, given.adapter, test)
     np.testing.assert_array_equal(common.accuracy, -common.loss)
     assert len(np.unique(common.loss)) == CLIENTS
+
+
+def test_classes_of_equal_shares_by_hand():
+    """Class 4 is right by a third, class 2 wholly, class 7 is not the client's."""
+    labels = jnp.asarray([4, 2, 4, 7, 4])
+    weight = jnp.asarray([0.1, 0.7, 0.1, 0.0, 0.1])
+    equal = jax.jit(metrics.equal_shares)(labels, weight)
+    np.testing.assert_allclose(equal, [1 / 6, 1 / 2, 1 / 6, 0, 1 / 6], rtol=1e-6)
+    uneven = metrics.equal_shares(jnp.asarray([1, 1, 0]), jnp.asarray([0.2, 0.6, 0.2]))
+    np.testing.assert_allclose(uneven, [1 / 8, 3 / 8, 1 / 2], rtol=1e-6)
+
+
+def test_balanced_accuracy_is_the_mean_over_classes_of_the_accuracy_on_each():
+    shared, test = problem((20,)).shared, weighted_test()
+    scores = metrics.evaluator(task)(shared, adapters(), test)
+    for client in range(CLIENTS):
+        adapter = jax.tree.map(lambda x, c=client: x[c], adapters())
+        batch = jax.tree.map(lambda x, c=client: x[test.index[c]], shared.pool)
+        right = np.asarray(task.measure(shared.base, adapter, batch)[1], np.float64)
+        labels, weight = np.asarray(batch.labels), np.asarray(test.weight[client])
+        by_class = [
+            np.average(right[labels == k], weights=weight[labels == k])
+            for k in np.unique(labels)
+        ]
+        np.testing.assert_allclose(scores.balanced[client], np.mean(by_class), 1e-5)
+    assert not np.allclose(scores.balanced, scores.accuracy)
+
+
+def test_labels_that_are_no_classes_have_no_second_score():
+    given = problem((4, 4))
+    sequences = task._replace(sequences=True)
+    squared = of_loss(linear, lambda apply, batch: (apply(batch.inputs) ** 2).sum(-1))
+    measured = given.shared.pool._replace(labels=jnp.ones(8))
+    assert metrics.has_classes(task, given.shared.pool)
+    for other, pool in [
+        (sequences, given.shared.pool),
+        (squared, given.shared.pool),
+        (task, measured),
+    ]:
+        assert not metrics.has_classes(other, pool)
+    test = Weighted(jnp.arange(8).reshape(2, 4), jnp.full((2, 4), 0.25))
+    evaluate = metrics.common_evaluator(squared)
+    assert evaluate(given.shared, given.adapter, test).balanced is None
 
 
 def test_common_evaluator_equals_the_evaluator_of_one_adapter_for_all():

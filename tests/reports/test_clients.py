@@ -26,6 +26,16 @@ def test_a_line_for_every_client():
     assert [line["loss"] for line in merged[:2]] == ["1.0", "0.5"]
 
 
+def test_classes_have_a_second_score():
+    results = by_hand()
+    for each in results["methods"]:
+        each |= {"balanced": [0.25, 0.5]}
+    heads = clients_csv(results).splitlines()[0]
+    assert "client,accuracy,balanced,loss,weight" in heads
+    assert [line["balanced"] for line in client_lines(results)[:2]] == ["0.25", "0.5"]
+    assert "balanced" not in clients_csv(by_hand())
+
+
 def test_unknown_values_of_a_client_are_empty():
     results = {"methods": [record("a, b", 0, 0.5)], "diagnostics": []}
     line = client_lines(results)[0]

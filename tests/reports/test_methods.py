@@ -37,6 +37,20 @@ def test_a_methods_row():
     }
 
 
+def test_a_second_score_has_a_column_where_it_is_known():
+    results = by_hand()
+    for record in results["methods"]:
+        record["balanced_mean"] = record["mean"] - 0.3
+    row = cells(results, "potara core")
+    assert list(row)[:4] == ["Method", "Accuracy %", "Balanced %", "Gain"]
+    assert row["Balanced %"] == "53.0"
+    assert methods.BALANCED_EXPLAINED in methods.table(results).notes
+    assert methods.BALANCED_EXPLAINED not in methods.table(by_hand()).notes
+    del results["methods"][0]["balanced_mean"]
+    assert cells(results, "federated")["Balanced %"] == "–"  # noqa: RUF001
+    assert cells(results, "local")["Balanced %"] != "–"  # noqa: RUF001
+
+
 def test_a_row_of_losses():
     results = by_hand()
     results["metric"] = {"name": "loss", "percent": False}

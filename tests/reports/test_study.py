@@ -70,6 +70,19 @@ def test_regret_is_to_the_best_constant_weight_paired_by_seed():
     assert given.half == pytest.approx(stats.t.ppf(0.975, 1) * error)
 
 
+def test_the_balanced_regret_is_to_the_best_constant_weight_of_that_score():
+    one = cell("0.1", 0, [estimate("grid", 0.7, balanced=0.55)])
+    given = results(one | {"balanced": {"best_constant": 0.6}})
+    assert by_name(given)["grid"].balanced == pytest.approx((-5, 0))
+    assert by_name(TWO_SEEDS)["grid"].balanced is None
+    (((row,), _),) = study.table(given).groups
+    assert (
+        dict(zip(study.COLUMNS, row.texts, strict=True))["Balanced"] == "-5.00 ± 0.00"
+    )
+    (line,) = csv.DictReader(io.StringIO(study.csv_text(given)))
+    assert float(line["balanced"]) == pytest.approx(-5)
+
+
 def test_the_difference_to_grid_is_within_the_cell():
     given = by_name(TWO_SEEDS)
     assert given["hermite"].to_grid.mean == pytest.approx((4 - 2 + 6 + 2) / 4)

@@ -13,7 +13,18 @@ from potara_jax.reports import drawing
 from potara_jax.reports.drawing import DASHED, FAINT, INK, Drawing
 from potara_jax.reports.figures.styles import Style, dot, stroke, styles
 from potara_jax.reports.formats import Metric, metric_of
-from potara_jax.reports.summary import PARENTS, Record, Results, by_heterogeneity
+from potara_jax.reports.summary import (
+    PARENTS,
+    Record,
+    Results,
+    by_heterogeneity,
+    mean_if_known,
+)
+
+_CROSSES = (
+    "A cross is the accuracy with equal shares of each client's classes, where there "
+    "are any."
+)
 
 
 def scores(metric: Metric) -> Drawing:
@@ -26,6 +37,7 @@ def scores(metric: Metric) -> Drawing:
         f"from both models lies to the {side} of the dashed line, which is the better "
         "of the federated and the local model. Hollow markers are oracles."
     )
+    caption += f" {_CROSSES}" * metric.percent
     return Drawing(partial(draw, parents=PARENTS), metric.name.capitalize(), caption)
 
 
@@ -70,6 +82,9 @@ def _row(
         axes.plot(values, dots, ".", color=look.colour, markersize=4, alpha=0.8)
     face = "white" if oracle else look.colour
     axes.plot(mean, place, "o", markersize=7, color=look.colour, markerfacecolor=face)
+    balanced = mean_if_known([record.get("balanced_mean") for record in records])
+    if balanced is not None:
+        axes.plot(metric.shown(balanced), place, "x", markersize=5, color=look.colour)
     at_the_edge = axes.get_yaxis_transform()
     text = metric.text(float(each.mean()))
     axes.text(
@@ -96,10 +111,12 @@ def _legend(results: Results, parents: tuple[str, ...]) -> dict[str, Artist]:
     oracles = any(record["oracle"] for record in records)
     names = {record["method"] for record in records}
     both = bool(parents) and set(parents) <= names
+    balanced = any("balanced_mean" in record for record in records)
     entries = {
         "mean over seeds" if several else "the only seed": (dot(7), True),
         "one seed": (dot(3), several),
         "± standard deviation": (stroke(FAINT, width=4, alpha=0.35), several),
+        "equal shares of each client's classes": (dot(5, marker="x"), balanced),
         "oracle: looks at the test data": (dot(7, face="white"), oracles),
         "better of federated and local": (stroke(FAINT, width=1, dashes=DASHED), both),
     }
