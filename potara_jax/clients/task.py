@@ -44,6 +44,8 @@ class Task(NamedTuple):
       logits as well.
     `sequences`: whether `logits` are `[B, A, K]`, of `A` labels an example.
     `metric`: what the score is; without a judge it is minus the loss.
+    `at_once`: examples of a forward pass that measures, at most. Default: by the size
+      of the inputs.
     """
 
     loss: Callable[[Params, Adapter, Batch], Array]
@@ -55,6 +57,7 @@ class Task(NamedTuple):
     again: Callable[[Callable[[Apply], Apply]], Task] | None = None
     sequences: bool = False
     metric: Metric = LOSS
+    at_once: int | None = None
 
     def objective(self, base: Params) -> Callable[[Adapter, Batch], Array]:
         """The mean loss of a batch, as a function of the adapter."""

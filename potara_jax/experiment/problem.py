@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -44,6 +44,20 @@ class Writer(NamedTuple):
     stop: int
 
 
+class Split(NamedTuple):
+    """A model in two: the first layers, which nothing changes, and the others.
+
+    `layers`: the number of the first ones, of `depth`. `below(base, inputs)`: what they
+    make of a batch's inputs `[B, ...]`, a pytree. `task`: what clients learn on the
+    others, which read that in place of the inputs.
+    """
+
+    layers: int
+    depth: int
+    below: Callable[[Params, Any], Any]
+    task: Task
+
+
 class ClientContents(NamedTuple):
     """Readable names of what clients hold.
 
@@ -74,6 +88,7 @@ class Problem(NamedTuple):
       form: how the model is exported, or None.
       writer: how it writes answers, or None.
       contents: names of what clients hold.
+      split: the model in two, if its first layers are frozen, or None.
     """
 
     task: Task
@@ -83,6 +98,7 @@ class Problem(NamedTuple):
     form: Form | None = None
     writer: Writer | None = None
     contents: ClientContents = ClientContents()
+    split: Split | None = None
 
 
 def adapter_maker(

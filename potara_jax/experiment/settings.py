@@ -267,6 +267,9 @@ class Compute:
     """Precision of the frozen base. With the last two, activations are in bfloat16."""
     remat: bool = False
     """Recompute activations for the gradient: less memory, a third more time."""
+    frozen: Literal["auto", "keep", "recompute"] = "auto"
+    """What the layers before the first adapted one compute: keep it for every example,
+    or recompute it in every step; auto: keep it where it fits in 30 % of the memory."""
     chunk: int | Literal["auto"] = "auto"
     """Clients that are trained at once; auto: as many as fit in memory."""
 

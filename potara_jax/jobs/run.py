@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from potara_jax.experiment import federating, methods
+from potara_jax.experiment import federating, frozen, methods
 from potara_jax.experiment.checks import require_that
 from potara_jax.experiment.context import Context
 from potara_jax.experiment.experiment import Experiment
@@ -236,7 +236,7 @@ def _problem(experiment: Experiment, job: Job, resources: Resources) -> Problem:
         problem = federating.on_all_devices(experiment, problem)
         _check_clients(experiment, problem)
         job.check_problem(experiment, problem)
-        return problem
+    return frozen.kept(experiment, problem, resources.log)
 
 
 def display(

@@ -12,7 +12,7 @@ XLM-R number positions from the padding token on; DistilBERT (Sanh et al. 2019, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -91,6 +91,17 @@ class Sentences(NamedTuple):
     tokens: Array
     count: Array
     first: Array | None = None
+
+
+class Hidden(NamedTuple):
+    """What some first layers make of sentences, for the other layers to read.
+
+    states: `[B, L, D]`, in the model's `dtype`.
+    count: `[B]`, int32, the tokens that are not padding.
+    """
+
+    states: Array
+    count: Array
 
 
 # --- Layers --------------------------------------------------------------------------
@@ -199,22 +210,51 @@ def _norm(config: BertConfig, name: str) -> nn.LayerNorm:
 
 
 class Bert(nn.Module):
-    """Sentences to logits `[B, K]`."""
+    """Sentences to logits `[B, K]`.
+
+    `model(model(sentences, stop=i), start=i)` is `model(sentences)`, in two parts.
+    """
 
     config: BertConfig
 
     @nn.compact
-    def __call__(self, sentences: Sentences) -> Array:
+    def __call__(
+        self, inputs: Sentences | Hidden, *, start: int = 0, stop: int | None = None
+    ) -> Array | Hidden:
+        """Apply the model, or some of its layers.
+
+        Args:
+          inputs: sentences; with a `start`, what is hidden before it.
+          start: the first layer that is applied.
+          stop: the layer before which to stop. Default: none, the head is applied.
+
+        Returns:
+          Logits; with a `stop`, what is hidden before it.
+        """
         c = self.config
-        x_BLD = Embeddings(c, name="embeddings")(sentences)
+        x_BLD = self._read(inputs)
         layer = nn.remat(Layer) if c.remat else Layer
-        for index in range(c.depth):
-            x_BLD = layer(c, name=f"layer_{index}")(x_BLD, sentences.count)
-        pooled_BD = pool(x_BLD, sentences.count, c.pooling)
+        for index in range(start, c.depth if stop is None else stop):
+            x_BLD = layer(c, name=f"layer_{index}")(x_BLD, inputs.count)
+        if stop is not None:
+            return Hidden(x_BLD, inputs.count)
+        pooled_BD = pool(x_BLD, inputs.count, c.pooling)
         if c.pooling == "pooler":
             dense = nn.Dense(c.width, dtype=c.dtype, name="pooler")(pooled_BD)
             pooled_BD = _FAMILIES[c.kind].pooled(dense)
         return nn.Dense(c.classes, dtype=c.dtype, name="head")(pooled_BD)
+
+    def _read(self, inputs: Sentences | Hidden) -> Array:
+        """The hidden states before the first layer that is applied."""
+        if isinstance(inputs, Hidden):
+            return inputs.states
+        return Embeddings(self.config, name="embeddings")(inputs)
+
+
+def frozen_layers(config: BertConfig, trained: Iterable[str]) -> int:
+    """The number of first layers that no trained module, by path, is in or before."""
+    last = "pooler", "head"
+    return vit.layers_before(trained, "layer", depth=config.depth, last=last)
 
 
 def pool(x_BLD: Array, count_B: Array, pooling: Pooling) -> Array:

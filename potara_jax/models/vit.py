@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -195,12 +196,39 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Images `[B, H, W, C]` (float, in the range of training) to logits `[B, K]`."""
+    """Images `[B, H, W, C]` (float, in the range of training) to logits `[B, K]`.
+
+    `model(model(images, stop=i), start=i)` is `model(images)`, in two parts.
+    """
 
     config: ViTConfig
 
     @nn.compact
-    def __call__(self, image_BHWC: Array) -> Array:
+    def __call__(
+        self, inputs: Array, *, start: int = 0, stop: int | None = None
+    ) -> Array:
+        """Apply the model, or some of its blocks.
+
+        Args:
+          inputs: images; with a `start`, the hidden states `[B, L, D]` before it.
+          start: the first block that is applied.
+          stop: the block before which to stop. Default: none, the head is applied.
+
+        Returns:
+          Logits; with a `stop`, the hidden states before it, in `config.dtype`.
+        """
+        config = self.config
+        x_BLD = inputs if start else self._embedded(inputs)
+        block = nn.remat(Block) if config.remat else Block
+        for index in range(start, config.depth if stop is None else stop):
+            x_BLD = block(config, name=f"block_{index}")(x_BLD)
+        if stop is not None:
+            return x_BLD
+        pooled_BD = _pooled(_norm(config, "norm")(x_BLD), config.pooling)
+        return nn.Dense(config.classes, dtype=config.dtype, name="head")(pooled_BD)
+
+    def _embedded(self, image_BHWC: Array) -> Array:
+        """The class token and the patches of images, with their positions."""
         patch, width = (self.config.patch,) * 2, self.config.width
         dtype = jnp.dtype(self.config.dtype)
         embed = nn.Conv(
@@ -212,12 +240,7 @@ class ViT(nn.Module):
         token = self.param("token", nn.initializers.zeros, (1, 1, width))
         tokens = jnp.tile(token.astype(dtype), (batch, 1, 1))
         x_BLD = jnp.concatenate([tokens, x_BLD], 1)
-        x_BLD += self._positions((rows, columns)).astype(dtype)
-        block = nn.remat(Block) if self.config.remat else Block
-        for index in range(self.config.depth):
-            x_BLD = block(self.config, name=f"block_{index}")(x_BLD)
-        pooled_BD = _pooled(_norm(self.config, "norm")(x_BLD), self.config.pooling)
-        return nn.Dense(self.config.classes, dtype=dtype, name="head")(pooled_BD)
+        return x_BLD + self._positions((rows, columns)).astype(dtype)
 
     def _positions(self, grid: Grid) -> Array:
         """The position embeddings of an image's grid."""
@@ -225,6 +248,32 @@ class ViT(nn.Module):
         shape = 1, 1 + math.prod(learned), self.config.width
         position = self.param("position", nn.initializers.normal(0.02), shape)
         return positions.fitted(position, learned, grid)
+
+
+def frozen_blocks(config: ViTConfig, trained: Iterable[str]) -> int:
+    """The number of first blocks that no trained module, by path, is in or before."""
+    return layers_before(trained, "block", depth=config.depth, last=("norm", "head"))
+
+
+def layers_before(
+    trained: Iterable[str], layer: str, *, depth: int, last: Sequence[str]
+) -> int:
+    """The number of first layers that no trained module is in or before.
+
+    Args:
+      trained: paths of modules.
+      layer: what layer `i` is called, `layer_i`, without the number.
+      depth: the number of layers.
+      last: modules that read the last layer. What is neither a layer nor one of these
+        is before the first one.
+    """
+
+    def place(path: str) -> int:
+        name = path.split("/")[0]
+        numbered = re.fullmatch(rf"{layer}_(\d+)", name)
+        return int(numbered[1]) if numbered else depth * (name in last)
+
+    return min(map(place, trained), default=depth)
 
 
 def head_inputs(config: ViTConfig) -> int:

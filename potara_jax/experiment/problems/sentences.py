@@ -30,12 +30,14 @@ from potara_jax.experiment.problem import (
     Federations,
     Problem,
     Resources,
+    Split,
     adapter_maker,
 )
 from potara_jax.experiment.problems import bases, federations
 from potara_jax.experiment.problems.sentence_files import SentenceFiles, SentenceTask
+from potara_jax.experiment.settings import Lora
 from potara_jax.models import bert, publishing, weights, wheels
-from potara_jax.models.bert import Bert, BertConfig, Sentences
+from potara_jax.models.bert import Bert, BertConfig, Hidden, Sentences
 from potara_jax.models.publishing import Form
 
 Array = jax.Array
@@ -47,9 +49,9 @@ _OPTIONS = "tokenizer_config.json"
 
 
 class Inputs(NamedTuple):
-    """Sentences, and the task of each, `[B]`."""
+    """Sentences, or what is hidden of them, and the task of each, `[B]`."""
 
-    sentences: Sentences
+    sentences: Sentences | Hidden
     task: Array
 
 
@@ -109,6 +111,7 @@ def problem(
         federations=cells,
         form=_form(model, names, sites, settings.scale),
         contents=ClientContents("class", names),
+        split=_split(module, _allowed(tasks), sites, settings),
     )
 
 
@@ -139,31 +142,56 @@ def example_sentence() -> Sentences:
 
 
 def _task(
-    module: Bert, allowed_TK: np.ndarray, sites: Mapping[str, Site], scale: float
+    module: Bert,
+    allowed_TK: np.ndarray,
+    sites: Mapping[str, Site],
+    scale: float,
+    *,
+    start: int = 0,
 ) -> Task:
+    """What clients learn on the layers from `start` on."""
     apply = lora.bind(module, scale=scale)
     read = lora.bind_inputs(module, scale=scale)
     features = lora.bind_input_of(module, _HEAD, scale=scale)
 
     def logits(base: Params, adapter: Adapter, inputs: Inputs) -> Array:
-        outputs = apply(base, adapter, inputs.sentences)
+        outputs = apply(base, adapter, inputs.sentences, start=start)
         return jnp.where(jnp.asarray(allowed_TK)[inputs.task], outputs, _EXCLUDED)
 
     return of_classes(
         logits,
         read=lambda base, adapter, inputs: without_padding(
-            read(base, adapter, inputs.sentences), inputs.sentences
+            read(base, adapter, inputs.sentences, start=start), inputs.sentences
         ),
         features=lambda base, adapter, inputs: features(
-            base, adapter, inputs.sentences
+            base, adapter, inputs.sentences, start=start
         ),
         add=lora.bind_add(sites, scale=scale),
     )
 
 
-def without_padding(rows: dict[str, Array], inputs: Sentences) -> dict[str, Array]:
+def _split(
+    module: Bert, allowed_TK: np.ndarray, sites: Mapping[str, Site], settings: Lora
+) -> Split:
+    """The model in two, at the first layer that is adapted or trained whole."""
+    scale, config = settings.scale, module.config
+    first = bert.frozen_layers(config, (*sites, *settings.whole))
+    apply = lora.bind(module, scale=scale)
+
+    def below(base: Params, inputs: Inputs) -> Inputs:
+        hidden: Any = apply(base, {}, inputs.sentences, stop=first)
+        return inputs._replace(sentences=hidden)
+
+    task = _task(module, allowed_TK, sites, scale, start=first)
+    return Split(first, config.depth, below, task)
+
+
+def without_padding(
+    rows: dict[str, Array], inputs: Sentences | Hidden
+) -> dict[str, Array]:
     """What modules read, `{path: [B L, D]}`, with zeros for padding."""
-    real = (jnp.arange(inputs.tokens.shape[1]) < inputs.count[:, None]).reshape(-1, 1)
+    length = inputs[0].shape[1]
+    real = (jnp.arange(length) < inputs.count[:, None]).reshape(-1, 1)
     return {
         path: jnp.where(real, x, 0) if len(x) == len(real) else x
         for path, x in rows.items()

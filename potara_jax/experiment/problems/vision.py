@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,11 +23,12 @@ from potara_jax.experiment.problem import (
     Federations,
     Problem,
     Resources,
+    Split,
     adapter_maker,
 )
 from potara_jax.experiment.problems import bases
-from potara_jax.experiment.settings import Pretraining
-from potara_jax.models import image_families
+from potara_jax.experiment.settings import Lora, Pretraining
+from potara_jax.models import image_families, vit
 from potara_jax.models.image_families import Family
 from potara_jax.models.publishing import Form
 from potara_jax.models.vit import ViT, ViTConfig
@@ -88,6 +90,7 @@ def problem(
         federations=federations,
         form=_form(model, sites, settings.scale),
         contents=ClientContents("class", tuple(model.names)),
+        split=_split(module, model.prepare, sites, settings),
     )
 
 
@@ -96,20 +99,44 @@ def _task(
     prepare: Callable[[jax.Array], jax.Array],
     sites: Mapping[str, Site],
     scale: float,
+    *,
+    start: int = 0,
 ) -> Task:
+    """What clients learn on the blocks from `start` on; `prepare` makes their input."""
+    prepared = partial(_prepared, prepare=prepare, start=start)
     return of_classes(
-        _prepared(lora.bind(module, scale=scale), prepare),
-        read=_prepared(lora.bind_inputs(module, scale=scale), prepare),
-        features=_prepared(lora.bind_input_of(module, _HEAD, scale=scale), prepare),
+        prepared(lora.bind(module, scale=scale)),
+        read=prepared(lora.bind_inputs(module, scale=scale)),
+        features=prepared(lora.bind_input_of(module, _HEAD, scale=scale)),
         add=lora.bind_add(sites, scale=scale),
     )
 
 
 def _prepared(
-    apply: Callable[..., Any], prepare: Callable[[jax.Array], jax.Array]
+    apply: Callable[..., Any],
+    prepare: Callable[[jax.Array], jax.Array],
+    **blocks: int,
 ) -> Callable[..., Any]:
-    """A model's apply function, of a pool's images."""
-    return lambda base, adapter, images: apply(base, adapter, prepare(images))
+    """A model's apply function, of a pool's inputs; `blocks` are `start` and `stop`."""
+    return lambda base, adapter, inputs: apply(base, adapter, prepare(inputs), **blocks)
+
+
+def _split(
+    module: ViT,
+    prepare: Callable[[jax.Array], jax.Array],
+    sites: Mapping[str, Site],
+    settings: Lora,
+) -> Split:
+    """The model in two, at the first block that is adapted or trained whole."""
+    scale, config = settings.scale, module.config
+    first = vit.frozen_blocks(config, (*sites, *settings.whole))
+    below = _prepared(lora.bind(module, scale=scale), prepare, stop=first)
+    return Split(
+        first,
+        config.depth,
+        lambda base, images: below(base, {}, images),
+        _task(module, unchanged, sites, scale, start=first),
+    )
 
 
 def _form(model: VisionModel, sites: Mapping[str, Site], scale: float) -> Form:

@@ -1,0 +1,230 @@
+"""What frozen first layers compute is kept, and changes results by rounding alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+import potara_jax as pj
+from potara_jax import federated, merging
+from potara_jax.clients.training import Train
+from potara_jax.data.federation import take
+from potara_jax.evaluation.metrics import evaluator
+from potara_jax.experiment import frozen
+from potara_jax.experiment.context import heldout_of
+from potara_jax.experiment.problem import Resources
+from potara_jax.experiment.problems import image_models, images, sentences, vision
+from potara_jax.experiment.problems.vision import VisionModel
+from potara_jax.experiments.sentences import EXPERIMENT as SENTENCES
+from potara_jax.federated.algorithms.fedex import fedex
+from potara_jax.federated.interface import Shared
+from potara_jax.models.vit import ViT, ViTConfig
+from tests import small
+from tests.experiment.problems.test_image_models import DINOV2
+from tests.experiment.problems.test_images import labelled
+from tests.experiment.problems.test_sentences import TASKS
+
+SETTINGS = {
+    "cells.seeds": (0,),
+    "cells.clients": 2,
+    "cells.heterogeneity": ("0.5",),
+    "merging.samples": 4,
+    "lora.rank": 2,
+    "lora.whole": ("head",),
+}
+CELL, KEY = ("0.5", 0), jax.random.key(0)
+TINY = ViTConfig(patch=4, width=16, depth=2, heads=2, classes=3)
+
+
+def of_images(model, **changes):
+    experiment = pj.Experiment("", lambda *_: None).set(SETTINGS | changes)
+    mine = labelled(np.arange(60) % 3)
+    federations = images.dealt(experiment, mine, test=6)
+    return experiment, vision.problem(experiment, model(mine), federations)
+
+
+def tiny_vit(mine):
+    init = lambda: ViT(TINY).init(KEY, jnp.zeros((1, 8, 8, 3)))["params"]
+    return VisionModel(TINY, init, (8, 8, 3), mine.names, image_models._scaled)
+
+
+def vit(**changes):
+    return of_images(tiny_vit, **{"lora.targets": ("block_1/mlp/up",)} | changes)
+
+
+def dinov2():
+    load = lambda mine: image_models.loaded(DINOV2, mine, image_size=8)
+    return of_images(load, **{"lora.targets": ("block_2/attention/query",)})
+
+
+def bert(folder):
+    changes = {"lora.targets": ("layer_1/attention/value",), "source.context": 8}
+    small.encoder(folder / "bert")
+    checkpoint = {"source.checkpoint": str(folder / "bert")}
+    experiment = SENTENCES.set(SETTINGS | changes | checkpoint)
+    return experiment, sentences.problem(experiment, TASKS, Resources())
+
+
+def kept(experiment, problem, log=lambda line: None):
+    settings = dataclasses.replace(experiment.compute, frozen="keep")
+    return frozen.kept(experiment.replace(compute=settings), problem, log)
+
+
+def noisy(adapter):
+    """An adapter whose every array counts: neither `b` nor the head is zero."""
+    noise = lambda x: x + 0.3 * jnp.sin(1.0 + jnp.arange(x.size)).reshape(x.shape)
+    return jax.tree.map(noise, adapter)
+
+
+def values(problem, adapters):
+    """Logits, a gradient, what modules and the head read, of one client's examples."""
+    federation = problem.federations[CELL]
+    task, batch = problem.task, take(federation.pool, federation.train.index[0, :6])
+    adapter = jax.tree.map(lambda x: x[0], adapters)
+
+    @jax.jit
+    def compute(base, adapter, batch):
+        gradient = jax.grad(task.objective(base))(adapter, batch)
+        parts = task.logits, task.inputs, task.features
+        return gradient, [part(base, adapter, batch) for part in parts]
+
+    return compute(problem.base, adapter, batch)
+
+
+def a_round(problem, adapters):
+    """Server, clients and base after a round of FedEx, which changes the base."""
+    federation, key = problem.federations[CELL], jax.random.key(1)
+    algorithm = fedex(problem.task, Train(optax.sgd(0.1), steps=2, batch_size=4))
+    progress = federated.start(algorithm, adapters, key)
+    step, shared = (
+        federated.make_round(algorithm),
+        Shared(problem.base, federation.pool),
+    )
+    progress = step(shared, progress, federation.train, key, 0)[0]
+    base = algorithm.rebase(shared.base, progress.server)
+    return progress.server, progress.states, base
+
+
+def a_merge(problem, adapters):
+    """Potara's weights of two models, and what they merge to."""
+    federation, key = problem.federations[CELL], jax.random.key(2)
+    samples = heldout_of(federation)
+
+    def logits(base, adapter, example):
+        batch = jax.tree.map(lambda x: x[None], example)
+        return problem.task.logits(base, adapter, batch)[0]
+
+    fisher = merging.empirical(logits)
+    weight = merging.potara(fisher, damping=merging.relative(0.3), space="core")
+    other = jax.tree.map(lambda x: 0.8 * x + 0.05, adapters)
+    args = problem.base, adapters, other, samples, federation.train.count, key
+    merged = merging.personalise(weight)(*args)
+    return merged.weight, merged.adapter
+
+
+@pytest.mark.parametrize("make", [vit, dinov2, bert])
+def test_results_on_what_is_kept_are_those_of_the_whole_model(make, tmp_path):
+    experiment, whole = make(tmp_path) if make is bert else make()
+    lines = []
+    tail = kept(experiment, whole, lines.append)
+    number, depth = whole.split.layers, whole.split.depth
+    assert 0 < number == depth - 1 and tail.split is None
+    assert lines[0].startswith(f"the first {number} of {depth} layers are frozen")
+    adapters = noisy(federated.stack(whole.adapter(KEY), clients=2))
+    # A DINOv2 differs from a ViT only within its blocks.
+    for compute in (values,) if make is dinov2 else (values, a_round, a_merge):
+        results = [compute(problem, adapters) for problem in (whole, tail)]
+        close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+        jax.tree.map(close, *results)
+
+
+def test_scores_are_those_of_the_whole_model_however_many_examples_are_read_at_once():
+    experiment, whole = vit()
+    tail = kept(experiment, whole)
+    test = whole.federations[CELL].test
+    adapters = noisy(federated.stack(whole.adapter(KEY), clients=2))
+    scores = []
+    for problem in (whole, tail):
+        shared = Shared(problem.base, problem.federations[CELL].pool)
+        scores.append(evaluator(problem.task)(shared, adapters, test))
+    np.testing.assert_allclose(scores[1].loss, scores[0].loss, atol=1e-6)
+    np.testing.assert_array_equal(scores[1].accuracy, scores[0].accuracy)
+    assert whole.task.at_once is None and tail.task.at_once == 128
+    assert tail.task.again(lambda apply: apply).at_once == 128
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 60, 128])
+def test_parts_of_any_size_give_the_same(at_once, monkeypatch):
+    experiment, problem = vit()
+    monkeypatch.setattr(frozen, "_MAX_EXAMPLES", at_once)
+    pool = kept(experiment, problem).federations[CELL].pool
+    pixels = problem.federations[CELL].pool.inputs
+    expected = problem.split.below(problem.base, pixels)
+    assert pool.inputs.shape == (60, 5, 16) and pool.inputs.dtype == jnp.float32
+    np.testing.assert_allclose(pool.inputs, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_all_cells_share_what_is_kept_and_only_activations_are_in_bfloat16():
+    changes = {"cells.seeds": (0, 1), "compute.precision": "bfloat16"}
+    tail = kept(*vit(**changes))
+    pools = [federation.pool for federation in tail.federations.values()]
+    assert len(pools) == 2 and pools[0] is pools[1]
+    assert pools[0].inputs.dtype == jnp.bfloat16
+
+
+# --- When it is kept -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("targets", "whole", "layers"),
+    [
+        ("block_1/attention/query", ("head",), 1),
+        ("query", ("head",), 0),
+        ("head", (), 2),
+        ("block_1/mlp/up", ("head", "norm"), 1),
+        ("block_1/mlp/up", ("block_0/norm_2",), 0),
+        ("block_1/mlp/up", ("embed",), 0),
+    ],
+)
+def test_layers_are_frozen_before_all_that_is_trained(targets, whole, layers):
+    problem = vit(**{"lora.targets": (targets,), "lora.whole": whole})[1]
+    assert (problem.split.layers, problem.split.depth) == (layers, 2)
+
+
+def test_nothing_is_kept_if_no_layer_is_frozen_or_a_setting_says_so():
+    experiment, problem = vit(**{"lora.targets": ("query",)})
+    assert kept(experiment, problem) is problem
+    experiment, problem = vit(**{"compute.frozen": "recompute"})
+    assert frozen.kept(experiment, problem, print) is problem
+
+
+def test_nothing_is_kept_by_default_that_would_not_fit(monkeypatch):
+    experiment, problem = vit()
+    size = 60 * 5 * 16 * 4
+    lines = []
+    monkeypatch.setattr(frozen, "memory", lambda: size / 0.29)
+    assert frozen.kept(experiment, problem, lines.append).split is None
+    monkeypatch.setattr(frozen, "memory", lambda: size / 0.31)
+    assert frozen.kept(experiment, problem, lines.append) is problem
+    assert lines == [
+        "the first 1 of 2 layers are frozen: what they compute is kept, in 1.9e-05 GB "
+        "(compute.frozen)",
+        "the first 1 of 2 layers are frozen and recomputed in every step: to keep what "
+        "they compute would take 1.9e-05 GB (compute.frozen)",
+    ]
+
+
+def test_the_layers_of_a_users_model_are_not_known():
+    client = jnp.ones((9, 3)), jnp.arange(9) % 2
+    with pytest.raises(ValueError, match="frozen is keep: it must be auto or"):
+        pj.personalise(
+            pj.classification(nn.Dense(2)),
+            {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)},
+            pj.Federation.of([client] * 2, heldout=2, test=2, key=KEY),
+            compute=pj.Compute(frozen="keep"),
+            key=KEY,
+        )
