@@ -41,7 +41,7 @@ def test_the_readmes_quick_start_runs(tmp_path, monkeypatch):
     scope: dict[str, object] = {"__name__": "page"}
     for code in blocks("README.md"):
         exec(compile(code, "README.md", "exec"), scope)
-    assert "hermite_bayes" in scope["result"].adapters
+    assert "tempered_bayes" in scope["result"].adapters
 
 
 def test_the_page_on_many_clients_runs():

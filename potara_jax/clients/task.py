@@ -7,7 +7,7 @@ Dimension letters: `B` batch, `K` classes, `F` features, `T` positions of all ex
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,10 @@ class Metric(NamedTuple):
 
 ACCURACY = Metric("accuracy", percent=True)
 LOSS = Metric("loss", percent=False)
+
+# An adapter's entry `{"bias": [K]}` that is added to its model's logits, whatever the
+# model's last layer is. It is merged as modules that are trained whole are.
+LOGIT_BIAS = "logit bias"
 
 
 class Task(NamedTuple):
@@ -123,6 +127,8 @@ def of_classes(
 ) -> Task:
     """Cross-entropy and accuracy of `apply(base, adapter, inputs) -> [B, K]`.
 
+    An adapter may have a `LOGIT_BIAS`.
+
     Args:
       apply: the adapted model's logits, as `lora.bind` gives them.
       read: `(base, adapter, inputs) -> {path: [T, D]}`, see `lora.bind_inputs`.
@@ -130,17 +136,44 @@ def of_classes(
         the logits.
       add: see `lora.bind_add`.
     """
-    of_inputs = lambda fn: lambda base, adapter, batch: fn(base, adapter, batch.inputs)
+    biased = _biased(apply)
+
+    def of_inputs(fn: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda base, adapter, batch: fn(base, _bare(adapter), batch.inputs)
 
     def logits(base: Params, adapter: Adapter, batch: Batch) -> Array:
-        return apply(base, adapter, batch.inputs).astype(jnp.float32)
+        return biased(base, adapter, batch.inputs).astype(jnp.float32)
 
     return of_logits(logits)._replace(
         inputs=of_inputs(read) if read else None,
         features=of_inputs(features) if features else logits,
         add=add,
-        again=lambda change: of_classes(change(apply)),
+        again=lambda change: of_classes(change(biased)),
     )
+
+
+def _biased(apply: Apply) -> Apply:
+    """The model whose adapters may have a bias of the logits."""
+
+    def outputs(base: Params, adapter: Adapter, *inputs: Any) -> Array:
+        logits = apply(base, _bare(adapter), *inputs)
+        if not _has_bias(adapter):
+            return logits
+        return logits.astype(jnp.float32) + adapter[LOGIT_BIAS]["bias"]
+
+    return outputs
+
+
+def _has_bias(adapter: Any) -> bool:
+    """Whether an adapter has a bias of the logits; models of other kinds have none."""
+    return isinstance(adapter, Mapping) and LOGIT_BIAS in adapter
+
+
+def _bare(adapter: Any) -> Any:
+    """An adapter without its bias of the logits."""
+    if not _has_bias(adapter):
+        return adapter
+    return {path: entry for path, entry in adapter.items() if path != LOGIT_BIAS}
 
 
 def of_logits(logits: Callable[[Params, Adapter, Batch], Array]) -> Task:

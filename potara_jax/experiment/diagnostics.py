@@ -13,12 +13,13 @@ from potara_jax.adapters.lora import Adapter
 from potara_jax.evaluation.metrics import Scores, segment_barrier
 from potara_jax.experiment.context import Context
 from potara_jax.experiment.federating import epsilon
+from potara_jax.experiment.label_prior import as_set
 from potara_jax.experiment.merges import Merges, combine, measure, potara_of
 from potara_jax.experiment.methods import (
-    DEFAULT,
     EXACT,
     POTARA,
     Weighing,
+    default_method,
     potara,
 )
 from potara_jax.experiment.phases import Phase, account_until
@@ -37,7 +38,8 @@ _DECADES = (-4, 2)
 
 def _shown(at: Context) -> dict[str, Weighing]:
     """The weights that the segments and the communication show, by row."""
-    return {POTARA: potara_of(at), DEFAULT: Weighing(DEFAULT)}
+    default = default_method(at.experiment, at.problem.task)
+    return {POTARA: potara_of(at), default.name: default.weighing}
 
 
 def diagnostics(
@@ -53,6 +55,7 @@ def diagnostics(
         "damping": _damping(at, merges),
         "certainty": _certainty(at, merges),
         "communication": _communication(at, parents, rows),
+        "label_prior": _label_prior(merges),
         "left_out": _left_out(parents),
         "epsilon": epsilon(at.experiment, federated),
     }
@@ -123,6 +126,16 @@ def _sensitivity(at: Context) -> Callable[..., jax.Array]:
     return jax.jit(jax.vmap(lambda c, n: merging.sensitivity(c, damping, value, n)))
 
 
+def _label_prior(merges: Merges) -> dict[str, Any] | None:
+    """The calibrated loss on held-out samples, without and with the correction of the
+    federated model, and whether the merges have it.
+    """
+    if merges.prior is None:
+        return None
+    plain, corrected = map(as_lists, merges.prior.losses)
+    return {"plain": plain, "corrected": corrected, "used": merges.prior.used}
+
+
 def _left_out(parents: Parents) -> list[dict[str, Any]]:
     rounds = [record for outcome in parents for record in outcome.history]
     return [
@@ -150,7 +163,7 @@ def _communication(at: Context, parents: Parents, rows: list[Row]) -> list[dict]
     for number, models in federated.kept.items():
         if number < last:
             spent = cost(at, account_until(federated, number)).bytes
-            scores = _merged_scores(at, (models, parents.local.models))
+            scores = _merged_scores(at, as_set(at, (models, parents.local.models)))
             points += [_point(at, n, number, spent, s) for n, s in scores.items()]
     return points
 

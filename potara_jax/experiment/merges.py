@@ -14,6 +14,7 @@ from potara_jax.adapters.lora import Adapter
 from potara_jax.clients.task import Task
 from potara_jax.experiment.context import Context, heldout_samples, training_samples
 from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.label_prior import LabelPrior, label_prior_of
 from potara_jax.experiment.methods import (
     Combination,
     Weighing,
@@ -41,18 +42,24 @@ _ROUNDING = 1e-5  # of a weight in float32
 class Merges(NamedTuple):
     """What was measured on a cell's pair of models.
 
-    `measured`: by weighing. `losses` `[C, T]` at `points` `[T]` along the segments.
-    `interval`: of Potara's weight over bootstrap samples, `[C]` each.
+    `pair`: the models that are merged, the federated ones corrected by `prior` if the
+    experiment says so. `measured`: by weighing. `losses` `[C, T]` at `points` `[T]`
+    along the segments. `interval`: of Potara's weight over bootstrap samples, `[C]`
+    each.
     """
 
+    pair: Pair
     measured: dict[Weighing, Measured]
     losses: jax.Array
     points: jax.Array
     interval: tuple[jax.Array, jax.Array]
+    prior: LabelPrior | None = None
 
 
-def measure_all(at: Context, pair: Pair) -> Merges:
+def measure_all(at: Context, parents: Pair) -> Merges:
     """All weights that the table needs, of federated and local adapters `[C, ...]`."""
+    prior = label_prior_of(at, parents)
+    pair = prior.correct(parents) if prior and prior.used else parents
     points = jnp.linspace(0, 1, at.experiment.merging.grid_points)
     losses = at.once_measured("losses", lambda: _losses(at, pair, points))
     interval = at.once_measured("interval", lambda: _interval(at, pair))
@@ -66,11 +73,15 @@ def measure_all(at: Context, pair: Pair) -> Merges:
     for weighing in wanted:
         if weighing not in measured:
             measured[weighing] = derive(at, weighing, measured[source_of(weighing)])
-    return Merges(measured, losses, points, interval)
+    return Merges(pair, measured, losses, points, interval, prior)
 
 
 def _measure_once(at: Context, weighing: Weighing, pair: Pair) -> Measured:
-    name = f"weight {weighing}"
+    return measure_once(at, f"weight {weighing}", weighing, pair)
+
+
+def measure_once(at: Context, name: str, weighing: Weighing, pair: Pair) -> Measured:
+    """The weights of a pair, kept under a name if they take long."""
     return at.once_measured(name, lambda: measure(at, weighing, pair))
 
 
@@ -118,6 +129,24 @@ def measure(at: Context, weighing: Weighing, pair: Pair) -> Measured:
     measured = weigh_program(at.programs, weighing)(*arguments(at, pair, weighing))
     check_bounds(weighing.weight, measured.weight)
     return measured
+
+
+def sent_together(at: Context, weighing: Weighing, pair: Pair) -> tuple[int, int]:
+    """Bytes that all clients send and receive to weigh; none if each weighs alone."""
+    chosen, shapes = estimator(at.programs, weighing), arguments(at, pair, weighing)
+
+    def count() -> tuple[int, int]:
+        sent = jax.eval_shape(merging.over_each(chosen.measure), *shapes)
+        weights = jax.eval_shape(merging.weigh(chosen), *shapes)
+        return _bytes(sent), _bytes(weights)
+
+    if chosen.decide is None:
+        return 0, 0
+    return at.programs.once(("sent", weighing, tuple(pair[0])), count)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def derive(at: Context, weighing: Weighing, measured: Measured) -> Measured:

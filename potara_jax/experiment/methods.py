@@ -54,10 +54,9 @@ class Method(NamedTuple):
 
 UNIFORM = Weighing("constant", "none")
 EXACT, BY_FACTOR = Combination("linear", "delta"), Combination("linear", "factor")
-# The paper's weight, gauge-free, and this project's, which lost to none in the study.
-POTARA, DEFAULT = "potara core", "hermite_bayes"
+POTARA = "potara core"  # the paper's weight, gauge-free
 # Methods whose models can be exported.
-KEPT = (POTARA, DEFAULT, "federated", "local")
+KEPT = (POTARA, *registry.DEFAULTS, "federated", "local")
 # A choice of rows for large models, without the weights and merges that take long.
 QUICK = (
     *("uniform", "potara delta, rank r", "potara core, per module"),
@@ -65,7 +64,7 @@ QUICK = (
 )
 # What one wants to see first, and the name of all there is.
 FIRST, ALL = ("uniform", "mix", "grid", "ties", "regmean"), "all"
-_ALWAYS = (POTARA, DEFAULT, "potara factor")
+_ALWAYS = (POTARA, "potara factor")
 _OF_POTARA = ("constant", "potara", "fisher")
 
 
@@ -74,13 +73,20 @@ def potara(experiment: Experiment, space: str = "core") -> Weighing:
     return Weighing("potara", experiment.merging.curvature_on, space)
 
 
+def default_method(experiment: Experiment, task: Task) -> Method:
+    """The row of the default weight."""
+    known = {method.name: method for method in all_methods(experiment)}
+    return known[registry.default(logits=task.logits is not None)]
+
+
 def merged_methods(experiment: Experiment, task: Task) -> tuple[Method, ...]:
     """The merged rows, in order: those that are selected and that the task allows.
 
     By default these are a first choice, and all of the user's own merges and weights.
     """
     named = experiment.merging.methods
-    selected = {*(named or FIRST), *_ALWAYS}
+    default = registry.default(logits=task.logits is not None)
+    selected = {*(named or FIRST), *_ALWAYS, default}
     return tuple(
         method
         for method in all_methods(experiment)
@@ -154,7 +160,11 @@ def _by_weight() -> list[Method]:
         for name, entry in registry.weights().items()
         if name not in _OF_POTARA
     ]
-    return sorted(methods, key=lambda method: method.name != DEFAULT)
+    first = registry.DEFAULTS
+    return [
+        *(method for name in first for method in methods if method.name == name),
+        *(method for method in methods if method.name not in first),
+    ]
 
 
 def _by_merge() -> list[Method]:

@@ -14,13 +14,28 @@ from potara_jax.data.federation import Ragged, Weighted
 from potara_jax.evaluation.largest_class import largest_class
 from potara_jax.evaluation.metrics import Scores, adapter_parameters, worst_decile
 from potara_jax.experiment.context import Context
-from potara_jax.experiment.merges import Merges, Pair, combine
-from potara_jax.experiment.methods import EXACT, Method, merged_methods
+from potara_jax.experiment.label_prior import LabelPrior
+from potara_jax.experiment.merges import (
+    Merges,
+    Pair,
+    combine,
+    measure_once,
+    sent_together,
+)
+from potara_jax.experiment.methods import (
+    EXACT,
+    Method,
+    default_method,
+    merged_methods,
+)
 from potara_jax.experiment.phases import Outcome
 from potara_jax.federated import stack
+from potara_jax.merging import Measured
 
 PARENT = "federated"  # the parent of a merge, unless it is another algorithm's model
+_FLOAT = 4  # bytes
 TUNED = "federated + fine-tuning"
+WITH_PRIOR = "federated + label prior"  # no merge: corrected by the client's shares
 LARGEST_CLASS = "largest class"  # no model: always a client's most frequent class
 
 
@@ -54,7 +69,8 @@ class Cost(NamedTuple):
 class Row(NamedTuple):
     """A row of the table: a model for every client `[C, ...]`, and its cost.
 
-    `weighing`, `merge` and `parent` say how a merged model was made.
+    `weighing`, `merge` and `parent` say how a merged model was made; `interval` and
+    `gains` how sure its weight is, see `Measured`.
     """
 
     name: str
@@ -66,6 +82,8 @@ class Row(NamedTuple):
     weighing: str | None = None
     merge: str | None = None
     parent: str | None = None
+    interval: tuple[jax.Array, jax.Array] | None = None
+    gains: jax.Array | None = None
 
     @property
     def scored(self) -> Scores:
@@ -83,22 +101,29 @@ def table_rows(
     """
     federated, local, tuned = (cost(at, outcome) for outcome in parents)
     tuned, both = together(federated, tuned), together(federated, local)
-    pair = parents.pair
-    ends = score(at, pair[1]), score_last(parents.federated)
-    unscored = [
-        Row(TUNED, parents.fine_tuned.models, tuned),
-        *merged_rows(at, pair, merges, both),
-    ]
+    alone = Row("local", parents.pair[1], local, scores=score(at, parents.pair[1]))
+    first = Row("federated", parents.pair[0], federated)
+    first = first._replace(scores=score_last(parents.federated))
+    corrected = _scored(at, prior_rows(at, parents.pair, merges, federated, both))
+    tuning = Row(TUNED, parents.fine_tuned.models, tuned)
+    merged = _scored(at, [tuning, *merged_rows(at, merges, both)])
+    ends = alone.scored, _end(merges, first, corrected).scored
     return [
         base_row(at),
         *largest_class_rows(at),
-        Row("federated", pair[0], federated, scores=ends[1]),
+        first,
         *(_longer_row(at, longer) if longer else ()),
-        Row("local", pair[1], local, scores=ends[0]),
-        *_scored(at, unscored),
-        *_ensemble(at, pair, both),
-        *_oracles(at, pair, merges.points, ends, both),
+        alone,
+        *corrected,
+        *merged,
+        *_ensemble(at, merges.pair, both),
+        *_oracles(at, merges.pair, merges.points, ends, both),
     ]
+
+
+def _end(merges: Merges, federated: Row, corrected: list[Row]) -> Row:
+    """The row of the federated model that is merged."""
+    return corrected[0] if merges.prior and merges.prior.used else federated
 
 
 def base_row(at: Context) -> Row:
@@ -121,38 +146,65 @@ def largest_class_of(at: Context, train: Ragged, test: Weighted) -> Scores | Non
     return largest_class(at.federation.pool, train, test)
 
 
-def merged_rows(at: Context, pair: Pair, merges: Merges, cost: Cost) -> list[Row]:
+def prior_rows(
+    at: Context, pair: Pair, merges: Merges, federated: Cost, both: Cost
+) -> list[Row]:
+    """The federated model corrected by the clients' class shares, alone and merged by
+    the default weight, not yet scored; none where examples have no classes.
+    """
+    prior = merges.prior
+    if prior is None:
+        return []
+    corrected, shares = prior.correct(pair), _prior_cost(at, prior)
+    alone = Row(WITH_PRIOR, corrected[0], together(federated, shares))
+    if prior.used:  # by all merges of the table
+        return [alone]
+    method = default_method(at.experiment, at.problem.task)
+    title, spent = f"label prior + {method.name}", together(both, shares)
+    measured = measure_once(at, f"weight {title}", method.weighing, corrected)
+    return [alone, merged_row(at, title, method, corrected, measured, spent)]
+
+
+def merged_rows(at: Context, merges: Merges, cost: Cost) -> list[Row]:
     """Every merged row, not yet scored."""
-
-    def row(method: Method) -> Row:
-        weight = merges.measured[method.weighing].weight
-        merged = combine(at, method.combination, pair, weight)
-        return merged_row(method.name, method, merged, cost, weight)
-
-    return [row(method) for method in merged_methods(at.experiment, at.problem.task)]
+    if merges.prior and merges.prior.used:
+        cost = together(cost, _prior_cost(at, merges.prior))
+    measured = merges.measured
+    return [
+        merged_row(at, m.name, m, merges.pair, measured[m.weighing], cost)
+        for m in merged_methods(at.experiment, at.problem.task)
+    ]
 
 
 def merged_row(
+    at: Context,
     name: str,
     method: Method,
-    models: Adapter,
+    pair: Pair,
+    measured: Measured,
     cost: Cost,
-    weight: Any,
     *,
     parent: str = PARENT,
-    scores: Scores | None = None,
 ) -> Row:
-    """A row of a merge, by default not yet scored."""
+    """A row of a merge, not yet scored; what clients send to weigh is in its cost."""
+    up, down = sent_together(at, method.weighing, pair)
     return Row(
         name,
-        models,
-        cost,
-        _weight_by_module(weight),
+        combine(at, method.combination, pair, measured.weight),
+        together(cost, Cost(up, down)),
+        _weight_by_module(measured.weight),
         weighing=method.weighing.title,
         merge=method.combination.merge,
         parent=parent,
-        scores=scores,
+        interval=measured.interval,
+        gains=measured.gains,
     )
+
+
+def _prior_cost(at: Context, prior: LabelPrior) -> Cost:
+    """What class shares cost: clients send their counts, and receive the sums."""
+    clients, classes = prior.bias.shape
+    return Cost(_FLOAT * at.present * classes, _FLOAT * clients * classes)
 
 
 def _weight_by_module(weight: Any) -> Any:
@@ -299,9 +351,16 @@ def record(at: Context, row: Row) -> dict[str, Any]:
         **_balanced(row.scored),
         "loss": np.asarray(row.scored.loss, np.float64).tolist(),
         "weights": as_lists(row.weight),
+        **_certainty(row),
         **row.cost._asdict(),
         "inference_parameters": 0 if row.name == "base" else parameters,
     }
+
+
+def _certainty(row: Row) -> dict[str, Any]:
+    """How sure a row's weights are, if it says."""
+    interval = {} if row.interval is None else {"interval": as_lists(row.interval)}
+    return interval | ({} if row.gains is None else {"gains": as_lists(row.gains)})
 
 
 def _balanced(scores: Scores) -> dict[str, Any]:

@@ -241,11 +241,15 @@ class Merging:
     precision; quantile: the quantile."""
     grid_points: int = 11
     """Merge weights that grid search and the oracles try."""
+    label_prior: Literal["off", "auto", "on"] = "off"
+    """Correct the federated model of every merge by the client's class shares, which
+    its training examples show. auto: if held-out samples lose less with it."""
     methods: tuple[str, ...] = ()
     """Merged rows of the table, by name, or all. Names are separated by spaces, and
     need quotes if they have spaces, such as 'potara delta, rank r'. `potara factor`,
-    `potara core` and `hermite_bayes` are always included. Default: a first choice
-    (uniform, mix, grid, ties, regmean), and all merges and weights of your own."""
+    `potara core` and the default weight, `tempered_bayes`, are always included.
+    Default: a first choice (uniform, mix, grid, ties, regmean), and all merges and
+    weights of your own."""
 
     def __post_init__(self) -> None:
         check_types(self, "merging.")

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from potara_jax import merging
 from potara_jax.adapters.lora import Adapter, is_factors
 from potara_jax.data.federation import Federation
+from potara_jax.experiment import label_prior
 from potara_jax.experiment.context import heldout_of
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.merges import combine_program, estimator
@@ -42,6 +43,7 @@ def check_methods(experiment: Experiment, problem: Problem) -> None:
         and its file.
     """
     check_possible(experiment, problem.task)
+    label_prior.check(experiment, problem)
     all_rows = merged_methods(experiment, problem.task)
     methods = [m for m in all_rows if any(_file(entry) for entry in _entries(m))]
     if not methods:

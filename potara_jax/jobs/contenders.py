@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,20 +10,22 @@ import jax
 from potara_jax.data.federation import take
 from potara_jax.evaluation.metrics import evaluator
 from potara_jax.experiment.context import Context
-from potara_jax.experiment.merges import combine, measure
+from potara_jax.experiment.label_prior import as_set
+from potara_jax.experiment.merges import combine, measure, measure_once
 from potara_jax.experiment.methods import (
     ALL,
     BY_FACTOR,
-    DEFAULT,
     POTARA,
     Method,
     Weighing,
     all_methods,
+    default_method,
 )
 from potara_jax.experiment.phases import Budget, Outcome, Phase, account_until, until
 from potara_jax.experiment.rows import (
     LARGEST_CLASS,
     TUNED,
+    WITH_PRIOR,
     Cost,
     Parents,
     Row,
@@ -40,7 +42,7 @@ from potara_jax.jobs.job import Record
 
 _ANCHORS = 5
 _UNTRAINED = ("base", LARGEST_CLASS)
-_NO_MERGES = (*_UNTRAINED, "federated", "local", TUNED)
+_NO_MERGES = (*_UNTRAINED, "federated", "local", TUNED, WITH_PRIOR)
 _FUSION = Weighing("lorahub")
 # An algorithm whose own model is not what its paper ends with, which is a pipeline.
 _TITLES = {"fdlora": "fdlora, plain mean"}
@@ -80,10 +82,10 @@ def records(
     `kind`: an algorithm, a pipeline of several phases, a merge, Potara with another
     parent, a bound, or the local parent, which trains for less than the budget.
     """
-    budget = next(row for row in rows if row.name == POTARA).cost
+    budget = _largest(row.cost for row in rows if row.merge)
     begun = next(row for row in rows if row.name == "local")
     title = f"local, {at.experiment.local.rounds} rounds"
-    tuned = [row for row in rows if row.name == TUNED]
+    tuned = [row for row in rows if row.name in (TUNED, WITH_PRIOR)]
     kinds = {
         "parent": [begun._replace(name=title)],
         "merge": [r for r in rows if not r.oracle and r.name not in _NO_MERGES],
@@ -97,6 +99,11 @@ def records(
         for row in each
     ]
     return _algorithms(at, contenders, trained, budget) + fixed
+
+
+def _largest(costs: Iterable[Cost]) -> Cost:
+    """The most of everything: merges differ by the few numbers that weigh."""
+    return Cost(*map(max, zip(*costs, strict=True)))
 
 
 def _algorithms(
@@ -221,22 +228,20 @@ def _exchanged(at: Context, contenders: Contenders, trained: Trained) -> list[Ro
     """Potara with every other algorithm's model in place of the federated one."""
     local, rows = trained.parents.local, []
     known = {method.name: method for method in all_methods(at.experiment)}
+    methods = known[POTARA], default_method(at.experiment, at.problem.task)
     for name, contender in contenders.items():
         if not contender.mergeable:
             continue
         outcome = until(trained.outcomes[name], at.experiment.federated.rounds)
         spent = together(cost(at, outcome), cost(at, local))
-        pair = outcome.models, local.models
-        for title in (POTARA, DEFAULT):
-            rows.append(_exchange(at, known[title], name, pair, spent))
+        pair = as_set(at, (outcome.models, local.models))
+        rows += [_exchange(at, method, name, pair, spent) for method in methods]
     return rows
 
 
 def _exchange(at: Context, method: Method, parent: str, pair: Any, spent: Cost) -> Row:
     name = f"{method.name} ({parent})"
-    weight = at.once_measured(
-        f"weight {name}", lambda: measure(at, method.weighing, pair)
-    ).weight
-    merged = combine(at, method.combination, pair, weight)
-    scores = at.once_measured(f"scores {name}", lambda: score(at, merged))
-    return merged_row(name, method, merged, spent, weight, parent=parent, scores=scores)
+    measured = measure_once(at, f"weight {name}", method.weighing, pair)
+    row = merged_row(at, name, method, pair, measured, spent, parent=parent)
+    scores = at.once_measured(f"scores {name}", lambda: score(at, row.models))
+    return row._replace(scores=scores)

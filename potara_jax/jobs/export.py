@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from potara_jax.adapters import peft
+from potara_jax.adapters import lora, peft
 from potara_jax.adapters.lora import Adapter, Params
+from potara_jax.clients.task import LOGIT_BIAS
+from potara_jax.data.federation import take
 from potara_jax.experiment.problem import Problem
 from potara_jax.experiment.types import check_types, is_of
 from potara_jax.models import publishing
@@ -18,6 +22,7 @@ from potara_jax.runs.store import Cell
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Transformers = Literal[4, 5]
+_FEW = 2  # examples that show whether two models are the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +73,9 @@ def write_models(
     """Write some clients' models of every cell; returns their number.
 
     Adapters are `[C, ...]`. Below `out`, writes `CELL/client-000` and so on, and `base`
-    unless the model is a checkpoint. Raises `ValueError` for models that cannot be
-    exported, or folders that cannot be written.
+    unless the model is a checkpoint. A bias of the logits becomes one of the model's
+    head. Raises `ValueError` for models that cannot be exported, or folders that cannot
+    be written.
     """
     published = problem.form
     if published is None:
@@ -79,8 +85,46 @@ def write_models(
     base = _base(problem.base, published, out, options)
     for (cell, client), folder in folders.items():
         adapter = jax.tree.map(lambda x, at=client: x[at], adapters[cell])
+        adapter = _with_bias_in_head(problem, adapter)
         _write(folder, adapter, problem.base, published, base, options)
     return len(folders)
+
+
+def _with_bias_in_head(problem: Problem, adapter: Adapter) -> Adapter:
+    """A client's adapter, whose bias of the logits is that of a module trained whole.
+
+    The head is the module with a bias of this shape that gives the same logits.
+    """
+    if LOGIT_BIAS not in adapter:
+        return adapter
+    bias = adapter[LOGIT_BIAS]["bias"]
+    bare = {path: entry for path, entry in adapter.items() if path != LOGIT_BIAS}
+    expected = _some_logits(problem, adapter)
+    for path in _modules_with_bias(problem.base, bias.shape):
+        head = bare.get(path) or lora.trained_modules(problem.base, [path])[path]
+        if lora.is_factors(head):
+            continue
+        folded = bare | {path: head | {"bias": head["bias"] + bias}}
+        if np.allclose(_some_logits(problem, folded), expected, rtol=1e-3, atol=1e-3):
+            return folded
+    raise ValueError(
+        "the model has no head with a bias that the clients' class shares can be added "
+        "to: export a method without label prior"
+    )
+
+
+def _modules_with_bias(base: Params, shape: tuple[int, ...]) -> list[str]:
+    """The paths of the base's modules that have a bias of a shape, the last first."""
+    flat = lora.flat_params(base)
+    paths = [k for k, x in flat.items() if k.endswith("/bias") and x.shape == shape]
+    return [path.removesuffix("/bias") for path in reversed(paths)]
+
+
+def _some_logits(problem: Problem, adapter: Adapter) -> jax.Array:
+    """The logits of a model for a few examples."""
+    assert problem.task.logits is not None, "a bias of the logits needs logits"
+    pool = next(iter(problem.federations.values())).pool
+    return problem.task.logits(problem.base, adapter, take(pool, jnp.arange(_FEW)))
 
 
 def _check_clients(clients: Sequence[int], adapters: Mapping[Cell, Adapter]) -> None:

@@ -70,7 +70,9 @@ def personalise(
       local: the rounds that each client trains alone.
       training: what a client does in a round.
       merging: how the models are merged. Default: `potara factor`, `potara core`,
-        `hermite_bayes` and `uniform`, with the empirical Fisher information.
+        `uniform` and the default weight, which is `tempered_bayes` for a
+        classification and `hermite_bayes` for another loss, with the empirical Fisher
+        information.
       participation: who takes part in a round.
       communication: compression and privacy of uploads.
       compute: how many clients are trained at once.

@@ -31,6 +31,7 @@ from potara_jax.experiment import federating, trials
 from potara_jax.experiment.cell import parent_phases, train_parents
 from potara_jax.experiment.context import Context, heldout_samples, training_samples
 from potara_jax.experiment.experiment import Experiment
+from potara_jax.experiment.label_prior import as_set
 from potara_jax.experiment.merges import (
     Pair,
     check_bounds,
@@ -92,7 +93,7 @@ class Study:
         """Train both models of a cell, compute all weights, and score them."""
         phases = at.programs.once("parents", lambda: parent_phases(at))
         federated, local = train_parents(at, phases)
-        pair = federated.models, local.models
+        pair = as_set(at, (federated.models, local.models))
         curves = {space: _curve(at, pair, space) for space in _SPACES}
         exact = curves["delta"]
         return {

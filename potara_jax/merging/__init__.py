@@ -42,6 +42,7 @@ from potara_jax.merging.programs import (
     personalise,
     weigh,
 )
+from potara_jax.merging.registry import auto
 from potara_jax.merging.spaces import SPACES
 from potara_jax.merging.weights.constant import constant
 from potara_jax.merging.weights.fisher import fisher, fisher_weight
@@ -64,6 +65,7 @@ __all__ = [
     "Merged",
     "Place",
     "Samples",
+    "auto",
     "bias_aware_weight",
     "bootstrap",
     "combine",

@@ -26,6 +26,8 @@ from potara_jax.merging.likelihoods import Logits
 from potara_jax.merging.segment import POINTS
 
 TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
+_CONFIDENT = 1.645  # standard errors
+_ROUNDING = 1e-6  # of a loss in float32
 
 
 class Curves(NamedTuple):
@@ -160,6 +162,29 @@ def shrunk(curves: Curves, fine: Array) -> Array:
     kept = algebra.solve(signal + within + ridge, signal)
     at = jnp.linspace(0, 1, POINTS)
     return pooled + (off @ kept) @ jnp.stack([at, at**2])
+
+
+def gains(curves: Curves) -> Array:
+    """Which clients have a weight that beats both models with confidence, `[C]`.
+
+    That is a measured weight whose mean loss is below that of the better model by more
+    than 1.64 standard errors of the difference (one-sided, 5 %). A sample's difference
+    is taken from its coefficients: that of the loss at `w` to the loss at an end `e` is
+    `d . (w - e, w^2 - e^2)`. One sample or none shows nothing.
+
+    curves: of one temperature, see `tempered`.
+    """
+    at = jnp.linspace(0, 1, curves.loss.shape[-1])
+    ends = curves.loss[:, jnp.array([0, -1])]
+    end = jnp.argmin(ends, -1).astype(jnp.float32)[:, None]
+    off = jnp.stack([at - end, at**2 - end**2], -1)
+    variance = jnp.einsum(
+        "cpk,ckl,cpl->cp", off, curves.spread, off, precision="highest"
+    )
+    error = jnp.sqrt(variance / jnp.maximum(curves.count - 1, 1)[:, None])
+    least = ends.min(-1, keepdims=True)
+    above = least - curves.loss > _CONFIDENT * error + _ROUNDING * (1 + least)
+    return above.any(-1) & (curves.count > 1)
 
 
 def _positive(matrix: Array) -> Array:

@@ -70,14 +70,20 @@ class Client(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The `weight` of a client's federated adapter, and the curvature it came from.
+    """The `weight` of a client's federated adapter, the `curvature` it came from, and
+    how sure it is.
 
     The weight is a scalar, one a module, or one a coordinate; or, for methods whose
     weights do not sum to one, a tuple: of the federated and of the local adapter.
+    `interval`: the 5 % and the 95 % quantile of the weight's posterior, scalars.
+    `gains`: whether some weight beats the better of both models with confidence, a
+    boolean. Both are None for weights that do not say.
     """
 
     weight: Weight
     curvature: Curvature | None = None
+    interval: tuple[Array, Array] | None = None
+    gains: Array | None = None
 
 
 class Estimator(NamedTuple):

@@ -51,7 +51,7 @@ class Clients(NamedTuple):
 
 
 class Merged(NamedTuple):
-    """Merged adapters, the weights of the federated ones, and their curvature.
+    """Merged adapters, and what was measured of their weights, see `Measured`.
 
     Every leaf has the client axis `C`. `weight` is `[C]`, or a dictionary by module
     path, or a pytree like the coordinates.
@@ -60,6 +60,8 @@ class Merged(NamedTuple):
     adapter: Adapter
     weight: Weight
     curvature: Curvature | None = None
+    interval: tuple[Array, Array] | None = None
+    gains: Array | None = None
 
 
 def personalise(
@@ -92,7 +94,7 @@ def personalise(
         clients = Clients(*arguments)
         measured = weigh_all(*clients)
         adapter = merge_all(*clients, measured.weight)
-        return Merged(adapter, measured.weight, measured.curvature)
+        return Merged(adapter, *measured)
 
     return program
 

@@ -42,11 +42,13 @@ RESERVED = frozenset(
     {
         "all",
         "base",
+        "auto",
         "best constant weight",
         "best weight per client",
         "ensemble",
         "federated",
         "federated + fine-tuning",
+        "federated + label prior",
         "largest class",
         "local",
         "potara core",
@@ -59,6 +61,9 @@ RESERVED = frozenset(
         "uniform",
     }
 )
+
+# The default weight: of a task with logits, and of one with a loss alone.
+DEFAULTS = ("tempered_bayes", "hermite_bayes")
 
 _MakeMerge = TypeVar("_MakeMerge", bound=Callable[..., Merge])
 _MakeWeight = TypeVar("_MakeWeight", bound=Callable[..., Estimator])
@@ -324,6 +329,16 @@ def weights() -> dict[str, WeightEntry]:
     """Every merge weight by name, with every file of the package imported."""
     _import_all("potara_jax.merging.weights")
     return dict(sorted(_WEIGHTS.items()))
+
+
+def default(*, logits: bool) -> str:
+    """The name of the default weight: of a task with logits, or with a loss alone."""
+    return DEFAULTS[0] if logits else DEFAULTS[1]
+
+
+def auto(loss: Loss, logits: Logits | None = None) -> Estimator:
+    """The default weight of a task, from its logits if it has any."""
+    return weights()[default(logits=logits is not None)].build(loss=loss, logits=logits)
 
 
 def _import_all(package: str) -> None:

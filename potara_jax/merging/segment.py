@@ -16,10 +16,11 @@ import jax.numpy as jnp
 
 from potara_jax.adapters.lora import Array
 from potara_jax.merging.combining import merge, pair
-from potara_jax.merging.interface import Client, Weight
+from potara_jax.merging.interface import Client, Measured, Weight
 from potara_jax.merging.likelihoods import Loss
 
 POINTS = 101  # of the prior's grid
+TAIL = 0.05  # of a posterior, on either side of its interval
 
 
 # --- A client's loss -----------------------------------------------------------------
@@ -139,28 +140,41 @@ def pooled(cubics: Cubic, counts: Array) -> Array:
     return jnp.full(counts.shape, minimise(Cubic(*mean)))
 
 
-def empirical_bayes(cubics: Cubic, counts: Array, *, steps: int = 200) -> Array:
+def empirical_bayes(cubics: Cubic, counts: Array, *, steps: int = 200) -> Measured:
     """Every client's weight under a prior from all clients' cubics, `[C]`.
 
     A client's `N` samples have likelihood `exp(-N l(w))` at weight `w`, with `l` its
-    cubic; see `posterior_mean`. Each client sends four numbers.
+    cubic; see `posteriors`. Each client sends four numbers.
     """
     points = jnp.linspace(0, 1, POINTS)
     losses = jax.vmap(lambda *c: value(Cubic(*c), points))(*cubics)
     losses = jnp.where(jnp.isfinite(losses), losses, 0)
-    return posterior_mean(-counts[:, None] * losses, points, steps=steps)
+    return of_posteriors(posteriors(-counts[:, None] * losses, steps=steps))
 
 
-def posterior_mean(log_likelihood: Array, points: Array, *, steps: int) -> Array:
-    """Every client's weight under a prior from all clients' likelihoods, `[C]`.
+def of_posteriors(posterior: Array) -> Measured:
+    """Every client's weight `[C]` and its interval, from posteriors `[C, T]`.
 
-    The prior over the weights `points` `[T]` is that of the highest marginal likelihood
-    (Robbins 1956; EM on a grid from the uniform prior, Laird 1978). A client's weight
-    minimises the posterior mean of the squared error: it is the posterior mean.
+    The weights are equally spaced in [0, 1]. A client's weight minimises the posterior
+    mean of the squared error: it is the posterior mean.
+    """
+    points = jnp.linspace(0, 1, posterior.shape[-1])
+    below = jnp.cumsum(posterior, -1)
+
+    def quantile(share: float) -> Array:
+        return points[jnp.argmax(below >= share * below[:, -1:], -1)]
+
+    return Measured(posterior @ points, interval=(quantile(TAIL), quantile(1 - TAIL)))
+
+
+def posteriors(log_likelihood: Array, *, steps: int) -> Array:
+    """Every client's posterior under a prior from all clients' likelihoods, `[C, T]`.
+
+    The prior over `T` weights is that of the highest marginal likelihood (Robbins 1956;
+    EM on a grid from the uniform prior, Laird 1978).
 
     Args:
-      log_likelihood: `[C, T]`; a row that is constant gives the mean of the prior.
-      points: `[T]`.
+      log_likelihood: `[C, T]`; the posterior of a row that is constant is the prior.
       steps: of EM.
     """
     log_likelihood -= log_likelihood.max(-1, keepdims=True)
@@ -171,6 +185,6 @@ def posterior_mean(log_likelihood: Array, points: Array, *, steps: int) -> Array
     def update(_: Array, log_prior: Array) -> Array:
         return jnp.log(posterior(log_prior).mean(0) + 1e-30)
 
-    uniform = jnp.full(len(points), -jnp.log(float(len(points))))
-    log_prior = jax.lax.fori_loop(0, steps, update, uniform)
-    return posterior(log_prior) @ points
+    number = log_likelihood.shape[-1]
+    uniform = jnp.full(number, -jnp.log(float(number)))
+    return posterior(jax.lax.fori_loop(0, steps, update, uniform))

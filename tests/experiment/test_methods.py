@@ -4,12 +4,13 @@ import dataclasses
 
 import pytest
 
+from potara_jax import merging
 from potara_jax.clients.task import Task
 from potara_jax.experiment.methods import (
-    DEFAULT,
     POTARA,
     all_methods,
     check,
+    default_method,
     merged_methods,
 )
 from potara_jax.experiments import digits
@@ -18,6 +19,7 @@ from tests.helpers_federated import task as of_classes
 
 EXPERIMENT = digits.EXPERIMENT
 ALL = {method.name: method for method in all_methods(EXPERIMENT)}
+DEFAULT = "tempered_bayes"
 ALWAYS = {POTARA, DEFAULT, "potara factor"}
 WITH_INPUTS = of_classes._replace(inputs=lambda base, adapter, batch: {})
 OF_LOSS = Task(logits=None, loss=of_classes.loss)
@@ -33,6 +35,17 @@ def test_every_registered_weight_and_merge_has_a_row():
     merges = {method.combination.merge for method in ALL.values()}
     assert weights == set(registry.weights()) and merges == set(registry.merges())
     assert len(ALL) == len(all_methods(EXPERIMENT))
+
+
+def test_one_default_weight_is_that_of_the_library():
+    method = default_method(EXPERIMENT, WITH_INPUTS)
+    assert (method.name, method.weighing.samples) == (DEFAULT, "heldout")
+    assert merging.auto(OF_LOSS.loss, WITH_INPUTS.logits).name == DEFAULT
+    of_loss = default_method(EXPERIMENT, OF_LOSS)
+    assert of_loss.name == merging.auto(OF_LOSS.loss).name == "hermite_bayes"
+    for name in (DEFAULT, "hermite_bayes"):
+        work = registry.Work(classes=100, modules=50)
+        assert registry.weights()[name].passes(work) <= 5
 
 
 def test_variants_of_a_merge_are_rows_in_other_spaces():
@@ -70,7 +83,7 @@ def test_a_task_has_the_rows_whose_needs_it_meets():
     assert "regmean" not in names(of_classes, "regmean", "gauss_newton")
     assert "gauss_newton" in names(of_classes, "regmean", "gauss_newton")
     of_loss = names(OF_LOSS, "regmean", "gauss_newton", "grid")
-    assert set(of_loss) == {"grid", *ALWAYS}
+    assert set(of_loss) == {"grid", "hermite_bayes", *ALWAYS} - {DEFAULT}
     texts = WITH_INPUTS._replace(sequences=True)
     assert "gauss_newton" not in names(texts, "all")
 

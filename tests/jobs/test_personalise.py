@@ -88,7 +88,7 @@ def regressed() -> pj.Result:
 
 
 ROWS = ("base", "federated", "local", "federated + fine-tuning")
-MERGED = ("uniform", "potara factor", "potara core", "hermite_bayes")
+MERGED = ("uniform", "potara factor", "potara core", "tempered_bayes")
 
 
 def test_the_table_has_both_parents_and_the_default_merges(result):
@@ -201,7 +201,10 @@ def test_options_of_an_export_are_checked_before_anything_is_written(
 
 def test_a_regression_is_scored_by_its_loss(regressed):
     records = {r["method"]: r for r in regressed.results["methods"]}
-    assert {*ROWS, *MERGED} <= set(records)
+    assert {*ROWS, *MERGED} - {"tempered_bayes"} <= set(records)
+    assert "hermite_bayes" in records, "the default weight of a loss"
+    assert not {name for name in records if "label prior" in name}
+    assert "balanced" not in records["local"]
     assert regressed.results["metric"] == {"name": "loss", "percent": False}
     for record in records.values():
         assert record["accuracy"] == [-loss for loss in record["loss"]]
@@ -309,4 +312,4 @@ def test_a_terminal_shows_the_table(result):
     console = Console(width=100, record=True, quiet=False)
     with console.capture() as shown:
         console.print(result.table())
-    assert "hermite_bayes" in shown.get()
+    assert "tempered_bayes" in shown.get()

@@ -97,6 +97,14 @@ def test_the_ledger_counts_what_travelled(undisturbed):
     assert by_name["federated + fine-tuning"]["bytes_up"] == federated["bytes_up"]
     assert merged["local_steps"] == (3 + 2) * 2
     assert merged["inference_parameters"] == 2 * per_client // 4
+    weighed, corrected = by_name["tempered_bayes"], by_name["federated + label prior"]
+    numbers = 9 * (11 + 2 + 4) + 1  # nine temperatures; eleven points, slope, spread
+    assert weighed["bytes_up"] - merged["bytes_up"] == 3 * 4 * numbers
+    assert weighed["bytes_down"] - merged["bytes_down"] == 3 * (4 + 4 + 4 + 1)
+    for way in ("bytes_up", "bytes_down"):
+        assert corrected[way] - federated[way] == 3 * 10 * 4
+        both = by_name["label prior + tempered_bayes"][way] - weighed[way]
+        assert both == corrected[way] - federated[way]
     longer = by_name["federated, 4 rounds"]
     assert longer["bytes_up"] == 4 * 3 * per_client and longer["local_steps"] == 4 * 2
     assert longer["loss"] != federated["loss"]
@@ -120,6 +128,35 @@ def test_rows_say_how_they_were_merged(undisturbed):
     assert merged_by("uniform") == ("constant", "linear", "federated")
     assert merged_by("potara core") == ("potara core", "linear", "federated")
     assert merged_by("grid") == ("grid", "linear", "federated")
+
+
+def test_a_classification_has_two_scores_and_the_correction_by_shares(undisturbed):
+    """Three clients of the digits' ten classes, by Dirichlet 0.5."""
+    given = results(undisturbed)
+    for row in given["methods"]:
+        assert len(row["balanced"]) == 3
+        assert row["balanced_mean"] == pytest.approx(np.mean(row["balanced"]))
+    rows = {m["method"]: m for m in given["methods"]}
+    floor = rows["largest class"]
+    assert all(
+        1 / share == pytest.approx(round(1 / share)) for share in floor["balanced"]
+    )
+    assert rows["federated + label prior"]["loss"] != rows["federated"]["loss"]
+    assert (
+        rows["federated + label prior"]["inference_parameters"]
+        == 10 + (rows["federated"]["inference_parameters"])
+    )
+    prior = given["diagnostics"][0]["label_prior"]
+    assert prior["used"] is False and prior["plain"] != prior["corrected"]
+
+
+def test_the_default_weight_says_how_sure_it_is(undisturbed):
+    rows = {m["method"]: m for m in results(undisturbed)["methods"]}
+    for name in ("tempered_bayes", "label prior + tempered_bayes"):
+        (low, high), weights = rows[name]["interval"], rows[name]["weights"]
+        assert all(a <= w <= b for a, w, b in zip(low, weights, high, strict=True))
+        assert all(isinstance(gains, bool) for gains in rows[name]["gains"])
+    assert "interval" not in rows["uniform"]
 
 
 @pytest.mark.parametrize("lines", [2, 7])
@@ -281,7 +318,7 @@ def test_every_row_has_its_adapters(in_memory):
 def test_adapters_are_those_that_a_folder_keeps(in_memory, undisturbed):
     kept = run(EXPERIMENT, out=undisturbed, extra={"load": []}, progress=False)
     assert set(kept.adapters) == {
-        *("potara core", "hermite_bayes"),
+        *("potara core", "tempered_bayes"),
         "federated",
         "local",
     }
@@ -323,6 +360,13 @@ def test_models_are_exported_as_peft_loads_them(in_memory, tmp_path):
     (kept,) = in_memory.adapters["local"].values()
     expected = 8 * np.float64(kept["a"][2]) @ np.float64(kept["b"][2])
     np.testing.assert_allclose(np.float64(entry["a"]) @ entry["b"], expected, rtol=1e-5)
+    corrected = in_memory.export(tmp_path / "prior", method="federated + label prior")
+    read = peft.read(corrected / CELL.name / "client-001")
+    problem = in_memory.make_problem()
+    name = next(name for name, entry in read.adapter.items() if "bias" in entry)
+    bias = in_memory.adapters["federated + label prior"]["logit bias"]["bias"][1]
+    expected = problem.base["head"]["bias"] + bias
+    np.testing.assert_allclose(read.adapter[name]["bias"], expected, rtol=1e-5)
     with pytest.raises(ValueError, match="already exists"):
         in_memory.export(tmp_path / "out", method="local", clients=[0])
     with pytest.raises(ValueError, match="no adapters of 'ties'"):

@@ -134,6 +134,46 @@ def test_shrinking_is_the_best_linear_prediction():
     np.testing.assert_allclose(curves.shrunk(chosen, fine), expected, atol=2e-3)
 
 
+def test_an_interval_narrows_with_samples_and_without_any_is_the_priors():
+    minima = [0.1, 0.3, 0.7, 0.9, 0.5, 0.5]
+    measured = clients(minima, [4000, 40, 40, 40, 2, 0])
+    result = tempered_bayes(logits).decide(measured, measured.count)
+    low, high = map(np.asarray, result.interval)
+    assert np.all(low <= result.weight) and np.all(result.weight <= high)
+    many, some, *_, few, none = high - low
+    assert many < some < few <= none
+    assert low[5] == pytest.approx(0.1, abs=0.05)
+    assert high[5] == pytest.approx(0.9, abs=0.1)
+
+
+def test_a_client_gains_where_its_samples_show_it():
+    """Losses `(w - m)^2`: a clear middle, an end, noise, one sample, and none."""
+    clear = clients([0.5, 0.0, 1.0], [40, 40, 40])
+    noisy = clients([0.5, 0.5, 0.5], [40, 1, 0], noise=4.0)
+    measured = jax.tree.map(lambda *x: jnp.concatenate(x), clear, noisy)
+    chosen, _ = curves.tempered(measured)
+    assert curves.gains(chosen).tolist() == [True, False, False, False, False, False]
+    gains = tempered_bayes(logits).decide(measured, measured.count).gains
+    np.testing.assert_array_equal(gains, curves.gains(chosen))
+
+
+@pytest.mark.parametrize(("errors", "shown"), [(2.0, True), (1.5, False)])
+@pytest.mark.parametrize("end", [0, 1])
+def test_a_gain_is_some_standard_errors_over_the_better_model(end, errors, shown):
+    """By hand: the loss falls by 0.1 a unit of weight from the better model on."""
+    noise = np.random.default_rng(9).normal(size=50)
+    noise = (noise - noise.mean()) / noise.std()
+    fall = -0.1 + 0.1 / errors * np.sqrt(49) * noise
+    linear = fall if end == 0 else -fall
+    zero = np.zeros(50)
+    one = curves.summarise(
+        losses_of(np.stack([zero, linear, zero], 1)), jnp.full(50, True)
+    )
+    worse = one.loss[0].at[end - 1].add(1)  # so that its other end is the worse model
+    chosen = Curves(worse[None], one.slope[:1], one.spread[:1], one.count[None])
+    assert curves.gains(chosen).tolist() == [shown]
+
+
 def test_the_order_of_clients_changes_nothing_but_the_order():
     measured = clients([0.1, 0.4, 0.9], [3, 9, 20])
     reverse = Curves(*(x[::-1] for x in measured))

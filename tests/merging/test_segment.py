@@ -139,7 +139,8 @@ def counts(*numbers):
     return jnp.asarray(numbers, jnp.float32)
 
 
-pooled, bayes = jax.jit(segment.pooled), jax.jit(segment.empirical_bayes)
+pooled = jax.jit(segment.pooled)
+bayes = jax.jit(lambda *args: segment.empirical_bayes(*args).weight)
 
 
 def test_the_pooled_weight_is_that_of_the_mean_parabola():
@@ -158,7 +159,18 @@ def test_the_posterior_mean_by_hand():
     prior = share(np.full(101, 1 / 101)).mean(0)
     expected = share(prior) @ points
     actual = segment.empirical_bayes(cubics, counts(*n), steps=1)
-    np.testing.assert_allclose(actual, expected, atol=1e-4)
+    np.testing.assert_allclose(actual.weight, expected, atol=1e-4)
+    below = np.cumsum(share(prior), 1)
+    quantiles = [[points[(row < q).sum()] for row in below] for q in (0.05, 0.95)]
+    np.testing.assert_allclose(actual.interval, quantiles, atol=1e-6)
+
+
+def test_an_interval_holds_nine_tenths_of_the_posterior():
+    """Of equal shares of 0, .01, ..., 1, and of one weight alone."""
+    certain = jnp.zeros(101).at[30].set(1.0)
+    measured = segment.of_posteriors(jnp.stack([jnp.full(101, 1 / 101), certain]))
+    np.testing.assert_allclose(measured.weight, [0.5, 0.3], atol=1e-5)
+    np.testing.assert_allclose(measured.interval, [[0.05, 0.3], [0.95, 0.3]], atol=1e-6)
 
 
 def test_few_samples_are_drawn_to_what_is_typical():

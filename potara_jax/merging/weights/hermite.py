@@ -63,10 +63,13 @@ def hermite_pooled(loss: Loss) -> Estimator:
     reference="this project",
 )
 def hermite_bayes(loss: Loss) -> Estimator:
-    """The posterior mean weight, under a prior from all clients' cubics."""
+    """The posterior mean weight, under a prior from all clients' cubics.
+
+    With its interval; see `segment.empirical_bayes`.
+    """
 
     def decide(cubics: segment.Cubic, counts: Array) -> Measured:
-        return Measured(segment.empirical_bayes(cubics, counts))
+        return segment.empirical_bayes(cubics, counts)
 
     return Estimator("hermite_bayes", _cubic(loss), decide)
 

@@ -13,7 +13,7 @@ from potara_jax.merging.curves import Curves
 from potara_jax.merging.interface import Client, Estimator, Measured
 from potara_jax.merging.likelihoods import Logits
 from potara_jax.merging.registry import Work
-from potara_jax.merging.segment import POINTS, posterior_mean
+from potara_jax.merging.segment import POINTS, of_posteriors, posteriors
 
 _POINTS, _STEPS = 11, 10
 
@@ -42,15 +42,17 @@ def tempered_bayes(logits: Logits, *, curve_points: int = _POINTS) -> Estimator:
     clients' losses suggest (empirical Bayes, ten steps of EM). A client without
     samples takes the mean of the prior.
 
-    The temperature is that of a label's likelihood: for answers of several tokens, of
-    a token's. Each client sends `9 (curve_points + 5) + 1` numbers.
+    With the posterior's interval, and whether a client gains, see `curves.gains`. The
+    temperature is that of a label's likelihood: for answers of several tokens, of
+    a token's. Each client sends `9 (curve_points + 6) + 1` numbers.
 
     Raises `ValueError` for fewer than four points, which have no cubic spline.
     """
 
     def decide(measured: Curves, counts: Array) -> Measured:
         del counts
-        return Measured(_bayes(*curves.tempered(measured)))
+        chosen, fine = curves.tempered(measured)
+        return _bayes(chosen, fine)._replace(gains=curves.gains(chosen))
 
     return Estimator("tempered_bayes", _measure(logits, curve_points), decide)
 
@@ -74,7 +76,7 @@ def mix(logits: Logits, *, curve_points: int = _POINTS) -> Estimator:
         del counts
         chosen, fine = curves.tempered(measured)
         least = jnp.argmin(curves.shrunk(chosen, fine), -1) / (POINTS - 1)
-        return Measured((_bayes(chosen, fine) + least) / 2)
+        return Measured((_bayes(chosen, fine).weight + least) / 2)
 
     return Estimator("mix", _measure(logits, curve_points), decide)
 
@@ -85,6 +87,6 @@ def _measure(logits: Logits, points: int) -> Callable[[Client], Curves]:
     return partial(curves.measure, logits, points=points)
 
 
-def _bayes(chosen: Curves, fine: Array) -> Array:
-    points = jnp.linspace(0, 1, POINTS)
-    return posterior_mean(-chosen.count[:, None] * fine, points, steps=_STEPS)
+def _bayes(chosen: Curves, fine: Array) -> Measured:
+    log_likelihood = -chosen.count[:, None] * fine
+    return of_posteriors(posteriors(log_likelihood, steps=_STEPS))

@@ -25,7 +25,14 @@ from potara_jax.reports.summary import Record, Results
 
 NUMBER = 30  # of samples, where a figure or a table shows one number alone
 _KINDS = {"train": "training samples", "heldout": "held-out samples"}
-_ESTIMATORS = ("hermite", "hermite_pooled", "hermite_bayes", "gauss_newton", "grid")
+_ESTIMATORS = (
+    "hermite",
+    "hermite_bayes",
+    "tempered_bayes",
+    "mix",
+    "gauss_newton",
+    "grid",
+)
 _CURVATURES = {
     f"potara, {fisher} core": ("potara", fisher, "core", "diagonal")
     for fisher in ("exact", "empirical")
