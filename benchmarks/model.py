@@ -53,7 +53,8 @@ def setup(
     images = jax.random.uniform(jax.random.key(0), (512, side, side, colours))
     pool = Batch(images, jnp.arange(512, dtype=jnp.int32) % config.classes)
     sites = lora.find_sites(model, images[:1], targets=["query", "value"])
-    base = _random(jax.eval_shape(model.init, jax.random.key(1), images[:1]), config)
+    shapes = jax.eval_shape(model.init, jax.random.key(1), images[:1])
+    base = random_base(shapes, config)
     adapter = lora.init(jax.random.key(2), sites, rank=rank)
     optimizer = optax.adamw(RATE, weight_decay=1e-4)
     train = Train(optimizer, steps=STEPS, batch_size=batch)
@@ -67,7 +68,7 @@ def vision_task(config: ViTConfig) -> Task:
     return of_classes(lora.bind(ViT(config), scale=2.0))
 
 
-def _random(variables: Any, config: ViTConfig | LlamaConfig) -> lora.Params:
+def random_base(variables: Any, config: Any) -> lora.Params:
     """Kernels at random, norms of scale one, no biases, in the model's dtype.
 
     A model's `init` would be compiled, which takes longer than what is measured.
@@ -102,7 +103,7 @@ def language(config: LlamaConfig, *, length: int, batch: int, rank: int) -> Setu
     choices = Choices(tokens, count, tokens[:, None, -answer:], jnp.zeros_like(count))
     text = Text(tokens[:1], jnp.zeros((1, answer), jnp.int32))
     sites = lora.find_sites(model, text, targets=["q_proj", "v_proj"])
-    base = _random(jax.eval_shape(model.init, keys[1], text), config)
+    base = random_base(jax.eval_shape(model.init, keys[1], text), config)
     adapter = lora.init(keys[2], sites, rank=rank)
     train = Train(optax.adamw(RATE), steps=STEPS, batch_size=batch)
     each = 4 * _kernels(base["layers"]) + 6 * _numbers(adapter)

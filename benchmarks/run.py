@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import figure, machine, merging, speed
+from benchmarks import figure, frozen, machine, merging, speed
 from benchmarks.measure import Line
 from benchmarks.merging import Sizes
 from potara_jax.runs import files
@@ -27,7 +27,7 @@ from potara_jax.runs.versions import versions
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-CASES = merging.CASES | speed.CASES | machine.CASES
+CASES = merging.CASES | speed.CASES | frozen.CASES | machine.CASES
 
 
 @dataclasses.dataclass(frozen=True)
