@@ -20,7 +20,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from potara_jax.reports import drawing, findings
+from potara_jax.reports import clients, drawing, findings
 from potara_jax.reports.diagnostics import left_out_notes
 from potara_jax.reports.document import (
     Cell,
@@ -43,6 +43,7 @@ from potara_jax.reports.methods import (
     class_notes,
     head,
     known_columns,
+    label_prior,
     oracle_notes,
     score_cell,
 )
@@ -89,9 +90,15 @@ def report(results: Results, folder: Path) -> Report:
         lead=findings.unbeaten(ranked(results)),
         sections=[
             Section(
-                "Methods", (explained, *map(Text, privacy(results)), table(results))
+                "Methods",
+                (
+                    explained,
+                    *map(Text, [*label_prior(results), *privacy(results)]),
+                    table(results),
+                ),
             ),
             *figure_sections(shown),
+            *clients.sections(results),
         ],
         settings=results["settings"],
         versions=results["versions"],

@@ -3,6 +3,7 @@ import io
 
 import pytest
 
+from potara_jax.reports import clients
 from potara_jax.reports.clients import clients_csv
 from tests.reports.records import by_hand, record
 from tests.reports.synthetic import as_losses
@@ -34,6 +35,50 @@ def test_classes_have_a_second_score():
     assert "client,accuracy,balanced,loss,weight" in heads
     assert [line["balanced"] for line in client_lines(results)[:2]] == ["0.25", "0.5"]
     assert "balanced" not in clients_csv(by_hand())
+
+
+def sure(results):
+    for each in results["methods"]:
+        if each["method"] == "potara core":
+            each |= {"interval": [[0.1, 0.2], [0.5, 0.9]], "gains": [True, False]}
+    return results
+
+
+def test_certainty_has_columns_where_a_method_says_it():
+    lines = client_lines(sure(by_hand()))
+    certain = [line for line in lines if line["method"] == "potara core"]
+    values = [(line["low"], line["high"], line["gains"]) for line in certain[:2]]
+    assert values == [("0.1", "0.5", "True"), ("0.2", "0.9", "False")]
+    assert {line["low"] for line in lines if line["method"] == "local"} == {""}
+    assert "low" not in client_lines(by_hand())[0]
+
+
+def test_the_clients_of_the_first_seed_have_a_table():
+    (section,) = clients.sections(sure(by_hand()))
+    shown = section.parts[0]
+    assert shown.columns == (
+        *("Client", "Name", "Examples", "federated", "local", "potara core"),
+        *("Weight", "Interval", "Gains"),
+    )
+    ((rows, title),) = shown.groups
+    assert title == "Dirichlet 0.1"
+    texts = [row.texts for row in rows]
+    assert texts[0][3:] == ["70.0", "60.0", "80.0", "0.30", "0.10 to 0.50", "yes"]
+    assert texts[1][2:] == [
+        "20",
+        *("90.0", "80.0", "100.0"),
+        "0.50",
+        "0.20 to 0.90",
+        "unsure",
+    ]
+    assert clients.sections(by_hand()) == []
+
+
+def test_a_long_table_of_clients_says_where_the_others_are(monkeypatch):
+    monkeypatch.setattr(clients, "_MOST", 1)
+    shown = clients.table(sure(by_hand()), "potara core")
+    assert [len(rows) for rows, _ in shown.groups] == [1]
+    assert "clients.csv" in shown.notes[0]
 
 
 def test_unknown_values_of_a_client_are_empty():

@@ -139,6 +139,18 @@ def test_the_figures_that_results_lack_are_left_out(tmp_path):
     assert shown == ["Methods", "Accuracy", "Seconds of each phase", "Clients left out"]
 
 
+def test_the_report_says_whether_the_correction_by_shares_helps(tmp_path):
+    results = synthetic(clients=4, heterogeneities=("0.1",), seeds=2)
+    assert methods.label_prior(results) == []
+    for entry, corrected in zip(results["diagnostics"], (0.5, 1.5), strict=True):
+        entry["label_prior"] = {"plain": 1.0, "corrected": corrected, "used": False}
+    (sentence,) = methods.label_prior(results)
+    assert "from 1.00 to 1.00; it helps in 1 of 2 seeds" in sentence
+    assert "have it in 0" in sentence
+    page = document.html(methods.report(results, tmp_path))
+    assert sentence.split("'")[0] in page
+
+
 def test_the_report_of_losses(tmp_path):
     results = as_losses(synthetic(clients=2, seeds=1))
     page = document.html(methods.report(results, tmp_path))
