@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental.multihost_utils import process_allgather
 
 from potara_jax import keys
 from potara_jax.adapters import lora as lora_layers
@@ -92,7 +93,8 @@ def train_adapters(
         steps.
 
     Returns:
-      The adapters, stacked to `[C, ...]`, and the losses `[C, S]`, float32.
+      The adapters, stacked to `[C, ...]`, and the losses `[C, S]`, float32. With a mesh
+      over several hosts, each holds its devices' part of the adapters, and all losses.
 
     Raises:
       ValueError: where examples do not fit together, labels are no classes of the
@@ -164,7 +166,13 @@ def _train(
             losses.append(block[:, : last - first])
             if report:
                 report(last, steps, float(losses[-1].mean()))
-    return state, np.concatenate([np.asarray(block) for block in losses], axis=1)
+    return state, np.concatenate([_on_every_host(block) for block in losses], axis=1)
+
+
+def _on_every_host(x: Array) -> np.ndarray:
+    """An array that may be spread over hosts, whole."""
+    spread = not x.is_fully_addressable
+    return np.asarray(process_allgather(x, tiled=True) if spread else x)
 
 
 def _advance(
