@@ -104,7 +104,7 @@ def train(
     """
     server, memory = _hear(deployment, memory, arrays, order)
     view = _view(deployment, node, memory, server, order)
-    program = _program(deployment, node.layout, order.number % _turns(deployment))
+    program = _program(deployment, node.layout, deployment.place(order.number))
     of_clients = view.numbers, view.rows, view.examples
     result = program(view.shared, server, *of_clients, np.int32(order.number))
     trained, lost = jax.device_get(result)
@@ -117,7 +117,9 @@ def train(
         count = int(view.examples.count[at])
         metrics = {"train-loss": loss, "arrived": int(arrived), "num-examples": count}
         replies[client] = Reply(packed(one.message) if arrived else {}, metrics)
-        rows = Rows(one.state, _owed(view, one, at, order.number))
+        old = _row(view.rows.owed, at)
+        owed = replaced(old, deployment.place(order.number), one.owed)
+        rows = Rows(one.state, owed)
         memory[f"pending.{client}"] = _pending(order.number, rows)
     return replies, memory
 
@@ -131,10 +133,6 @@ class _View(NamedTuple):
     examples: Ragged
     heldout: Ragged
     places: np.ndarray
-
-
-def _turns(deployment: Deployment) -> int:
-    return len(deployment.algorithm.turns) or 1
 
 
 @cache
@@ -161,11 +159,6 @@ def _program(deployment: Deployment, layout: Layout, place: int) -> Any:
 
     axes = (None, None, 0, 0, 0, None)
     return jax.jit(over_clients(one, in_axes=axes, layout=layout))
-
-
-def _owed(view: _View, one: Trained, at: int, number: int) -> tuple[Any, ...]:
-    old = _row(view.rows.owed, at)
-    return replaced(old, number % max(len(old), 1), one.owed)
 
 
 def _stack(trees: Sequence[Any]) -> Any:

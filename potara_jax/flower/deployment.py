@@ -109,6 +109,10 @@ class Deployment:
         """The algorithm of a round."""
         return self.algorithm.turn(number)
 
+    def place(self, number: int) -> int:
+        """The place of a round's turn among the algorithm's turns."""
+        return number % (len(self.algorithm.turns) or 1)
+
     @cached_property
     def shapes(self) -> Shared:
         """The base and a pool of one example, as shapes."""

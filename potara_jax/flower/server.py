@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -125,10 +126,8 @@ def checked(
     return accepted, refused
 
 
-Aggregate = Callable[..., Server]
-
-
-def aggregator(deployment: Deployment, place: int) -> Aggregate:
+@cache
+def aggregator(deployment: Deployment, place: int) -> Callable[..., Server]:
     """`aggregate(server, cohort, messages, arrived, secret, number) -> server`, jitted.
 
     messages: the cohort's, `[c, ...]`, zeros for one that has not arrived. arrived:
@@ -165,7 +164,6 @@ def aggregator(deployment: Deployment, place: int) -> Aggregate:
 def next_state(
     deployment: Deployment,
     state: State,
-    aggregate: Aggregate,
     cohort: Cohort,
     messages: Mapping[int, Any],
     secret: Array,
@@ -182,6 +180,7 @@ def next_state(
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
     arrived = np.isin(cohort.client, list(messages))
     args = cohort, stacked, arrived, secret, np.int32(number)
+    aggregate = aggregator(deployment, deployment.place(number))
     server = jax.tree.map(np.asarray, aggregate(state.server, *args))
     before = packed(state.server)
     changed = {

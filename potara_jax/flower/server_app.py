@@ -116,7 +116,6 @@ class Deployed(Strategy):
         self._heard: dict[int, int] = {}
         self._orders: dict[int, Order] = {}
         self._down = 0
-        self._aggregate: dict[int, server.Aggregate] = {}
 
     def summary(self) -> None:
         """Log whose rounds these are."""
@@ -185,10 +184,7 @@ class Deployed(Strategy):
         number = server_round - 1
         heard = self._hear(replies)
         accepted = self._accepted(heard, self.deployment.message(number))
-        place = number % (len(self.deployment.algorithm.turns) or 1)
-        if place not in self._aggregate:
-            self._aggregate[place] = server.aggregator(self.deployment, place)
-        args = self._aggregate[place], self._cohort, accepted, self.secret, number
+        args = self._cohort, accepted, self.secret, number
         self.state = server.next_state(self.deployment, self.state, *args)
         losses = [_number(heard.metrics[c].get("train-loss")) for c in accepted]
         metrics = {

@@ -31,6 +31,7 @@ def algorithm(name, **hyperparameters):
     return algorithms()[name].make(task, train, **hyperparameters)
 
 
+@functools.cache
 def deployed(name, *, conditions=EVERYBODY, wire=AS_IT_IS, personal=None, **more):
     """A federation of four clients."""
     base, pool = GIVEN.shared.base, GIVEN.shared.pool

@@ -11,9 +11,9 @@ TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
 
 
 class InProcess(Grid):
-    """Nodes that answer at once. `spoil(node, message, reply)` may change a reply."""
+    """Nodes that answer at once. `spoil(grid, node, message, reply)`: the reply."""
 
-    def __init__(self, app, nodes, spoil=lambda node, message, reply: reply):
+    def __init__(self, app, nodes, spoil=lambda grid, node, message, reply: reply):
         self.app, self.spoil = app, spoil
         self.present = set(nodes)
         self.contexts = {
@@ -43,7 +43,7 @@ class InProcess(Grid):
             node = message.metadata.dst_node_id
             self.messages.append(message)
             if node in self.present:
-                reply = self.spoil(node, message, self._answer(node, message))
+                reply = self.spoil(self, node, message, self._answer(node, message))
                 replies += [reply] if reply is not None else []
         return replies
 

@@ -4,13 +4,14 @@ import jax
 import numpy as np
 import pytest
 
+from potara_jax.federated.conditions import Conditions
 from tests.flower import federations
 from tests.flower.federations import PERSONAL, deployed, node, simulated
-from tests.helpers_federated import assert_close
+from tests.helpers_federated import assert_close, assert_equal
 
 pytest.importorskip("flwr", exc_type=ImportError)
 
-from flwr.app import Context, RecordDict
+from flwr.app import Array, Context, RecordDict
 
 from potara_jax.flower import Rounds, as_client_app, as_server_app, messages
 from tests.flower.in_process import InProcess
@@ -18,9 +19,12 @@ from tests.flower.in_process import InProcess
 ROUNDS = 5
 KINDS = ("score", "loss")
 NODES = {1: (0,), 2: (1,), 3: (2,), 4: (3,)}
+A = "base_model.model.dense.lora_A.weight"
 
 
-def federate(deployment, *, nodes=NODES, rounds=ROUNDS, folder=None, **options):
+def federate(
+    deployment, *, nodes=NODES, rounds=ROUNDS, folder=None, evaluate_every=0, **options
+):
     """The outcome of a federation, and its grid."""
     outcomes = []
     held = {key: node(*clients) for key, clients in nodes.items()}
@@ -32,7 +36,7 @@ def federate(deployment, *, nodes=NODES, rounds=ROUNDS, folder=None, **options):
     grid = InProcess(app, nodes, **options)
     server = as_server_app(
         lambda context: deployment,
-        lambda context: Rounds(rounds, timeout=5),
+        lambda context: Rounds(rounds, timeout=5, evaluate_every=evaluate_every),
         on_end=lambda context, outcome: outcomes.append(outcome),
     )
     server(grid, Context(1, 0, {}, RecordDict(), {}))
@@ -46,12 +50,28 @@ def kept(grid, like, name, clients=range(4)):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
 
 
+def states(grid, progress):
+    """What clients keep between rounds, of the structure of the simulator's."""
+    rows = {"state": progress.states, "owed": progress.owed}
+    one = jax.tree.map(lambda x: np.asarray(x)[0], rows)
+    like = {"round": np.int32(0), "rows": one}
+    return kept(grid, like, "client")["rows"]["state"]
+
+
+def rows_of(metrics, name):
+    return [int(of[name]) for of in metrics.values()]
+
+
 @pytest.mark.parametrize("name", ["fedit", "fedsa", "scaffold", "ffa"])
 def test_a_deployed_federation_is_the_simulated_one(name):
     deployment = deployed(name)
     outcome, grid = federate(deployment)
-    progress, _ = simulated(deployment, rounds=ROUNDS)
+    progress, report = simulated(deployment, rounds=ROUNDS)
     assert_close(outcome.server, progress.server)
+    assert_close(states(grid, progress), progress.states)
+    metrics = outcome.result.train_metrics_clientapp
+    assert rows_of(metrics, "bytes-up")[-1] == report.bytes_up.sum()
+    assert rows_of(metrics, "bytes-down")[-1] == report.bytes_down.sum()
 
 
 def test_clients_personalise_as_in_the_simulator():
@@ -64,3 +84,130 @@ def test_clients_personalise_as_in_the_simulator():
     assert sorted(outcome.scores) == [0, 1, 2, 3]
     names = {f"{of}{kind}" for of in ("", "federated-", "local-") for kind in KINDS}
     assert all(set(of) == names for of in outcome.scores.values())
+
+
+def test_nodes_of_several_clients_are_as_nodes_of_one():
+    deployment = deployed("scaffold")
+    alone, _ = federate(deployment, rounds=2)
+    together, grid = federate(deployment, nodes={1: (0, 1, 2), 2: (3,)}, rounds=2)
+    assert_close(alone.server, together.server)
+    assert {m.metadata.dst_node_id for m in grid.messages} == {1, 2}
+
+
+def test_a_node_keeps_its_clients_in_a_folder(tmp_path):
+    deployment = deployed("scaffold")
+    outcome, grid = federate(deployment, rounds=2, folder=tmp_path)
+    assert_equal(outcome.server, federate(deployment, rounds=2)[0].server)
+    assert all(len(context.state) == 0 for context in grid.contexts.values())
+    files = {path.name for path in (tmp_path / "1").iterdir()}
+    assert files == {"view.npz", "heard.npz", "client.0.npz"}
+
+
+# --- Broken nodes --------------------------------------------------------------------
+
+
+def spoiled(change, *, node=3, at=1):
+    """A node whose reply to the training of one round is changed."""
+
+    def spoil(grid, key, message, reply):
+        training = message.metadata.message_type == "train"
+        if key != node or not training or message.content["config"]["number"] != at:
+            return reply
+        return change(grid, reply)
+
+    return spoil
+
+
+def with_array(array):
+    def change(grid, reply):
+        name = next(iter(reply.content["arrays"]))
+        reply.content["arrays"][name] = Array(*array)
+        return reply
+
+    return change
+
+
+GOOD = messages.npy(np.zeros((2, 5), np.float32))
+BAD = {
+    "shape": (messages.npy(np.zeros((2, 6), np.float32)), "float32[2, 6], not"),
+    "nan": (messages.npy(np.full((2, 5), np.nan, np.float32)), "not finite"),
+    "huge": (messages.npy(np.full((2, 5), 1e20, np.float32)), "limit is 1e+06"),
+    "dtype": (messages.npy(np.zeros((2, 5))), "float64[2, 5], not"),
+    "pickle": (GOOD._replace(stype="pickle"), "is a pickle"),
+}
+
+
+@pytest.fixture(scope="module")
+def silent():
+    """The server's state where a node says nothing in the second round."""
+    outcome, _ = federate(deployed("fedsa"), rounds=3, spoil=spoiled(lambda *_: None))
+    return outcome.server
+
+
+@pytest.mark.parametrize(("array", "why"), BAD.values(), ids=BAD)
+def test_a_bad_update_is_refused_and_the_round_goes_on(array, why, silent, caplog):
+    spoil = spoiled(with_array(array))
+    outcome, _ = federate(deployed("fedsa"), rounds=3, spoil=spoil)
+    assert_equal(outcome.server, silent)
+    metrics = outcome.result.train_metrics_clientapp
+    assert rows_of(metrics, "arrived") == [4, 3, 4]
+    line = [x for x in caplog.text.splitlines() if "is refused" in x]
+    assert len(line) == 1 and "client 2 is refused" in line[0] and why in line[0]
+
+
+def test_a_client_that_is_not_heard_stays_as_it_was():
+    deployment = deployed("scaffold")
+    outcome, grid = federate(deployment, rounds=2, spoil=spoiled(lambda *_: None, at=0))
+    progress, _ = simulated(deployment, rounds=1)
+    assert "client.2" in grid.contexts[3].state
+    control = lambda tree: jax.tree.map(lambda x: x.mean(0), tree)
+    assert_close(outcome.server["c"], control(states(grid, progress)))
+
+
+def test_a_reply_without_any_records_is_left_out(silent):
+    def change(grid, reply):
+        reply.content = RecordDict()
+        return reply
+
+    outcome, _ = federate(deployed("fedsa"), rounds=3, spoil=spoiled(change))
+    assert_equal(outcome.server, silent)
+
+
+def test_a_node_that_has_lost_everything_begins_again(caplog):
+    def forget(grid, reply):
+        state = grid.contexts[3].state
+        for group in list(state):
+            del state[group]
+        return reply
+
+    outcome, _ = federate(deployed("fedit"), rounds=4, spoil=spoiled(forget, at=0))
+    metrics = outcome.result.train_metrics_clientapp
+    assert rows_of(metrics, "arrived") == [4, 3, 4, 4]
+    assert "this node has that of round -1" in caplog.text
+
+
+def test_a_node_that_is_gone_is_left_out():
+    def leave(grid, reply):
+        grid.present.discard(3)
+        return reply
+
+    options = {"spoil": spoiled(leave), "evaluate_every": 2}
+    outcome, _ = federate(deployed("fedit"), rounds=3, **options)
+    metrics = outcome.result.train_metrics_clientapp
+    assert rows_of(metrics, "arrived") == [4, 4, 3]
+    assert sorted(outcome.scores) == [0, 1, 3]
+    assert list(outcome.result.evaluate_metrics_clientapp) == [2]
+
+
+def test_clients_without_a_node_are_named():
+    with pytest.raises(ValueError, match="no node has the clients 1, 3: start theirs"):
+        federate(deployed("fedit"), nodes={1: (0,), 3: (2,)})
+
+
+def test_cohorts_are_the_simulators():
+    deployment = deployed("fedit", conditions=Conditions(cohort=2, by_examples=True))
+    outcome, grid = federate(deployment, rounds=2)
+    progress, _ = simulated(deployment, rounds=2)
+    assert_close(outcome.server, progress.server)
+    trained = [m for m in grid.messages if m.metadata.message_type == "train"]
+    assert len(trained) == 4

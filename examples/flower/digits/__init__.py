@@ -1,0 +1,1 @@
+"""A Flower app: a small ViT on handwritten digits, federated and personalised."""
