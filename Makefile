@@ -6,6 +6,7 @@
 PYTHON ?= python3
 JAX ?= cpu
 VENV ?= .venv
+FLOWER ?= .venv-flower
 ARGS ?=
 BIN := $(VENV)/bin
 SMALL_digits := --out runs/digits-small --cells.seeds 0 --cells.heterogeneity 0.1 \
@@ -44,7 +45,7 @@ EXTRA = $(if $(small),$(SMALL_$@))
 MAKE_FILES = $(if $(small),$(FILES)/.made)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-oldest lint docs wheel digits tasks cifar100 commonsense flan compare study bench bench-accelerator clean
+.PHONY: help install test test-oldest lint docs wheel digits tasks cifar100 commonsense flan compare study bench bench-accelerator flower test-flower clean
 
 help:  ## show this
 	@echo "targets (settings: PYTHON=$(PYTHON) JAX=$(JAX) VENV=$(VENV) ARGS= small=)"
@@ -110,6 +111,18 @@ flan: install $(MAKE_FILES)  ## Llama-3.2-3B on eight tasks of FLAN (downloads; 
 
 compare: install  ## every federated algorithm and merge in one table (an hour on 2 cores)
 	$(BIN)/potara compare digits $(EXTRA) $(ARGS)
+
+flower: $(FLOWER)/.installed  ## deploy the digits with Flower: a server and four nodes, in .venv-flower
+	$(FLOWER)/bin/python examples/flower/deploy.py $(ARGS)
+
+test-flower: $(FLOWER)/.installed  ## test deployed federations, in .venv-flower (a minute on 2 cores)
+	OPENBLAS_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest tests/flower $(ARGS)
+
+# Flower's pins are narrow, so it has an environment of its own.
+$(FLOWER)/.installed: pyproject.toml
+	test -x $(FLOWER)/bin/python || $(PYTHON) -m venv $(FLOWER)
+	$(FLOWER)/bin/python -m pip install --quiet --editable '.[flower]' scikit-learn pytest hypothesis
+	touch $@
 
 study: install  ## which merge weight is best: all of them on many federations (an hour on 2 cores)
 	$(BIN)/potara study digits $(EXTRA) $(ARGS)

@@ -61,8 +61,8 @@ def as_client_app(
     def enrol(message: Message, context: Context) -> Message:
         node = data(context)
         counts = [int(count) for count in node.federation.train.count]
-        config = {"clients": [*node.clients], "examples": counts}
-        return Message(RecordDict({"config": ConfigRecord(config)}), reply_to=message)
+        config = ConfigRecord({"clients": [*node.clients], "examples": counts})
+        return Message(RecordDict({"config": config}), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -116,7 +116,7 @@ def _records(replies: Replies, order: Order) -> RecordDict:
     for number, reply in replies.items():
         end = suffix(order.clients, number)
         content[f"arrays{end}"] = record(reply.arrays)
-        content[f"metrics{end}"] = MetricRecord(reply.metrics)
+        content[f"metrics{end}"] = MetricRecord({**reply.metrics})
     return content
 
 

@@ -187,7 +187,7 @@ class Deployed(Strategy):
         args = self._cohort, accepted, self.secret, number
         self.state = server.next_state(self.deployment, self.state, *args)
         losses = [_number(heard.metrics[c].get("train-loss")) for c in accepted]
-        metrics = {
+        metrics: dict[str, Any] = {
             "train-loss": float(np.mean(losses)) if losses else float("nan"),
             "cohort": len(self._cohort.client),
             "arrived": len(accepted),
@@ -289,7 +289,7 @@ class Deployed(Strategy):
             if order is None:
                 continue
             if reply.has_error():
-                reason = f"its node has an error: {reply.error.reason[:200]}"
+                reason = f"its node has an error: {str(reply.error)[:300]}"
                 heard.problems.update(dict.fromkeys(order.clients, reason))
                 continue
             answered[node] = order.number
