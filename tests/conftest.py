@@ -1,5 +1,6 @@
 """How the tests run: compiled quickly, and those that take minutes first."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -13,12 +14,14 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
     )
 )
 _COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+gc.set_threshold(50_000, 50, 50)  # tracing makes many objects, and little garbage
 
 _LONG = (
     *("test_run.py", "test_algorithms.py", "test_mesh.py", "test_own_data.py"),
@@ -29,7 +32,7 @@ _LONG = (
 _MAPS, _MANY = Path("/proc/self/maps"), 30_000  # of the 65,530 that Linux allows
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def few_compiled():
     """Forget what is compiled before it takes all memory maps that a process may have.
 

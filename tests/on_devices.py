@@ -1,9 +1,10 @@
 """Checks that need several devices or processes, run beside the tests.
 
-    python -m tests.on_devices CHECK            eight devices on the host
-    python -m tests.on_devices CHECK ADDRESS I  process I of two, of four devices each
+    python -m tests.on_devices CHECKS            eight devices on the host
+    python -m tests.on_devices CHECKS ADDRESS I  process I of two, of four devices each
 
-Prints what it finds as JSON, on the last line.
+The names of checks are separated by commas. Prints their results as JSON, on the last
+line.
 """
 
 from __future__ import annotations
@@ -152,14 +153,14 @@ CHECKS = {
 }
 
 
-def main(check: str, address: str | None = None, process: str = "0") -> None:
-    """Print what a check gives; only process 0 if there are two."""
+def main(checks: str, address: str | None = None, process: str = "0") -> None:
+    """Print what checks give; only process 0 if there are two."""
     count = 4 if address else 8
     here = f" --xla_force_host_platform_device_count={count}"
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + here
     if address:
         jax.distributed.initialize(address, 2, int(process))
-    results = CHECKS[check]()
+    results = {check: CHECKS[check]() for check in checks.split(",")}
     if process == "0":
         print(json.dumps(results))
 

@@ -35,7 +35,7 @@ def _transpose(x: Array) -> Array:
 def _one_by_one(
     decompose: Callable[..., tuple[Array, ...]],
 ) -> Callable[..., tuple[Array, ...]]:
-    """A matrix decomposition over leading axes, one matrix at a time on a CPU.
+    """A compiled matrix decomposition over leading axes, one matrix at a time on a CPU.
 
     Batched LAPACK calls of jaxlib (0.10) wait for tasks on the thread pool that they
     run on: as many calls at once as the pool has threads never end. LAPACK's SVD does
@@ -51,7 +51,7 @@ def _one_by_one(
             sequential = jax.vmap(sequential)
         return jax.lax.platform_dependent(*matrices, cpu=sequential, default=decompose)
 
-    return batched
+    return jax.jit(batched)
 
 
 def _finite_or_nan(

@@ -41,70 +41,48 @@ def refusal(words, capsys):
     return error
 
 
-def test_images_from_a_file_to_a_report(npz, tmp_path, capsys):
-    words = ["run", "images", "--data", str(npz), "--upstream", "0.5", *SHORT.split()]
-    assert main([*words, *places(tmp_path)]) == 0
-    capsys.readouterr()
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert (tmp_path / "out" / "report.html").is_file()
-    assert results["settings"]["source.data"] == [str(npz)]
-    save_images(npz)
-    error = refusal([*words, *places(tmp_path)], capsys)
-    assert "changed since" in error and "rerun to replace" in error
-
-
-def test_clients_with_texts_from_a_folder_to_a_report(tmp_path, capsys):
-    folder = tmp_path / "clients"
-    folder.mkdir()
-    for client in range(3):
-        rows = [{"text": f"{client} is {i}", "label": i % 2} for i in range(40)]
-        (folder / f"{client}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    short = SHORT.replace("--cells.heterogeneity 0.5 --cells.clients 2 ", "")
-    words = ["run", "clients", "--data", str(folder), "--vocabulary", "300"]
-    assert main([*words, *short.split(), *places(tmp_path)]) == 0
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["cells.clients"] == 2
-    assert config["cells.heterogeneity"] == ["natural"]
-    assert config["merging.curvature"] == "sampled"
-
-
-@pytest.mark.parametrize("kind", ["csv", "leaf"])
-def test_clients_with_tables_or_of_leaf_to_a_report(kind, tmp_path, capsys):
-    data = tmp_path / "data"
-    texts = [[f"{client} is {i}" for i in range(40)] for client in range(3)]
-    labels = ["even", "odd"] * 20
-    if kind == "csv":
-        data.mkdir()
-        for client, mine in enumerate(texts):
-            rows = "".join(f"{x},{y}\n" for x, y in zip(mine, labels, strict=True))
-            (data / f"{client}.csv").write_text("Text,Label\n" + rows)
-    else:
-        users = {f"u{n}": {"x": mine, "y": labels} for n, mine in enumerate(texts)}
-        data = data.with_suffix(".json")
-        data.write_text(json.dumps({"users": [*users], "user_data": users}))
-    short = SHORT.replace("--cells.heterogeneity 0.5 --cells.clients 2 ", "")
-    words = ["run", "clients", "--data", str(data), "--vocabulary", "300"]
-    assert main([*words, *short.split(), *places(tmp_path)]) == 0
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    held = results["diagnostics"][0]["held"]
-    assert (held["kind"], held["names"]) == ("label", ["even", "odd"])
-    rows = {record["method"]: record for record in results["methods"]}
-    assert rows["largest class"]["mean"] == pytest.approx(0.5, abs=0.2)
-
-
-def test_a_checkpoint_that_changed_is_refused(npz, tmp_path, capsys):
+def test_images_with_a_checkpoint_to_a_report(npz, tmp_path, capsys):
+    """And the same command is refused where the file or the weights have changed."""
     small.models(tmp_path)
     folder, short = tmp_path / "vit", SHORT.replace("--width 32 --depth 1", "")
     words = ["run", "images", "--data", str(npz), "--checkpoint", str(folder)]
     words += [*short.split(), *places(tmp_path)]
     assert main(words) == 0
-    capsys.readouterr()
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert results["settings"]["source.data"] == [str(npz)]
     (folder / "notes.txt").write_text("not read")
     assert main(words) == 0
+    before = npz.read_bytes()
+    save_images(npz)
     capsys.readouterr()
+    error = refusal(words, capsys)
+    assert "changed since" in error and "rerun to replace" in error
+    npz.write_bytes(before)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config, indent=3))
     assert "changed since" in refusal(words, capsys)
+
+
+def test_clients_with_texts_from_a_folder_to_a_report(tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    for client in range(3):
+        kinds = ("even", "odd")
+        rows = "".join(f"{client} is {i},{kinds[i % 2]}\n" for i in range(40))
+        (data / f"{client}.csv").write_text("Text,Label\n" + rows)
+    short = SHORT.replace("--cells.heterogeneity 0.5 --cells.clients 2 ", "")
+    words = ["run", "clients", "--data", str(data), "--vocabulary", "300"]
+    assert main([*words, *short.split(), *places(tmp_path)]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["cells.clients"] == 2
+    assert config["cells.heterogeneity"] == ["natural"]
+    assert config["merging.curvature"] == "sampled"
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    held = results["diagnostics"][0]["held"]
+    assert (held["kind"], held["names"]) == ("label", ["even", "odd"])
+    rows = {record["method"]: record for record in results["methods"]}
+    assert rows["largest class"]["mean"] == pytest.approx(0.5, abs=0.2)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from tests import on_devices
 
 # Clients of their own are computed one by one in all of them: the same program.
 ONE_BY_ONE = Layout(1)
+BOTH = ("rounds", "streamed")  # what two processes are also asked
 ON_ITS_OWN = {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -34,18 +35,26 @@ def ended(process: subprocess.Popen) -> str:
 
 
 @functools.cache
-def on_eight_devices(check: str) -> dict:
-    return json.loads(ended(begin(check)).splitlines()[-1])
+def eight_devices() -> dict:
+    return json.loads(ended(begin(",".join(on_devices.CHECKS))).splitlines()[-1])
 
 
 @functools.cache
-def on_two_processes(check: str) -> dict:
+def two_processes() -> dict:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    processes = [begin(check, address, str(i)) for i in (0, 1)]
+    processes = [begin(",".join(BOTH), address, str(i)) for i in (0, 1)]
     first, _ = [ended(process) for process in processes]
     return json.loads(first.splitlines()[-1])
+
+
+def on_eight_devices(check: str) -> dict:
+    return eight_devices()[check]
+
+
+def on_two_processes(check: str) -> dict:
+    return two_processes()[check]
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""A run in a folder, in processes of its own and killed; and a run in memory."""
+"""A run in a folder, also killed in a process of its own; and a run in memory."""
 
 from __future__ import annotations
 
@@ -63,12 +63,15 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+def again(cache: Path, out: Path, *more: str) -> int:
+    """The status of the same command, in this process."""
+    return potara("run", TINY, "--out", out, "--cache", cache, *more)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(cache, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    status, out, error = finish(start(cache, folder))
-    assert status == 0, error
-    assert "potara core" in out
+    assert again(cache, folder) == 0
     return folder
 
 
@@ -159,16 +162,18 @@ def test_the_default_weight_says_how_sure_it_is(undisturbed):
     assert "interval" not in rows["uniform"]
 
 
-@pytest.mark.parametrize("lines", [2, 7])
-def test_a_killed_run_ends_with_the_same_results(cache, undisturbed, tmp_path, lines):
+def test_a_killed_run_ends_with_the_same_results(cache, undisturbed, tmp_path):
+    """Killed twice, in the federated and in the local phase."""
     folder = tmp_path / "killed"
-    process = start(cache, folder)
-    _wait_for_lines(folder / "metrics.jsonl", lines, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "results.json").exists()
-    status, _, error = finish(start(cache, folder))
+    for lines in (2, 7):
+        process = start(cache, folder)
+        _wait_for_lines(folder / "metrics.jsonl", lines, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not (folder / "results.json").exists()
+    status, out, error = finish(start(cache, folder))
     assert status == 0, error
+    assert "potara core" in out
     for name in ("config.json", "clients.csv", "metrics.jsonl"):
         assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
     assert without_seconds(results(folder)) == without_seconds(results(undisturbed))
@@ -192,13 +197,13 @@ def test_weights_and_scores_are_not_measured_again(
             run(EXPERIMENT, out=out, cache=cache)
     fail = lambda *args: pytest.fail("a weight is measured again")
     monkeypatch.setattr(merges, "measure", fail)
-    again = []
-    monkeypatch.setattr(rows, "score", lambda *x: again.append(x) or score(*x))
+    scored_again = []
+    monkeypatch.setattr(rows, "score", lambda *x: scored_again.append(x) or score(*x))
     resumed = run(EXPERIMENT, out=out, cache=cache).results
     expected = without_seconds(results(undisturbed))["methods"]
     assert without_seconds(json.loads(json.dumps(resumed)))["methods"] == expected
     number = len([row for row in expected if not row["oracle"]])
-    assert 0 < len(again) < number
+    assert 0 < len(scored_again) < number
     assert not (out / "measured").exists()
 
 
@@ -211,18 +216,17 @@ def _wait_for_lines(path: Path, number: int, process) -> None:
     raise AssertionError(process.communicate())
 
 
-def test_a_finished_run_is_not_run_again(cache, undisturbed):
+def test_a_finished_run_is_not_run_again(cache, undisturbed, capsys):
     before = (undisturbed / "results.json").stat().st_mtime_ns
-    status, out, _ = finish(start(cache, undisturbed))
-    assert status == 0
-    assert "potara core" in out
+    assert again(cache, undisturbed) == 0
+    assert "potara core" in capsys.readouterr().out
     assert (undisturbed / "results.json").stat().st_mtime_ns == before
 
 
-def test_another_configuration_in_the_folder_is_refused(cache, undisturbed):
-    status, out, error = finish(start(cache, undisturbed, "--lora.rank", "3"))
-    assert (status, out) == (2, "")
-    assert error.count("\n") == 1
+def test_another_configuration_in_the_folder_is_refused(cache, undisturbed, capsys):
+    assert again(cache, undisturbed, "--lora.rank", "3") == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1
     assert "lora.rank 2, not 3" in error
 
 
