@@ -155,7 +155,7 @@ def prior_rows(
     prior = merges.prior
     if prior is None:
         return []
-    corrected, shares = prior.correct(pair), _prior_cost(at, prior)
+    corrected, shares = prior.correct(pair), prior_cost(at, prior)
     alone = Row(WITH_PRIOR, corrected[0], together(federated, shares))
     if prior.used:  # by all merges of the table
         return [alone]
@@ -168,7 +168,7 @@ def prior_rows(
 def merged_rows(at: Context, merges: Merges, cost: Cost) -> list[Row]:
     """Every merged row, not yet scored."""
     if merges.prior and merges.prior.used:
-        cost = together(cost, _prior_cost(at, merges.prior))
+        cost = together(cost, prior_cost(at, merges.prior))
     measured = merges.measured
     return [
         merged_row(at, m.name, m, merges.pair, measured[m.weighing], cost)
@@ -201,7 +201,7 @@ def merged_row(
     )
 
 
-def _prior_cost(at: Context, prior: LabelPrior) -> Cost:
+def prior_cost(at: Context, prior: LabelPrior) -> Cost:
     """What class shares cost: clients send their counts, and receive the sums."""
     clients, classes = prior.bias.shape
     return Cost(_FLOAT * at.present * classes, _FLOAT * clients * classes)

@@ -10,7 +10,7 @@ import jax
 from potara_jax.data.federation import take
 from potara_jax.evaluation.metrics import evaluator
 from potara_jax.experiment.context import Context
-from potara_jax.experiment.label_prior import as_set
+from potara_jax.experiment.label_prior import as_set, label_prior_of
 from potara_jax.experiment.merges import combine, measure, measure_once
 from potara_jax.experiment.methods import (
     ALL,
@@ -33,6 +33,7 @@ from potara_jax.experiment.rows import (
     mean_accuracy,
     mean_and_worst,
     merged_row,
+    prior_cost,
     record,
     score,
     together,
@@ -80,7 +81,8 @@ def records(
     """Every row, as `results.json` has it, with what it reaches at Potara's budgets.
 
     `kind`: an algorithm, a pipeline of several phases, a merge, Potara with another
-    parent, a bound, or the local parent, which trains for less than the budget.
+    parent, an algorithm's model corrected by class shares, a bound, or the local
+    parent, which trains for less than the budget.
     """
     budget = _largest(row.cost for row in rows if row.merge)
     begun = next(row for row in rows if row.name == "local")
@@ -92,6 +94,7 @@ def records(
         "bound": [row for row in rows if row.oracle or row.name in _UNTRAINED],
         "pipeline": tuned + _pipelines(at, trained),
         "exchanged": _exchanged(at, contenders, trained),
+        "corrected": _corrected(at, contenders, trained),
     }
     fixed = [
         record(at, row) | _fixed(at, row, budget) | {"kind": kind}
@@ -236,6 +239,23 @@ def _exchanged(at: Context, contenders: Contenders, trained: Trained) -> list[Ro
         spent = together(cost(at, outcome), cost(at, local))
         pair = as_set(at, (outcome.models, local.models))
         rows += [_exchange(at, method, name, pair, spent) for method in methods]
+    return rows
+
+
+def _corrected(at: Context, contenders: Contenders, trained: Trained) -> list[Row]:
+    """Every algorithm's common model, corrected by the clients' class shares."""
+    prior, rows = label_prior_of(at, trained.parents.pair), []
+    if prior is None:
+        return []
+    for name, contender in contenders.items():
+        if contender.personal or not contender.mergeable:
+            continue
+        outcome = until(trained.outcomes[name], at.experiment.federated.rounds)
+        spent = together(cost(at, outcome), prior_cost(at, prior))
+        models, _ = prior.correct((outcome.models, trained.parents.local.models))
+        title = f"{name} + label prior"
+        scores = at.once_measured(f"scores {title}", lambda m=models: score(at, m))
+        rows.append(Row(title, models, spent, scores=scores))
     return rows
 
 

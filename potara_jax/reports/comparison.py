@@ -9,7 +9,7 @@ run, with additional keys:
 - `curve`: scores on the way, by round, bytes and steps.
 - `personal`: whether every client has its own model.
 - `kind`: `algorithm`, `pipeline`, `merge`, `exchanged` (Potara with another parent),
-  `parent` or `bound`.
+  `corrected` (an algorithm's model, by class shares), `parent` or `bound`.
 - `weighing`, `parent`: the merge weight, and the algorithm whose model was merged.
 """
 

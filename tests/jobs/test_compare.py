@@ -31,7 +31,7 @@ MINE = "mine"
 def finished(tmp_path_factory) -> Iterator[tuple[Path, dict]]:
     folder = tmp_path_factory.mktemp("compare")
     (folder / "mine.py").write_text(example("A federated algorithm"))
-    settings = TINY | {"algorithms": ("fedsa", "fdlora", "flora", MINE)}
+    settings = TINY | {"algorithms": ("fedsa", "fdlora", "flora", "ffa", MINE)}
     places = {"load": "mine.py", "out": "run", "cache": "cache"}
     words = [word for k, v in places.items() for word in (f"--{k}", folder / v)]
     with pytest.MonkeyPatch.context() as patch:
@@ -66,7 +66,9 @@ def test_every_row_occurs_once(finished):
         "fdlora, AdaFusion",
     }
     expected |= {"potara core", "potara core (fedsa)", "tempered_bayes (mine)"}
+    expected |= {"federated + label prior", "ffa + label prior"}
     assert expected <= set(names)
+    assert "fedsa + label prior" not in names, "its clients have models of their own"
     assert len(set(names)) == len(names)
     assert "potara core (flora)" not in names, "its base is another one"
 
@@ -128,9 +130,9 @@ def test_a_comparison_leaves_a_table_figures_and_a_page(finished):
 
 
 def test_rounds_are_counted_for_the_display(finished):
-    job = pj.Compare(("fedsa", "fdlora", "flora", "ffa"))
+    job = pj.Compare(("fedsa", "fdlora", "flora", "ffa", "fedprox"))
     lines = [json.loads(x) for x in (finished[0] / "metrics.jsonl").open()]
-    nobody = TINY["local.rounds"]  # joins flora: its model is common to all
+    nobody = 2 * TINY["local.rounds"]  # joins flora and ffa: all have their models
     assert len(lines) + nobody == job.rounds(digits.EXPERIMENT.set(TINY))
 
 

@@ -46,7 +46,7 @@ def draw_scores(results: Results) -> Figure | None:
     shown = [
         record
         for record in results["methods"]
-        if record["kind"] not in ("merge", "exchanged") or record["method"] in chosen
+        if record["kind"] not in _OF_PARENTS or record["method"] in chosen
     ]
     shown.sort(key=lambda record: order.index(record["method"]))
     over = {record["method"] for record in shown if record["over"]}
@@ -58,6 +58,7 @@ def draw_scores(results: Results) -> Figure | None:
 
 Series = dict[str, dict[str, float]]
 ALONE = "alone"
+_OF_PARENTS = ("merge", "exchanged", "corrected")  # kinds of rows made of models
 _SERIES = ("#7a7a7a", "#0072b2", "#d55e00")
 
 
