@@ -34,6 +34,11 @@ SMALL_cifar100 := --out runs/cifar100-small --data-dir $(FILES)/sets \
 	--cells.clients 4 --federated.rounds 2 --federated.longer-rounds 3 --local.rounds 2 \
 	--merging.samples 10 --merging.grid-points 3 --merging.methods uniform \
 	--compute.precision float32
+SMALL_dinov2 := --out runs/dinov2-small --data-dir $(FILES)/sets \
+	--checkpoint tests/models/fixtures/dinov2 --image-size 16 --layers 3 \
+	--lora.targets 'block_2/attention/(query|value)' --class-examples 30 --test-examples 40 \
+	--cells.seeds 0 --cells.heterogeneity 0.5 --cells.clients 4 --federated.rounds 2 \
+	--local.rounds 2 --merging.samples 10 --merging.grid-points 3 --merging.methods uniform
 SMALL_sentences := --out runs/sentences-small --data $(FILES)/sentences \
 	--checkpoint $(FILES)/bert --lora.targets query value --cells.seeds 0 \
 	--cells.clients 6 --training.steps 2 \
@@ -45,7 +50,7 @@ EXTRA = $(if $(small),$(SMALL_$@))
 MAKE_FILES = $(if $(small),$(FILES)/.made)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-oldest lint docs wheel digits tasks cifar100 commonsense flan compare study bench bench-accelerator flower test-flower clean
+.PHONY: help install test test-oldest lint docs wheel digits tasks cifar100 dinov2 commonsense flan compare study bench bench-accelerator flower test-flower clean
 
 help:  ## show this
 	@echo "targets (settings: PYTHON=$(PYTHON) JAX=$(JAX) VENV=$(VENV) ARGS= small=)"
@@ -102,6 +107,9 @@ sentences: install $(MAKE_FILES)  ## MiniLM on sentence classification: make sen
 
 cifar100: install $(MAKE_FILES)  ## ViT-B/16 on CIFAR-100, as in the paper (downloads; an accelerator)
 	$(BIN)/potara run cifar100 $(EXTRA) $(ARGS)
+
+dinov2: install $(MAKE_FILES)  ## DINOv2-S on CIFAR-100, in a size for 2 cores: make dinov2 DATA="FILE.npz ..."
+	$(BIN)/potara run dinov2 $(if $(DATA),--data $(DATA)) $(EXTRA) $(ARGS)
 
 commonsense: install $(MAKE_FILES)  ## Llama-3.2-3B on eight commonsense tasks (downloads; an accelerator)
 	$(BIN)/potara run commonsense $(EXTRA) $(ARGS)

@@ -96,7 +96,7 @@ def check_parts(federation, clients):
 
 def test_the_experiments_are_the_files():
     users = ["clients", "images", "sentences", "text"]
-    public = ["cifar100", "commonsense", "digits", "flan", "tasks"]
+    public = ["cifar100", "commonsense", "digits", "dinov2", "flan", "tasks"]
     assert sorted(ALL) == sorted(users + public)
     assert all(name == experiment.name for name, experiment in ALL.items())
     assert all(isinstance(experiment, Experiment) for experiment in ALL.values())
@@ -414,6 +414,7 @@ REFUSED = [
     (generated_tasks, {"source.examples": 9}, "source.examples is 9"),
     (digits, {"source.depth": 0}, "source.depth is 0"),
     (cifar100, {"source.test_examples": 0}, "source.test_examples is 0"),
+    (cifar100, {"source.class_examples": 4}, "source.class_examples is 4"),
     (flan, {"source.context": 4}, "source.context is 4"),
     (flan, {"source.examples_seed": -1}, "source.examples_seed is -1"),
     (flan, {"merging.curvature": "auto"}, "merging.curvature is auto"),

@@ -6,6 +6,7 @@ Dimension letters: `N` images.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from potara_jax.data import catalogue
 from potara_jax.data.federation import Batch
-from potara_jax.data.images import Images
+from potara_jax.data.images import Images, join, read, without_duplicates
 from potara_jax.experiment.checks import (
     require_at_least,
     require_at_most,
@@ -77,15 +78,56 @@ class PublicImages:
     preprocessor crops them, or those that it was trained on."""
     layers: int | None = None
     """Use the first layers of the checkpoint only. Default: all."""
+    data: tuple[Path, ...] = ()
+    """Your copy of the data set: files (.npz) or folders, as `potara run images` reads
+    them. Default: tensorflow-datasets."""
     data_dir: Path = catalogue.DEFAULT
     """Folder of tensorflow-datasets; a missing data set is downloaded into it."""
+    class_examples: int | None = None
+    """Maximum of images of a class, drawn at random, for training and for tests each.
+    Default: all."""
     test_examples: int = 500
     """Maximum of test images per client, in its proportions."""
 
     def check(self, experiment: Experiment) -> None:
         """Raise `ValueError` for an invalid value."""
         require_at_least(self, "source", 1, "test_examples")
+        require_at_least(self, "source", _FEWEST, "class_examples")
         check_reading(self)
+
+
+def public(name: str, source: PublicImages, log: Callable[[str], None]) -> Images:
+    """The images of a public data set, or those in the user's copy.
+
+    Only tests may use those of its official test, or of the copy's if that has one.
+
+    Args:
+      name: of the data set, in tensorflow-datasets.
+      source: says where they are, and how many of them are used.
+      log: receives lines on what was converted or left out.
+
+    Raises:
+      ValueError: a file cannot be used, or the data set cannot be prepared.
+    """
+    if source.data:
+        everything = without_duplicates(read(source.data, log=log), log)
+    else:
+        splits = "train", "test"
+        parts = [catalogue.images(name, s, source.data_dir) for s in splits]
+        testing = np.repeat([False, True], [len(part.labels) for part in parts])
+        everything = join(parts, splits)._replace(testing=testing)
+    if source.class_examples is None:
+        return everything
+    return everything.select(_drawn(everything, source.class_examples))
+
+
+def _drawn(images: Images, number: int) -> np.ndarray:
+    """Which images are among some of their class and part, in their order."""
+    testing = np.zeros(len(images.labels)) if images.testing is None else images.testing
+    group = 2 * images.labels + testing.astype(int)
+    order = np.random.default_rng(0).permutation(len(group))
+    chosen = [order[group[order] == each][:number] for each in np.unique(group)]
+    return np.sort(np.concatenate(chosen))
 
 
 def check_side(source: Any) -> None:

@@ -1,11 +1,14 @@
 """Who has which classes of images."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from potara_jax.data.images import Images
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problems import images
+from potara_jax.experiment.problems.images import PublicImages
 from potara_jax.experiment.settings import Cells
 
 RNG = np.random.default_rng(0)
@@ -77,6 +80,42 @@ def test_images_for_tests_stay_marked_and_are_tested_alone():
 
 def mine_labels(mine: Images) -> list[int]:
     return [int(name.removeprefix("c")) for name in mine.names]
+
+
+# --- A public data set ---------------------------------------------------------------
+
+
+def copied(path, testing):
+    """A user's copy of 60 images of 3 classes, with a test's part or without."""
+    every = labelled(np.arange(60) % 3)
+    parts = {"_train": ~testing, "_test": testing} if testing.any() else {"": ~testing}
+    arrays = {f"x{name}": every.images[kept] for name, kept in parts.items()}
+    labels = {f"y{name}": every.labels[kept] for name, kept in parts.items()}
+    np.savez(path, **arrays, **labels)
+    return PublicImages("", data=(path,))
+
+
+def test_a_users_copy_of_a_data_set_keeps_its_split(tmp_path):
+    source = copied(tmp_path / "a.npz", np.arange(60) % 4 == 0)
+    read = images.public("cifar100", source, print)
+    assert len(read.labels) == 60 and read.testing.sum() == 15
+    source = copied(tmp_path / "b.npz", np.zeros(60, bool))
+    assert images.public("cifar100", source, print).testing is None
+
+
+@pytest.mark.parametrize("tested", [0, 15])
+def test_some_images_of_each_class_and_part_are_drawn(tested, tmp_path):
+    source = copied(tmp_path / "a.npz", np.arange(60) % 4 == (0 if tested else 4))
+    every = images.public("cifar100", source, print)
+    source = dataclasses.replace(source, class_examples=5)
+    drawn = images.public("cifar100", source, print)
+    parts = drawn.labels if drawn.testing is None else drawn.labels + 3 * drawn.testing
+    assert np.bincount(parts).tolist() == [5] * (6 if tested else 3)
+    again = images.public("cifar100", source, print)
+    np.testing.assert_array_equal(again.images, drawn.images)
+    places = [np.flatnonzero((every.images == x).all((1, 2, 3))) for x in drawn.images]
+    np.testing.assert_array_equal(every.labels[np.concatenate(places)], drawn.labels)
+    assert np.ptp(np.concatenate(places)) > 40  # from the whole, not its beginning
 
 
 def test_a_class_with_too_few_images_is_named():

@@ -1,0 +1,36 @@
+"""CIFAR-100 on two cores: DINOv2-S, with adapters in its last layers.
+
+    potara run dinov2                                     (or: make dinov2)
+    potara run dinov2 --checkpoint FOLDER --data FILE.npz ...
+
+Images are enlarged to 70 x 70 only, the first ten of the twelve layers are used, and
+the last two of these are adapted. What the eight layers before them compute is kept, in
+0.8 GB for two hundred images a class. Every client trains a head, which is sent and
+merged with its adapter.
+
+The setting is this project's own, and was not searched.
+"""
+
+import potara_jax as pj
+from potara_jax.experiment.methods import QUICK
+from potara_jax.experiment.problems import images
+from potara_jax.experiments import cifar100  # pyrefly: ignore  # this folder
+
+EXPERIMENT = cifar100.EXPERIMENT.replace(
+    name="dinov2",
+    summary="DINOv2-S on CIFAR-100, small enough for two cores",
+    source=images.PublicImages(
+        "facebook/dinov2-small",
+        image_size=70,
+        layers=10,
+        class_examples=200,
+        test_examples=60,
+    ),
+    lora=pj.Lora(targets=("block_[89]/attention/(query|value)",), whole=("head",)),
+    training=pj.Training(learning_rate=2.5e-3),
+    federated=pj.Federated(rounds=40),
+    local=pj.Local(rounds=20),
+    merging=pj.Merging(samples=20, curvature="empirical", methods=QUICK),
+    compute=pj.Compute(),
+    presets={"simulate": {"participation.cohort": "0.25"}},
+)
