@@ -28,19 +28,20 @@ from potara_jax.flower.messages import Npy, num_bytes, packed
 
 Scores = dict[int, dict[str, float]]
 _MOST_EXAMPLES = 2**24  # float32 counts no further
-_ENROLMENT = 30.0  # seconds that a node has to say which clients it has
 
 
 class Rounds(NamedTuple):
     """How the server leads the rounds.
 
-    number: of the rounds. timeout: seconds that it waits for the replies of a round,
-      and for all clients at first. evaluate_every: rounds between two evaluations; 0:
-      none. largest: the magnitude above which a client's number is refused.
+    number: of the rounds. timeout: seconds that it waits for the replies of a round.
+    gather: seconds that it waits for all clients at first. evaluate_every: rounds
+      between two evaluations; 0: none.
+    largest: the magnitude above which a client's number is refused.
     """
 
     number: int
     timeout: float = 600.0
+    gather: float = 600.0
     evaluate_every: int = 0
     largest: float = 1e6
 
@@ -113,6 +114,7 @@ class Deployed(Strategy):
         self.counts: dict[int, int] = {}
         self.homes: dict[int, int] = {}
         self._enrolled: set[int] = set()
+        self._queries: dict[int, str] = {}
         self._heard: dict[int, int] = {}
         self._orders: dict[int, Order] = {}
         self._down = 0
@@ -130,7 +132,7 @@ class Deployed(Strategy):
         Raises:
             ValueError: some have not come in time.
         """
-        until = time.monotonic() + self.rounds.timeout
+        until = time.monotonic() + self.rounds.gather
         while missing := set(range(self.deployment.clients)) - set(self.counts):
             if time.monotonic() > until:
                 names = ", ".join(map(str, sorted(missing)))
@@ -139,20 +141,25 @@ class Deployed(Strategy):
             time.sleep(1 if len(self.counts) < self.deployment.clients else 0)
 
     def _enrol(self, grid: Grid) -> None:
-        """Ask nodes that are new which clients they have."""
+        """Ask nodes that are new which clients they have, and hear who has answered."""
         present = set(grid.get_node_ids())
         self.homes = {c: node for c, node in self.homes.items() if node in present}
         self._enrolled &= present
-        new = present - self._enrolled
-        messages = [Message(RecordDict(), node, "query") for node in new]
-        for reply in grid.send_and_receive(messages, timeout=_ENROLMENT):
+        waiting = {node: id_ for node, id_ in self._queries.items() if node in present}
+        new = sorted(present - self._enrolled - set(waiting))
+        queries = [Message(RecordDict(), node, "query") for node in new]
+        pushed = dict(zip(new, grid.push_messages(queries), strict=True)) if new else {}
+        waiting |= {node: id_ for node, id_ in pushed.items() if id_}
+        for reply in grid.pull_messages(list(waiting.values())) if waiting else ():
             node = reply.metadata.src_node_id
+            waiting.pop(node, None)
             try:
                 config = reply.content["config"]
                 self._add(node, config["clients"], config["examples"])
                 self._enrolled.add(node)
             except (KeyError, TypeError, ValueError) as error:
                 log(WARNING, "node %d is left out: %s", node, error)
+        self._queries = waiting
 
     def _add(self, node: int, clients: Any, examples: Any) -> None:
         for client, count in zip(clients, examples, strict=True):

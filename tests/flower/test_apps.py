@@ -36,7 +36,7 @@ def federate(
     grid = InProcess(app, nodes, **options)
     server = as_server_app(
         lambda context: deployment,
-        lambda context: Rounds(rounds, timeout=5, evaluate_every=evaluate_every),
+        lambda context: Rounds(rounds, gather=2, evaluate_every=evaluate_every),
         on_end=lambda context, outcome: outcomes.append(outcome),
     )
     server(grid, Context(1, 0, {}, RecordDict(), {}))
@@ -202,6 +202,12 @@ def test_a_node_that_is_gone_is_left_out():
 def test_clients_without_a_node_are_named():
     with pytest.raises(ValueError, match="no node has the clients 1, 3: start theirs"):
         federate(deployed("fedit"), nodes={1: (0,), 3: (2,)})
+
+
+def test_a_node_may_not_take_another_nodes_client(caplog):
+    with pytest.raises(ValueError, match="no node has the clients 2, 3"):
+        federate(deployed("fedit"), nodes={1: (0, 1), 2: (1, 2)})
+    assert "node 2 is left out: client 1 is on another node already" in caplog.text
 
 
 def test_cohorts_are_the_simulators():
