@@ -6,12 +6,21 @@ import pytest
 
 from potara_jax.federated.conditions import Conditions
 from tests.flower import federations
-from tests.flower.federations import PERSONAL, deployed, node, simulated
+from tests.flower.federations import COUNTS, PERSONAL, deployed, node, simulated
 from tests.helpers_federated import assert_close, assert_equal
 
 pytest.importorskip("flwr", exc_type=ImportError)
 
-from flwr.app import Array, Context, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
 
 from potara_jax.flower import Rounds, as_client_app, as_server_app, messages
 from tests.flower.in_process import InProcess
@@ -22,17 +31,28 @@ NODES = {1: (0,), 2: (1,), 3: (2,), 4: (3,)}
 A = "base_model.model.dense.lora_A.weight"
 
 
-def federate(
-    deployment, *, nodes=NODES, rounds=ROUNDS, folder=None, evaluate_every=0, **options
-):
-    """The outcome of a federation, and its grid."""
-    outcomes = []
+def client_app(deployment, nodes, folder):
     held = {key: node(*clients) for key, clients in nodes.items()}
-    app = as_client_app(
+    return as_client_app(
         lambda context: deployment,
         lambda context: held[context.node_id],
         folder=folder and (lambda context: folder / str(context.node_id)),
     )
+
+
+def federate(
+    deployment,
+    *,
+    nodes=NODES,
+    app=None,
+    rounds=ROUNDS,
+    folder=None,
+    evaluate_every=0,
+    **options,
+):
+    """The outcome of a federation, and its grid."""
+    outcomes = []
+    app = app or client_app(deployment, nodes, folder)
     grid = InProcess(app, nodes, **options)
     server = as_server_app(
         lambda context: deployment,
@@ -101,6 +121,43 @@ def test_a_node_keeps_its_clients_in_a_folder(tmp_path):
     assert all(len(context.state) == 0 for context in grid.contexts.values())
     files = {path.name for path in (tmp_path / "1").iterdir()}
     assert files == {"view.npz", "heard.npz", "client.0.npz"}
+
+
+def plain_client():
+    """A client without JAX, which adds its number to all that it receives."""
+    app = ClientApp()
+
+    @app.query()
+    def enrol(message, context):
+        client = context.node_id - 1
+        config = ConfigRecord({"clients": [client], "examples": [COUNTS[client]]})
+        return Message(RecordDict({"config": config}), reply_to=message)
+
+    @app.train()
+    def train(message, context):
+        arrays = message.content["arrays"]
+        new = {k: Array(x.numpy() + context.node_id) for k, x in arrays.items()}
+        metrics = MetricRecord({"num-examples": COUNTS[context.node_id - 1]})
+        content = {"arrays": ArrayRecord(new), "metrics": metrics}
+        return Message(RecordDict(content), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message, context):
+        metrics = MetricRecord({"score": 1.0, "loss": 0.5})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    return app
+
+
+def test_clients_of_other_libraries_take_part():
+    deployment = deployed("fedit")
+    outcome, grid = federate(deployment, app=plain_client(), rounds=2)
+    step = np.average([1, 2, 3, 4], weights=COUNTS)
+    expected = jax.tree.map(lambda x: x + 2 * step, deployment.adapter)
+    assert_close(outcome.server, expected)
+    assert outcome.scores == {key: {"score": 1.0, "loss": 0.5} for key in range(4)}
+    names = {name for m in grid.messages[4:8] for name in m.content["arrays"]}
+    assert names == {f"base_model.model.dense.lora_{side}.weight" for side in "AB"}
 
 
 # --- Broken nodes --------------------------------------------------------------------
