@@ -196,6 +196,26 @@ def test_options_of_an_export_are_checked_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_label_prior_is_in_every_merge_and_in_what_is_exported(tmp_path):
+    merging = pj.Merging(curvature="empirical", methods=("uniform",), label_prior="on")
+    given = classified(merging=merging)
+    rows = {record["method"]: record for record in given.results["methods"]}
+    bias = given.adapters["federated + label prior"]["logit bias"]["bias"]
+    for name in MERGED:
+        weights = np.asarray(rows[name]["weights"])[:, None]
+        merged = given.adapters[name]["logit bias"]["bias"]
+        np.testing.assert_allclose(merged, weights * bias, rtol=1e-5)
+    assert "logit bias" not in given.adapters["federated"]
+    assert "logit bias" not in given.adapters["local"]
+    assert given.results["diagnostics"][0]["label_prior"]["used"] is True
+    folder = given.export(tmp_path / "peft", clients=[1]) / "natural-seed-0/client-001"
+    head = peft.read(folder).adapter["head"]
+    base = variables(Classifier())["params"]["head"]
+    kept = given.adapters["potara core"]["logit bias"]["bias"][1]
+    np.testing.assert_allclose(head["bias"], base["bias"] + kept, rtol=1e-5)
+    np.testing.assert_allclose(head["kernel"], base["kernel"], rtol=1e-6)
+
+
 # --- Other tasks ---------------------------------------------------------------------
 
 
