@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -67,16 +68,20 @@ def _clients(train: Ragged, test: Weighted) -> Iterator[_Client]:
         yield _Client(row[:count], place, weight)
 
 
+_equal_shares = jax.jit(jax.vmap(equal_shares))  # of all clients
+
+
 def _of_classes(labels: np.ndarray, clients: Sequence[_Client]) -> Scores:
     classes = int(labels.max()) + 1
+    tests, weights = (np.stack([c[i] for c in clients]) for i in (1, 2))
+    equal = np.asarray(_equal_shares(labels[tests], weights))
     scores, balanced = [], []
-    for train, test, weight in clients:
+    for (train, test, weight), share_of in zip(clients, equal, strict=True):
         counts = np.bincount(labels[train], minlength=classes)
         right = labels[test] == counts.argmax()
         share = (counts[labels[test]] + 1) / (len(train) + classes)
         scores.append(_scores(right, share, weight))
-        equal = equal_shares(jnp.asarray(labels[test]), jnp.asarray(weight))
-        balanced.append(right @ np.asarray(equal))
+        balanced.append(right @ share_of)
     return _stacked(scores)._replace(balanced=jnp.asarray(balanced, jnp.float32))
 
 

@@ -99,7 +99,8 @@ def pretrain(
         updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), value
 
-    carry, keys = (params, optimizer.init(params)), jax.random.split(key, steps)
+    state = jax.jit(optimizer.init)(params)
+    carry, keys = (params, state), jax.random.split(key, steps)
     if listener is None:
         (params, _), losses = jax.jit(partial(jax.lax.scan, step))(carry, keys)
         return params, jnp.asarray(losses)

@@ -44,7 +44,7 @@ def rounded(base):
 
 
 def test_int8_computes_what_the_rounded_base_computes():
-    apply = lora.bind(MODEL, scale=0.5)
+    apply = jax.jit(lora.bind(MODEL, scale=0.5))
     actual = apply(precision.to_int8(BASE, SITES), ADAPTER, IMAGES)
     expected = apply(rounded(BASE), ADAPTER, IMAGES)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
@@ -59,7 +59,7 @@ def test_collections_beside_the_parameters_stay_as_they_are(kind):
     assert made["batch_stats"] is statistics
     expected = precision.KINDS[kind](BASE, SITES)
     jax.tree.map(np.testing.assert_array_equal, made["params"], expected)
-    apply = lora.bind(MODEL, scale=0.5)
+    apply = jax.jit(lora.bind(MODEL, scale=0.5))
     actual = apply(made, ADAPTER, IMAGES)
     np.testing.assert_array_equal(actual, apply(expected, ADAPTER, IMAGES))
 
@@ -77,7 +77,7 @@ def test_int8_kernels_take_a_byte_a_number():
 
 
 def test_gradients_of_the_adapter_pass_through_an_int8_base():
-    apply = lora.bind(MODEL, scale=0.5)
+    apply = jax.jit(lora.bind(MODEL, scale=0.5))
     loss = lambda adapter, base: (apply(base, adapter, IMAGES) ** 2).mean()
     actual = jax.grad(loss)(ADAPTER, precision.to_int8(BASE, SITES))
     expected = jax.grad(loss)(ADAPTER, rounded(BASE))
@@ -98,16 +98,16 @@ def test_layers_that_a_model_scans_over_can_be_int8():
             return body(self, x, None)[0]
 
     model, x = Stack(), jnp.ones((2, 6))
-    base = filled(model.init(jax.random.key(0), x)["params"], seed=2)
+    base = filled(jax.jit(model.init)(jax.random.key(0), x)["params"], seed=2)
     sites = lora.find_sites(model, x, targets=".*")
     adapter = filled(lora.init(jax.random.key(0), sites, rank=2))
-    apply = lora.bind(model, scale=1.0)
+    apply = jax.jit(lora.bind(model, scale=1.0))
     actual = apply(precision.to_int8(base, sites), adapter, x)
     np.testing.assert_allclose(actual, apply(base, adapter, x), atol=0.05)
 
 
 def test_a_module_that_is_trained_whole_is_not_scaled():
-    apply = lora.bind(MODEL, scale=0.5)
+    apply = jax.jit(lora.bind(MODEL, scale=0.5))
     whole = lora.trained_modules(BASE, ("head",))
     flat = flatten_dict(dict(rounded(BASE)), sep="/")
     flat["head/kernel"] = BASE["head"]["kernel"]
@@ -139,7 +139,7 @@ def test_bfloat16_is_near_and_the_adapter_keeps_its_dtype():
 
 def test_activations_in_bfloat16_are_so_between_all_layers():
     model = ViT(dataclasses.replace(CONFIG, dtype="bfloat16"))
-    apply = lora.bind(model, scale=0.5)
+    apply = jax.jit(lora.bind(model, scale=0.5))
     traced = jax.make_jaxpr(apply)(precision.to_bfloat16(BASE), ADAPTER, IMAGES)
     products = list(dots(traced.jaxpr))
     assert len(products) > 20
@@ -161,15 +161,16 @@ def test_rematerialised_blocks_compute_the_same_in_less_memory():
     loss = lambda apply: lambda adapter: (apply(BASE, adapter, IMAGES) ** 2).mean()
     again = ViT(dataclasses.replace(CONFIG, remat=True))
     actual, expected = (
-        jax.grad(loss(lora.bind(model, scale=0.5)))(ADAPTER) for model in (again, MODEL)
+        jax.jit(jax.grad(loss(lora.bind(model, scale=0.5))))(ADAPTER)
+        for model in (again, MODEL)
     )
     close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
     jax.tree.map(close, actual, expected)
     wide, deep = jnp.ones((100, 16, 16, 1)), dataclasses.replace(CONFIG, depth=4)
-    base = ViT(deep).init(jax.random.key(0), wide)["params"]
+    base = jax.jit(ViT(deep).init)(jax.random.key(0), wide)["params"]
 
     def temporaries(**options):
-        apply = lora.bind(ViT(dataclasses.replace(deep, **options)), scale=0.5)
+        apply = jax.jit(lora.bind(ViT(dataclasses.replace(deep, **options)), scale=0.5))
         total = lambda adapter: (apply(base, adapter, wide) ** 2).mean()
         compiled = jax.jit(jax.grad(total)).lower(ADAPTER).compile()
         return compiled.memory_analysis().temp_size_in_bytes

@@ -64,7 +64,7 @@ def classes(client, x):
 
 
 def variables(model):
-    return model.init(jax.random.key(1), jnp.zeros((1, 5)))
+    return jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 5)))
 
 
 def classified(**changes) -> pj.Result:

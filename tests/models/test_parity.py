@@ -134,7 +134,7 @@ def test_a_vit_without_a_head_takes_one_of_any_size():
     folder = FIXTURES / "vit-headless"
     config = vit.config_of(weights.read_config(folder), classes=7)
     model, image = vit.ViT(config), jnp.asarray(golden("vit-headless")["images"])
-    params = model.init(jax.random.key(0), image)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), image)["params"]
     body = {name: x for name, x in params.items() if name != "head"}
     body = weights.load(folder, vit.TABLE, body)
     params = body | {"head": params["head"]}

@@ -41,7 +41,7 @@ def images():
 
 
 def of(model, inputs, targets, trained, table, config):
-    base = model.init(jax.random.key(0), inputs)["params"]
+    base = jax.jit(model.init)(jax.random.key(0), inputs)["params"]
     sites = lora.find_sites(model, inputs, targets=targets)
     adapter = lora.init(jax.random.key(1), sites, rank=2)
     adapter |= lora.trained_modules(base, trained)
