@@ -31,7 +31,7 @@ from potara_jax.experiment import federating, trials
 from potara_jax.experiment.cell import parent_phases, train_parents
 from potara_jax.experiment.context import Context, heldout_samples, training_samples
 from potara_jax.experiment.experiment import Experiment
-from potara_jax.experiment.label_prior import as_set
+from potara_jax.experiment.label_prior import as_set, label_prior_of
 from potara_jax.experiment.merges import (
     Pair,
     check_bounds,
@@ -41,7 +41,12 @@ from potara_jax.experiment.merges import (
 )
 from potara_jax.experiment.methods import Weighing
 from potara_jax.experiment.problem import Problem
-from potara_jax.experiment.rows import largest_class_of, mean_accuracy, score
+from potara_jax.experiment.rows import (
+    largest_class_of,
+    mean_accuracy,
+    mean_and_worst,
+    score,
+)
 from potara_jax.jobs.job import Record
 from potara_jax.merging import Client, Estimator, Samples, registry
 from potara_jax.merging.damping import DAMPINGS
@@ -93,7 +98,8 @@ class Study:
         """Train both models of a cell, compute all weights, and score them."""
         phases = at.programs.once("parents", lambda: parent_phases(at))
         federated, local = train_parents(at, phases)
-        pair = as_set(at, (federated.models, local.models))
+        parents = federated.models, local.models
+        pair = as_set(at, parents)
         curves = {space: _curve(at, pair, space) for space in _SPACES}
         exact = curves["delta"]
         return {
@@ -101,6 +107,7 @@ class Study:
             "points": _points(at.experiment).tolist(),
             **_bounds(exact.accuracy),
             "balanced": _bounds(exact.balanced) or None,
+            **_with_prior(at, parents),
             **_largest_class(at),
             "estimates": _estimates(at, pair, curves),
         }
@@ -318,6 +325,20 @@ def _bounds(scores: jax.Array | None) -> Record:
         "best_constant": float(np.fmax.reduce(curve.mean(1))),
         "best_per_client": float(np.fmax.reduce(curve).mean()),
     }
+
+
+def _with_prior(at: Context, parents: Pair) -> Record:
+    """Both scores of the federated model corrected by class shares, if there are any.
+
+    The second is under equal shares of each client's classes.
+    """
+    prior = label_prior_of(at, parents)
+    if prior is None:
+        return {}
+    corrected, _ = prior.correct(parents)
+    scores = at.once_measured("scores with prior", lambda: score(at, corrected))
+    means = mean_and_worst(at, scores)
+    return {"with_prior": means["mean"], "balanced_with_prior": means["balanced_mean"]}
 
 
 def _scores_once(

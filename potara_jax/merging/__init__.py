@@ -5,7 +5,7 @@ once, with weights from their samples. `registry.merges()`, `registry.weights()`
 `SPACES` list the choices, each with a line on what it does and where it was published.
 """
 
-from potara_jax.merging import registry
+from potara_jax.merging import label_prior, registry
 from potara_jax.merging.closed_form import (
     bias_aware_weight,
     potara_weight,
@@ -86,6 +86,7 @@ __all__ = [
     "hermite_bayes",
     "hermite_pooled",
     "iso",
+    "label_prior",
     "laplace",
     "learned",
     "linear",

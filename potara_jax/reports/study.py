@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from potara_jax.reports import drawing
@@ -29,8 +29,15 @@ from potara_jax.reports.estimates import (
     settings_of,
 )
 from potara_jax.reports.figures.study import NUMBER, drawings
-from potara_jax.reports.formats import Metric, label, metric_of, signed, significant
-from potara_jax.reports.summary import Results
+from potara_jax.reports.formats import (
+    MISSING,
+    Metric,
+    label,
+    metric_of,
+    signed,
+    significant,
+)
+from potara_jax.reports.summary import Record, Results
 
 BALANCED = "Balanced"
 COLUMNS = (
@@ -40,6 +47,7 @@ COLUMNS = (
 _MODELS = {
     "largest_class": "Largest class",
     "federated": "Federated",
+    "with_prior": "With label prior",
     "local": "Local",
     "best_constant": "Best constant",
     "best_per_client": "Best per client",
@@ -82,17 +90,41 @@ def _explanation(metric: Metric) -> str:
 
 
 def models(results: Results) -> Table:
-    """Scores of both models and of the oracles, one row per heterogeneity."""
+    """Scores of both models and of the oracles, one row per heterogeneity.
+
+    Where examples have classes, a second group has the scores under equal shares of
+    each client's classes.
+    """
+    first = results["cells"][0]
+    columns = {key: head for key, head in _MODELS.items() if key in first}
+    groups = [_models(results, columns, lambda cell: cell)]
+    if first.get("balanced"):
+        title = "With equal shares of each client's classes"
+        groups.append(_models(results, columns, _balanced)._replace(title=title))
+    return Table(("Heterogeneity", *columns.values()), groups)
+
+
+def _balanced(cell: Record) -> Record:
+    """A cell's balanced scores, under the keys of the others."""
+    prior = cell.get("balanced_with_prior")
+    return cell["balanced"] | ({} if prior is None else {"with_prior": prior})
+
+
+def _models(
+    results: Results, columns: Iterable[str], of_cell: Callable[[Record], Record]
+) -> Group:
+    """A row for each heterogeneity: scores of models by column, if they are known."""
     metric, rows = metric_of(results), []
-    columns = {key: head for key, head in _MODELS.items() if key in results["cells"][0]}
+
+    def cell(name: str, key: str) -> Cell:
+        if key not in of_cell(results["cells"][0]):
+            return Cell(MISSING)
+        mean = mean_over_cells(results, name, lambda cell: of_cell(cell)[key])
+        return Cell(metric.text(mean), metric.shown(mean))
+
     for name in heterogeneities(results):
-        means = [
-            mean_over_cells(results, name, lambda cell, key=key: cell[key])
-            for key in columns
-        ]
-        cells = [Cell(metric.text(mean), metric.shown(mean)) for mean in means]
-        rows.append(Row((label(name), *cells)))
-    return Table(("Heterogeneity", *columns.values()), [Group(rows)])
+        rows.append(Row((label(name), *(cell(name, key) for key in columns))))
+    return Group(rows)
 
 
 def table(

@@ -203,6 +203,8 @@ class RunFolder(NamedTuple):
 _SCORES = {"mean", "worst_decile", "balanced_mean", "federated", "local"} | {
     "best_constant",
     "best_per_client",
+    "with_prior",
+    "balanced_with_prior",
 }
 
 

@@ -69,6 +69,16 @@ def test_every_weight_is_within_the_models_and_scored(finished):
     assert max(e["mean"] for e in scored) <= best + 1e-9
 
 
+def test_the_federated_model_is_scored_with_its_label_prior_and_twice(finished):
+    cell, all_ = estimates(finished)
+    assert cell["with_prior"] != cell["federated"]
+    assert 0 <= cell["balanced_with_prior"] <= 1
+    uniform = next(e for e in all_ if e["estimator"] == "uniform")
+    balanced = cell["balanced"]["curve"]
+    middle = balanced[len(balanced) // 2]
+    assert uniform["balanced"] == pytest.approx(middle)
+
+
 def test_costly_estimators_use_only_held_out_samples(finished):
     _, all_ = estimates(finished)
     newton = {

@@ -83,6 +83,23 @@ def test_the_balanced_regret_is_to_the_best_constant_weight_of_that_score():
     assert float(line["balanced"]) == pytest.approx(-5)
 
 
+def test_the_models_have_two_scores_and_the_correction_by_shares():
+    balanced = {"federated": 0.4, "local": 0.2, "best_constant": 0.5}
+    one = cell("0.1", 0, [estimate("grid", 0.7)]) | {
+        "balanced": balanced | {"best_per_client": 0.6},
+        "with_prior": 0.85,
+        "balanced_with_prior": 0.65,
+        "largest_class": 0.3,
+    }
+    shown = study.models(results(one))
+    heads = ["Heterogeneity", "Largest class", "Federated", "With label prior"]
+    assert list(shown.columns)[:4] == heads
+    ((first,), title), ((second,), other) = shown.groups
+    assert first.texts[1:5] == ["30.0", "50.0", "85.0", "60.0"]
+    assert second.texts[1:5] == ["–", "40.0", "65.0", "20.0"]  # noqa: RUF001
+    assert (title, other) == ("", "With equal shares of each client's classes")
+
+
 def test_the_difference_to_grid_is_within_the_cell():
     given = by_name(TWO_SEEDS)
     assert given["hermite"].to_grid.mean == pytest.approx((4 - 2 + 6 + 2) / 4)
