@@ -7,6 +7,7 @@ answer, `V` vocabulary, `R` rows of texts that are read at once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def of_answers(apply: Apply, *, normalise: bool = False) -> Task:
         return apply(base, adapter, text).astype(jnp.float32)
 
     def logits(base: Params, adapter: Adapter, batch: Batch) -> Array:
-        return read(base, adapter, answered(batch.inputs, _right(batch.inputs)))
+        return read(base, adapter, answered(batch.inputs, batch.inputs.gold))
 
     def loss(base: Params, adapter: Adapter, batch: Batch) -> Array:
         return _mean_loss(logits(base, adapter, batch), batch.labels)
@@ -46,7 +47,7 @@ def of_answers(apply: Apply, *, normalise: bool = False) -> Task:
         choices = batch.inputs
         answers = choices.answers
         single = answers.shape[1] == 1
-        text = answered(choices, answers[:, 0]) if single else side_by_side(choices)
+        text = answered(choices, choices.gold) if single else side_by_side(choices)
         outputs = read(base, adapter, text)
         outputs = outputs.reshape(*answers.shape, outputs.shape[-1])
         log_p = _log_likelihoods(outputs, answers)
@@ -77,15 +78,28 @@ def packed_loss(apply: Apply) -> Callable[[Params, Adapter, Packed], Array]:
 # --- Prompts and answers as texts ----------------------------------------------------
 
 
-def answered(choices: Choices, answers: Array) -> Text:
-    """The prompts, each followed by an answer `[B, A]`."""
+def answered(choices: Choices, option: Any) -> Text:
+    """The prompts, each followed by one of its options, of the numbers `[B]`."""
+    answers = _pick(jnp.asarray(choices.answers), jnp.asarray(option))
     length, longest = choices.prompt.shape[-1], answers.shape[-1]
     first = choices.count[:, None]
     behind = jnp.arange(length) - first
     written = jnp.take_along_axis(answers, jnp.clip(behind, 0, longest - 1), -1)
     in_answer = (behind >= 0) & (behind < longest) & (written >= 0)
     at = jnp.minimum(first - 1 + jnp.arange(longest), length - 1)
-    return Text(jnp.where(in_answer, written, choices.prompt), at)
+    tokens = jnp.where(in_answer, written, choices.prompt)
+    return Text(tokens, at, hidden=_hidden_of(choices, option))
+
+
+def _hidden_of(choices: Choices, option: Any) -> Array | None:
+    """What is kept of the prompts, each followed by one option, if anything is."""
+    if choices.hidden is None:
+        return None
+    length, read = choices.prompt.shape[-1], choices.answers.shape[-1] - 1
+    behind = jnp.arange(length) - choices.count[:, None]
+    place = length + read * jnp.asarray(option)[:, None] + jnp.minimum(behind, read - 1)
+    place = jnp.where(behind < 0, jnp.arange(length), jnp.maximum(place, 0))
+    return jnp.take_along_axis(choices.hidden, place[..., None], 1, mode="clip")
 
 
 def side_by_side(choices: Choices) -> Text:
@@ -106,16 +120,13 @@ def side_by_side(choices: Choices) -> Text:
         jnp.concatenate([choices.prompt, behind], 1),
         at.reshape(rows, -1),
         jnp.concatenate([prompt, jnp.broadcast_to(number, behind.shape)], 1),
+        choices.hidden,
     )
 
 
 def _pick(x: Array, option: Array) -> Array:
     """Of `[B, O, ...]`, each example's option."""
     return jax.vmap(lambda options, number: options[number])(x, option)
-
-
-def _right(choices: Choices) -> Array:
-    return _pick(jnp.asarray(choices.answers), jnp.asarray(choices.gold))
 
 
 # --- Likelihoods of answers ----------------------------------------------------------

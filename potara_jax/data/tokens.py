@@ -171,12 +171,15 @@ class Choices(NamedTuple):
     `prompt` `[P, L]`, padded at the end, with room for any one of its options; `count`
     `[P]`: its tokens. `answers` `[P, O, A]`: the options' tokens, then -1; an option
     that an example does not have is -1 throughout. `gold` `[P]`: the right option.
+    `hidden` `[P, L + O (A - 1), D]`, of any dtype: what the frozen layers of a model
+    compute of a prompt and all its options side by side, if it is kept.
     """
 
     prompt: np.ndarray
     count: np.ndarray
     answers: np.ndarray
     gold: np.ndarray
+    hidden: Any = None
 
 
 def encode(

@@ -125,7 +125,7 @@ def _of_examples(
         loss, score = task.measure(shared.base, adapter, take(shared.pool, rows))
         return jnp.where(jnp.isnan(loss), jnp.nan, score), loss
 
-    return in_parts(measure, index, max_size=_examples_at_once(task, shared.pool))
+    return in_parts(measure, index, max_size=examples_at_once(task, shared.pool))
 
 
 def in_parts(function: Callable[[Array], Any], index: Array, *, max_size: int) -> Any:
@@ -142,7 +142,8 @@ def in_parts(function: Callable[[Array], Any], index: Array, *, max_size: int) -
     return jax.tree.map(joined, jax.lax.map(function, padded))
 
 
-def _examples_at_once(task: Task, pool: Batch) -> int:
+def examples_at_once(task: Task, pool: Batch) -> int:
+    """The number of a pool's examples that are measured in one forward pass."""
     if task.at_once is not None:
         return task.at_once
     size = sum(leaf[0].size for leaf in jax.tree.leaves(pool.inputs))

@@ -24,6 +24,7 @@ from potara_jax.adapters.lora import Params
 from potara_jax.clients.mesh import everywhere
 from potara_jax.clients.task import Task
 from potara_jax.data.federation import Batch
+from potara_jax.evaluation import metrics
 from potara_jax.experiment import federating
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Problem, Split
@@ -79,7 +80,10 @@ def _on_kept(
         cell: federation._replace(pool=made[id(federation.pool)])
         for cell, federation in problem.federations.items()
     }
-    number = examples_at_once(next(iter(made.values())).inputs)
+    before, after = (next(iter(each.values())) for each in (pools, made))
+    number = _at_once(after.inputs)
+    if split.task.sequences:  # whose answers count too
+        number = metrics.examples_at_once(split.task, before)
     task = _measured(split.task, number)
     return problem._replace(task=task, federations=federations, split=None)
 
@@ -120,7 +124,7 @@ def _computed(base: Params, split: Split, pool: Batch) -> Batch:
     """
     shapes = _shapes(base, split, pool.inputs)
     examples = len(jax.tree.leaves(shapes)[0])
-    parts = -(-examples // examples_at_once(shapes))
+    parts = -(-examples // _at_once(shapes))
     size = -(-examples // parts)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
@@ -138,7 +142,7 @@ def _computed(base: Params, split: Split, pool: Batch) -> Batch:
     return pool._replace(inputs=outputs)
 
 
-def examples_at_once(outputs: Any) -> int:
+def _at_once(outputs: Any) -> int:
     """Examples of one forward pass, from what layers hand on, `[P, ...]`."""
     numbers = sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(outputs))
     return max(1, min(_MAX_EXAMPLES, _MAX_NUMBERS // numbers))

@@ -80,6 +80,8 @@ class Lora:
     """A delta is scaled by alpha / rank."""
     targets: tuple[str, ...] = ("query", "value")
     """Modules to adapt: regular expressions that match the end of a module's path."""
+    last_layers: int | None = None
+    """Adapt modules of the last layers only: the number of these. Default: of all."""
     whole: tuple[str, ...] = ()
     """Modules that are trained whole, such as a new `head`. They are sent and merged
     with the factors."""
@@ -95,6 +97,7 @@ class Lora:
     def check(self) -> None:
         """Raise `ValueError` for an invalid value."""
         require_positive(self, "lora", "rank", "alpha")
+        require_at_least(self, "lora", 1, "last_layers")
         require_distinct(self, "lora", "targets")
 
 

@@ -27,6 +27,9 @@ from potara_jax.models.weights import LINEAR, Rule, Table
 Array = jax.Array
 
 
+FROZEN = "frozen_layers"  # the module that no adapter is in
+
+
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
     """How `rope_type: llama3` slows the slow rotations, for a longer context.
@@ -60,6 +63,8 @@ class LlamaConfig:
     biases: give query, key and value biases (Qwen2).
     head_norms: normalise query and key (Qwen3).
     context: the longest sequence of the training, in tokens.
+    frozen: number of first layers that are a module of their own, `frozen_layers`,
+      which no adapter is in.
     dtype: of the activations; parameters keep their dtypes.
     remat: recompute a layer's activations for the gradient.
     attention: `xla`, or `cudnn` for flash attention on a GPU in bfloat16. The latter
@@ -81,6 +86,7 @@ class LlamaConfig:
     biases: bool = False
     head_norms: bool = False
     context: int = 131072
+    frozen: int = 0
     dtype: str = "float32"
     remat: bool = False
     attention: Literal["xla", "cudnn"] = "xla"
@@ -243,11 +249,13 @@ class Text(NamedTuple):
     segment: `[B, L]`, the number of the text that a token belongs to, where several
       texts share a row. A token attends to earlier ones of its text, and of text 0,
       which all others continue. Default: each row is one text.
+    hidden: `[B, L, D]`, what the frozen layers compute of the tokens, if it is known.
     """
 
     tokens: Array
     at: Array
     segment: Array | None = None
+    hidden: Array | None = None
 
 
 class Llama(nn.Module):
@@ -259,24 +267,26 @@ class Llama(nn.Module):
         """Make the embedding, the layers, the last norm, and the head."""
         c = self.config
         self.embed_tokens = nn.Embed(c.vocabulary, c.width, dtype=c.dtype)
-        layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
-        self.layers: Any = nn.scan(  # takes and returns a stack of caches
-            layer,
-            variable_axes={"params": 0, "lora": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0),
-            out_axes=0,
-            length=c.depth,
-        )(c)
+        if c.frozen:
+            self.frozen_layers = _scanned(c, c.frozen)
+        self.layers = _scanned(c, c.depth - c.frozen)
         self.norm = nn.RMSNorm(epsilon=c.epsilon, dtype=c.dtype)
         if not c.tied:
             self.lm_head = nn.Dense(c.vocabulary, use_bias=False, dtype=c.dtype)
 
     def __call__(self, text: Text) -> Array:
         """Read whole texts."""
-        x_BLD, _ = self.layers(self._embedded(text.tokens), _placement(text), None)
+        x_BLD = self.below(text) if text.hidden is None else text.hidden
+        x_BLD, _ = self.layers(x_BLD, _placement(text), None)
         x_BAD = jnp.take_along_axis(x_BLD, text.at[..., None], 1)
         return self._logits(x_BAD)
+
+    def below(self, text: Text) -> Array:
+        """What the frozen layers compute of whole texts, `[B, L, D]`."""
+        x_BLD = self._embedded(text.tokens)
+        if self.config.frozen:
+            x_BLD, _ = self.frozen_layers(x_BLD, _placement(text), None)
+        return x_BLD
 
     def read(
         self, tokens: Array, position: Array, cache: Cache, last: Array
@@ -296,9 +306,21 @@ class Llama(nn.Module):
         slots = jnp.arange(cache.keys.shape[2])
         mask = slots <= position[:, None, :, None]
         placement = Placement(position, mask)
-        x_BLD, cache = self.layers(self._embedded(tokens), placement, cache)
+        x_BLD, cache = self._all_layers(self._embedded(tokens), placement, cache)
         x_BAD = jnp.take_along_axis(x_BLD, last[:, None, None], 1)
         return self._logits(x_BAD)[:, 0], cache
+
+    def _all_layers(
+        self, x_BLD: Array, placement: Placement, cache: Cache
+    ) -> tuple[Array, Cache]:
+        """Apply the frozen and the other layers, each with its part of the cache."""
+        frozen = self.config.frozen
+        if not frozen:
+            return self.layers(x_BLD, placement, cache)
+        first, rest = (Cache(*(x[cut] for x in cache)) for cut in _cuts(frozen))
+        x_BLD, first = self.frozen_layers(x_BLD, placement, first)
+        x_BLD, rest = self.layers(x_BLD, placement, rest)
+        return x_BLD, jax.tree.map(lambda *x: jnp.concatenate(x), first, rest)
 
     def _embedded(self, tokens: Array) -> Array:
         return self.embed_tokens(tokens.astype(jnp.int32))
@@ -307,6 +329,41 @@ class Llama(nn.Module):
         x_BLD = self.norm(x_BLD)
         head = self.embed_tokens.attend if self.config.tied else self.lm_head
         return head(x_BLD).astype(jnp.float32)
+
+
+def _scanned(config: LlamaConfig, number: int) -> Any:
+    """Some layers as one module, which takes and returns a stack of caches."""
+    layer = nn.remat(Layer, prevent_cse=False) if config.remat else Layer
+    scanned: Any = nn.scan(
+        layer,
+        variable_axes={"params": 0, "lora": 0, "intermediates": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, 0),
+        out_axes=0,
+        length=number,
+    )
+    return scanned(config)
+
+
+def _cuts(frozen: int) -> tuple[slice, slice]:
+    """Where the frozen and the other layers are in a stack of all."""
+    return slice(frozen), slice(frozen, None)
+
+
+def with_frozen(params: Mapping[str, Any], frozen: int) -> dict[str, Any]:
+    """A Llama's parameters with its first layers as a module of their own.
+
+    Args:
+      params: as `LlamaConfig(frozen=0)` has them.
+      frozen: the number of first layers.
+    """
+    if not frozen:
+        return dict(params)
+    first, rest = (
+        jax.tree.map(lambda x, cut=cut: x[cut], params["layers"])
+        for cut in _cuts(frozen)
+    )
+    return {**params, FROZEN: first, "layers": rest}
 
 
 def _placement(text: Text) -> Placement:
@@ -354,6 +411,20 @@ TABLE = Table(
     ),
     ignored=("*.rotary_emb.inv_freq",),
 )
+
+
+def table_of(config: LlamaConfig) -> Table:
+    """Where the parameters of a model are stored."""
+    frozen = [
+        rule._replace(ours=f"frozen_{rule.ours}")
+        for rule in TABLE.rules
+        if rule.ours.startswith("layers/")
+    ]
+    others = [
+        rule._replace(first=config.frozen) if "*" in rule.theirs else rule
+        for rule in TABLE.rules
+    ]
+    return TABLE._replace(rules=(*others, *(frozen if config.frozen else ())))
 
 
 class _Variant(NamedTuple):

@@ -68,12 +68,13 @@ class Rule(NamedTuple):
     """A parameter's path in our model and its name in the files.
 
     `*` stands for a layer's number. If only the name has one, the parameter has a
-    leading axis of layers.
+    leading axis of layers, whose numbers begin at `first`.
     """
 
     ours: str
     theirs: str
     conversion: Conversion = SAME
+    first: int = 0
 
 
 class Table(NamedTuple):
@@ -267,7 +268,8 @@ def stored_as(path: str, shape: Sequence[int], table: Table) -> Storage:
             continue
         if "*" in rule.ours or "*" not in rule.theirs:
             return Storage((rule.theirs.replace("*", number),), False, rule.conversion)
-        names = (rule.theirs.replace("*", str(i)) for i in range(shape[0]))
+        numbers = range(rule.first, rule.first + shape[0])
+        names = (rule.theirs.replace("*", str(number)) for number in numbers)
         return Storage(tuple(names), True, rule.conversion)
     raise ValueError(f"the model's table has no rule for its parameter '{path}'")
 

@@ -97,7 +97,7 @@ def test_longer_padding_changes_nothing(model):
     longer = lambda x, value: jnp.pad(
         x, [(0, 0)] * (x.ndim - 1) + [(0, 5)], constant_values=value
     )
-    prompt, _, answers, _ = batch.inputs
+    prompt, answers = batch.inputs.prompt, batch.inputs.answers
     inputs = batch.inputs._replace(
         prompt=longer(prompt, 0), answers=longer(answers, -1)
     )
@@ -132,7 +132,7 @@ def test_the_ensemble_of_a_model_with_itself_is_the_model(model):
 def test_adapters_of_scanned_layers_are_folded_and_differ_by_layer(model):
     base, adapter = model
     batch = batch_of(EXAMPLES[:1])
-    text = answered(batch.inputs, batch.labels)
+    text = answered(batch.inputs, batch.inputs.gold)
     folded = lora.fold(base, adapter, SITES, scale=2.0)
     np.testing.assert_allclose(
         JITTED(folded, {}, text), JITTED(base, adapter, text), atol=1e-5

@@ -35,6 +35,9 @@ def problem(
     """
     _check_compute(experiment)
     settings = experiment.lora
+    expected = "left out: the layers of your model are not known; name them in targets"
+    last = settings.last_layers
+    require_that(last is None, "lora.last_layers", last, expected)
     pool = next(iter(federations.values())).pool
     example = take(pool, jnp.zeros(1, jnp.int32))
     sites = task.sites(example, settings.targets)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from potara_jax.adapters.layers import Site
 from potara_jax.adapters.lora import Params
 from potara_jax.experiment.checks import require_at_least, require_that
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Resources
-from potara_jax.experiment.settings import Pretraining
+from potara_jax.experiment.settings import Lora, Pretraining
 from potara_jax.models import weights
 from potara_jax.models.pretraining import Keeper, Listener, pretrain
 from potara_jax.runs.bases import Part, cached_base
@@ -54,7 +55,7 @@ def pretrained(
         start, key = jax.random.split(jax.random.key(settings.seed))
         return pretrain(
             lambda params, batch: loss(params, batch).mean(),
-            init(start),
+            jax.jit(init)(start),
             jax.tree.map(jnp.asarray, examples),
             key,
             steps=settings.steps,
@@ -97,6 +98,37 @@ def settings_of(experiment: Experiment) -> Pretraining:
 def activation_dtype(precision: str) -> str:
     """The dtype of activations for a base of a given precision."""
     return "float32" if precision == "float32" else "bfloat16"
+
+
+def first_adapted(settings: Lora, depth: int) -> int:
+    """The first layer, of `depth`, in which modules may be adapted.
+
+    Raises `ValueError` if more of the last layers are asked for.
+    """
+    last = settings.last_layers
+    good = last is None or last <= depth
+    require_that(good, "lora.last_layers", last, f"{depth} or less")
+    return 0 if last is None else depth - last
+
+
+def in_last_layers(
+    sites: Mapping[str, Site], settings: Lora, frozen: Callable[[list[str]], int]
+) -> dict[str, Site]:
+    """The sites in or after the first layer that may be adapted.
+
+    Args:
+      sites: all that the targets name.
+      settings: its `last_layers`.
+      frozen: the number of layers before a list of paths; of none, of all layers.
+
+    Raises:
+      ValueError: the model has fewer layers, or no target is in the last ones.
+    """
+    first = first_adapted(settings, frozen([]))
+    kept = {path: site for path, site in sites.items() if frozen([path]) >= first}
+    expected = f"modules of the last {settings.last_layers} layers"
+    require_that(bool(kept), "lora.targets", settings.targets, expected)
+    return kept
 
 
 # --- Settings of a source ------------------------------------------------------------

@@ -17,7 +17,7 @@ import numpy as np
 
 from potara_jax.adapters import lora, precision
 from potara_jax.adapters.lora import Adapter, Params, Site
-from potara_jax.clients.answering import of_answers, packed_loss
+from potara_jax.clients.answering import of_answers, packed_loss, side_by_side
 from potara_jax.data import tokens
 from potara_jax.data.federation import Batch
 from potara_jax.data.text import Example
@@ -29,6 +29,7 @@ from potara_jax.experiment.problem import (
     Federations,
     Problem,
     Resources,
+    Split,
     Writer,
     adapter_maker,
 )
@@ -82,22 +83,39 @@ def problem(
     settings, compute = experiment.lora, experiment.compute
     _check(experiment)
     dtype = bases.activation_dtype(compute.precision)
-    config = dataclasses.replace(model.config, dtype=dtype, remat=compute.remat)
+    frozen = bases.first_adapted(settings, model.config.depth)
+    config = dataclasses.replace(
+        model.config, dtype=dtype, remat=compute.remat, frozen=frozen
+    )
     module, text = Llama(config), example_text()
-    sites = lora.find_sites(module, text, targets=settings.targets)
+    named = lora.find_sites(module, text, targets=settings.targets)
+    sites = {p: s for p, s in named.items() if not p.startswith(llama.FROZEN)}
     lora.check_rank(sites, settings.rank)
     kernels = lora.find_sites(module, text, targets=".*_proj")
     task = of_answers(lora.bind(module, scale=settings.scale), normalise=normalise)
-    base = model.read()
+    task = task._replace(add=lora.bind_add(sites, scale=settings.scale))
+    base = llama.with_frozen(model.read(), frozen)
     return Problem(
-        task=task._replace(add=lora.bind_add(sites, scale=settings.scale)),
+        task=task,
         base=precision.KINDS[compute.precision](base, kernels),
         adapter=adapter_maker(sites, rank=settings.rank, base=base, whole=()),
         federations=federations,
-        form=_form(model, sites, settings.scale),
+        form=_form(model, config, sites, settings.scale),
         writer=_writer(model.tokenizer, module, settings.scale),
         contents=contents,
+        split=Split(frozen, config.depth, _below(module), task),
     )
+
+
+def _below(module: Llama) -> Callable[[Params, Choices], Choices]:
+    """What the frozen layers compute of prompts and their options, kept with them."""
+    apply = lora.bind(module, scale=1.0)
+
+    def below(base: Params, choices: Choices) -> Choices:
+        text = side_by_side(choices)
+        return choices._replace(hidden=apply(base, {}, text, method="below"))
+
+    return below
 
 
 def _check(experiment: Experiment) -> None:
@@ -130,17 +148,22 @@ def _writer(tokenizer: Tokenizer, module: Llama, scale: float) -> Writer:
     return Writer(write, tokenizer.decode, tokenizer.end)
 
 
-def _form(model: LanguageModel, sites: Mapping[str, Site], scale: float) -> Form:
+def _form(
+    model: LanguageModel,
+    config: LlamaConfig,
+    sites: Mapping[str, Site],
+    scale: float,
+) -> Form:
     if model.checkpoint:
         folder = weights.folder_of(model.checkpoint)
-        config, files = weights.read_config(folder), publishing.read_files(folder)
+        described, files = weights.read_config(folder), publishing.read_files(folder)
     else:
         special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-        config = llama.description_of(model.config) | special
+        described = llama.description_of(model.config) | special
         files = _tokenizer_files(model.tokenizer)
     return Form(
-        llama.TABLE,
-        config,
+        llama.table_of(config),
+        described,
         files,
         sites=sites,
         scale=scale,

@@ -96,7 +96,11 @@ def problem(
     dtype = bases.activation_dtype(compute.precision)
     config = dataclasses.replace(model.config, dtype=dtype, remat=compute.remat)
     module, example = Bert(config), example_sentence()
-    sites = lora.find_sites(module, example, targets=settings.targets)
+    sites = bases.in_last_layers(
+        lora.find_sites(module, example, targets=settings.targets),
+        settings,
+        partial(bert.frozen_layers, config),
+    )
     lora.check_rank(sites, settings.rank)
     kernels = lora.find_sites(module, example, targets=".*")
     pool, task = encoded(experiment, tasks, model, resources)

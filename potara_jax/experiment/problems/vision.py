@@ -77,7 +77,11 @@ def problem(
     dtype = bases.activation_dtype(compute.precision)
     config = dataclasses.replace(model.config, dtype=dtype, remat=compute.remat)
     module, image = ViT(config), jax.ShapeDtypeStruct((1, *model.shape), jnp.float32)
-    sites = lora.find_sites(module, image, targets=settings.targets)
+    sites = bases.in_last_layers(
+        lora.find_sites(module, image, targets=settings.targets),
+        settings,
+        partial(vit.frozen_blocks, config),
+    )
     lora.check_rank(sites, settings.rank)
     kernels = lora.find_sites(module, image, targets=".*")
     base = model.read()
