@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from potara_jax.federated import accounting, stack
 from potara_jax.federated import registry as federated
-from potara_jax.federated import stack
+from potara_jax.federated.privacy import Privacy
 from potara_jax.merging import registry as merging
+from potara_jax.runs import folder
 from tests import helpers_federated
 from tests.merging import toy
 
@@ -42,6 +44,53 @@ def test_the_readmes_quick_start_runs(tmp_path, monkeypatch):
     for code in blocks("README.md"):
         exec(compile(code, "README.md", "exec"), scope)
     assert "tempered_bayes" in scope["result"].adapters
+    page = (ROOT / "docs/run-folder.md").read_text()
+    results = scope["result"].results
+    for name in [*results, *results["methods"][0]]:
+        assert f"`{name}`" in page or f'"{name}"' in page, name
+
+
+def test_the_files_of_a_run_folder_are_listed():
+    page = (ROOT / "docs/run-folder.md").read_text()
+    for name in (*folder._FOLDERS, *folder._FILES):
+        assert f"`{name}" in page, name
+
+
+def test_the_page_on_privacy_has_the_right_epsilons():
+    page = (ROOT / "docs/privacy.md").read_text()
+    sizes = ((20, 20, 40), (1000, 50, 40), (10_000, 200, 50))
+    for noise, *shown in re.findall(r"\| (\d) \| (.+) \| (.+) \| (.+) \|", page):
+        privacy = Privacy(clip=0.5, noise=float(noise))
+        for (clients, cohort, rounds), text in zip(sizes, shown, strict=True):
+            size = {"clients": clients, "cohort": cohort, "rounds": rounds}
+            assert f"{accounting.epsilon(privacy, **size, delta=1e-5):.1f}" == text
+
+
+def test_the_page_on_privacy_names_the_algorithms_with_an_account():
+    page = (ROOT / "docs/privacy.md").read_text().split("## Which algorithms")[1]
+    named = set(re.findall(r"`(\w+)`", page)) - {"sum_only"}
+    made = {
+        name: entry.make(helpers_federated.task, helpers_federated.whole_batches)
+        for name, entry in federated.algorithms().items()
+        if name != "local"
+    }
+    accounted = {
+        name
+        for name, one in made.items()
+        if all(turn.sum_only for turn in one.turns or (one,))
+    }
+    assert named == accounted
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    pages = {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}
+    pages |= {f"notebooks/{p.stem}.md" for p in (ROOT / "docs").rglob("*.ipynb")}
+    assert {page for page in pages if f": {page}" not in navigation} == set()
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 900
 
 
 def test_the_page_on_many_clients_runs():
