@@ -9,7 +9,7 @@ Dimension letters: `k` the node's clients in a message, `N` examples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -128,7 +128,7 @@ class _View(NamedTuple):
     """What the clients of a message know and hold."""
 
     shared: Shared
-    numbers: Array
+    numbers: Any
     rows: Rows
     examples: Ragged
     heldout: Ragged
@@ -136,7 +136,7 @@ class _View(NamedTuple):
 
 
 @cache
-def _program(deployment: Deployment, layout: Layout, place: int) -> Any:
+def _program(deployment: Deployment, layout: Layout, place: int) -> Callable[..., Any]:
     """A round of `k` clients in one of the algorithm's turns, jitted."""
     turn = deployment.turn(place)
     run = client_round(turn, deployment.wire)
@@ -162,7 +162,7 @@ def _program(deployment: Deployment, layout: Layout, place: int) -> Any:
 
 
 def _stack(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
 def _row(tree: Any, at: int) -> Any:
@@ -205,10 +205,10 @@ def _view(
 ) -> _View:
     shared = Shared(deployment.base, node.federation.pool)
     places = np.array([node.clients.index(client) for client in order.clients])
-    at = lambda ragged: jax.tree.map(lambda x: x[places], ragged)
+    at = lambda ragged: jax.tree.map(lambda x: np.asarray(x)[places], ragged)
     examples, heldout = at(node.federation.train), at(node.federation.heldout)
-    numbers = jnp.asarray(order.clients, jnp.int32)
-    first = _first_rows(deployment, shared, server, numbers, examples)
+    numbers = np.array(order.clients, np.int32)
+    first = _first_rows(deployment)(shared, server, numbers, examples)
 
     def newest(at: int, client: int) -> Rows:
         begin = _row(first, at)
@@ -220,20 +220,19 @@ def _view(
     return _View(shared, numbers, _stack(each), examples, heldout, places)
 
 
-def _first_rows(
-    deployment: Deployment,
-    shared: Shared,
-    server: Server,
-    numbers: Array,
-    examples: Ragged,
-) -> Rows:
-    """What clients keep that have not begun."""
-    adapters = federated.stack(deployment.adapter, clients=len(numbers))
+@cache
+def _first_rows(deployment: Deployment) -> Callable[..., Rows]:
+    """What clients keep that have not begun, `[k, ...]`, jitted."""
     algorithm, wire = deployment.algorithm, deployment.wire
-    states = first_states(algorithm, adapters, numbers, deployment.key)
-    begin = Progress(server, states)
-    begin = with_feedback(algorithm, wire, shared, begin, examples)
-    return Rows(begin.states, begin.owed)
+
+    def rows(shared: Shared, server: Server, numbers: Array, examples: Ragged) -> Rows:
+        adapters = federated.stack(deployment.adapter, clients=len(numbers))
+        states = first_states(algorithm, adapters, numbers, deployment.key)
+        begin = Progress(server, states)
+        begin = with_feedback(algorithm, wire, shared, begin, examples)
+        return Rows(begin.states, begin.owed)
+
+    return jax.jit(rows)
 
 
 # --- Models --------------------------------------------------------------------------

@@ -111,7 +111,11 @@ class Deployment:
 
     def place(self, number: int) -> int:
         """The place of a round's turn among the algorithm's turns."""
-        return number % (len(self.algorithm.turns) or 1)
+        return number % len(self._places)
+
+    @property
+    def _places(self) -> range:
+        return range(len(self.algorithm.turns) or 1)
 
     @cached_property
     def shapes(self) -> Shared:
@@ -142,9 +146,11 @@ class Deployment:
 
     # --- What travels ----------------------------------------------------------------
 
-    def message(self, place: int) -> Any:
-        """The shapes of what one client sends in a round."""
-        return self._traced(place, lambda trained: trained.message)[1]
+    @cached_property
+    def messages(self) -> tuple[Any, ...]:
+        """The shapes of what one client sends in a round, for each turn."""
+        part = lambda trained: trained.message
+        return tuple(self._traced(place, part)[1] for place in self._places)
 
     def measured(self) -> Any:
         """The shapes of what one client sends for its merge weight."""
@@ -166,10 +172,12 @@ class Deployment:
             lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), weight
         )
 
-    def read_by_clients(self, place: int) -> Reads:
-        """Which leaves of the server's state a client needs in a round."""
-        turn = self.turn(place)
+    @cached_property
+    def reads(self) -> tuple[Reads, ...]:
+        """Which leaves of the server's state a client needs in a round of each turn."""
+        return tuple(self._reads(self.turn(place)) for place in self._places)
 
+    def _reads(self, turn: Algorithm) -> Reads:
         def heard(server: Server, state: Any) -> Any:
             return turn.broadcast(server, state)
 

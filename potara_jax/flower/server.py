@@ -75,7 +75,8 @@ def news(
 
     since: -1 for a node that has nothing but the initial state.
     """
-    arrays, read = packed(state.server), deployment.read_by_clients(number)
+    arrays = packed(state.server)
+    read = deployment.reads[deployment.place(number)]
     return {
         name: array
         for (name, array), broadcast, known in zip(arrays.items(), *read, strict=True)
@@ -173,14 +174,14 @@ def next_state(
 
     messages: by client, as `messages.read` gives them.
     """
-    nothing = jax.tree.map(
-        lambda x: np.zeros(x.shape, x.dtype), deployment.message(number)
-    )
+    place = deployment.place(number)
+    zeros = lambda x: np.zeros(x.shape, x.dtype)
+    nothing = jax.tree.map(zeros, deployment.messages[place])
     each = [messages.get(int(client), nothing) for client in cohort.client]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
     arrived = np.isin(cohort.client, list(messages))
     args = cohort, stacked, arrived, secret, np.int32(number)
-    aggregate = aggregator(deployment, deployment.place(number))
+    aggregate = aggregator(deployment, place)
     server = jax.tree.map(np.asarray, aggregate(state.server, *args))
     before = packed(state.server)
     changed = {

@@ -190,7 +190,8 @@ class Deployed(Strategy):
         """The server's state after a round, and what happened in it."""
         number = server_round - 1
         heard = self._hear(replies)
-        accepted = self._accepted(heard, self.deployment.message(number))
+        like = self.deployment.messages[self.deployment.place(number)]
+        accepted = self._accepted(heard, like)
         args = self._cohort, accepted, self.secret, number
         self.state = server.next_state(self.deployment, self.state, *args)
         losses = [_number(heard.metrics[c].get("train-loss")) for c in accepted]

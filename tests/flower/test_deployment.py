@@ -35,7 +35,7 @@ def federate(deployment, *, rounds):
             answer, memory[key] = client.train(*args)
             replies |= {c: r.arrays for c, r in answer.items() if r.metrics["arrived"]}
             heard[key] = number
-        like = deployment.message(number)
+        like = deployment.messages[deployment.place(number)]
         messages, refused = server.checked(replies, like, largest=1e6)
         assert refused == {}
         args = cohort, messages, deployment.key, number
