@@ -42,7 +42,13 @@ PURPOSES: tuple[Purpose, ...] = typing.get_args(Purpose)
 
 
 def subkey(key: jax.Array, purpose: Purpose) -> jax.Array:
-    """The key of one purpose; `key` may be used for the others too."""
+    """The key of one purpose; `key` may be used for the others too.
+
+    Examples:
+      >>> key = jax.random.key(0)
+      >>> bool(subkey(key, "batches") == subkey(key, "dropout"))
+      False
+    """
     return jax.random.fold_in(key, zlib.crc32(purpose.encode()))
 
 

@@ -74,7 +74,13 @@ svd = _one_by_one(lambda x: tuple(jnp.linalg.svd(x, full_matrices=False)))
 
 
 def delta(entry: Entry) -> Array:
-    """The dense delta `[..., D, K]`: for tests and small models only."""
+    """The dense delta `[..., D, K]`: for tests and small models only.
+
+    Examples:
+      >>> entry = {"a": jnp.array([[1.0], [2.0]]), "b": jnp.array([[3.0, 4.0]])}
+      >>> delta(entry).tolist()
+      [[3.0, 4.0], [6.0, 8.0]]
+    """
     return product(plain(entry)["a"], entry["b"])
 
 
@@ -85,7 +91,14 @@ def plain(entry: Entry) -> Entry:
 
 
 def concatenate(*entries: Entry) -> Entry:
-    """Factors of rank `R1 + R2 + ...` whose delta is exactly the sum of the deltas."""
+    """Factors of rank `R1 + R2 + ...` whose delta is exactly the sum of the deltas.
+
+    Examples:
+      >>> entry = {"a": jnp.ones((2, 1)), "b": jnp.ones((1, 2))}
+      >>> both = concatenate(entry, entry)
+      >>> both["a"].shape, delta(both).tolist()
+      ((2, 2), [[2.0, 2.0], [2.0, 2.0]])
+    """
     entries = tuple(map(plain, entries))
     return {
         "a": jnp.concatenate([entry["a"] for entry in entries], axis=-1),
@@ -164,7 +177,13 @@ def coordinates(basis: Basis, entry: Entry) -> Array:
 
 
 def norm(entry: Entry) -> Array:
-    """The Frobenius norm of the delta, `[...]`, through QR of both factors."""
+    """The Frobenius norm of the delta, `[...]`, through QR of both factors.
+
+    Examples:
+      >>> entry = {"a": jnp.array([[3.0], [4.0]]), "b": jnp.ones((1, 1))}
+      >>> round(float(norm(entry)), 5)
+      5.0
+    """
     _, _, (core,) = _cores([entry])
     return jnp.sqrt((core * core).sum((-2, -1)))
 

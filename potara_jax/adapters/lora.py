@@ -81,6 +81,12 @@ def find_sites(
     Raises:
       ValueError: where a target is no regular expression, matches no adaptable module,
         or matches a layer whose kernel has batch axes or groups.
+
+    Examples:
+      >>> model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)])
+      >>> sites = find_sites(model, jnp.zeros((1, 4)), targets="layers_[0-9]")
+      >>> {path: site.factor_shape for path, site in sites.items()}
+      {'layers_0': ((), 4, 8), 'layers_2': ((), 8, 3)}
     """
     targets = (targets,) if isinstance(targets, str) else targets
     if isinstance(model, nnx.Module):
@@ -142,6 +148,13 @@ def init(key: Array, sites: Mapping[str, Site], *, rank: int) -> Adapter:
     The uniform bound is Kaiming's with slope sqrt(5), as Hugging Face PEFT has it. A
     module's key depends on its path's place in the sorted sites alone.
     Raises `ValueError` where `rank` is not between 1 and every site's `min(D, K)`.
+
+    Examples:
+      >>> model = nn.Sequential([nn.Dense(8), nn.Dense(3)])
+      >>> sites = find_sites(model, jnp.zeros((1, 4)), targets="layers_0")
+      >>> adapter = init(jax.random.key(0), sites, rank=2)
+      >>> {name: x.shape for name, x in adapter["layers_0"].items()}
+      {'a': (4, 2), 'b': (2, 8)}
     """
     check_rank(sites, rank)
     keys = jax.random.split(key, len(sites))

@@ -104,6 +104,13 @@ class Federation(NamedTuple):
         Raises:
           ValueError: a client's arrays do not fit the first client's, have a number
             that is not finite, or leave no example to train on; or the key is none.
+
+        Examples:
+          >>> clients = [(np.zeros((n, 2)), np.arange(n) % 3) for n in (10, 20)]
+          >>> key = jax.random.key(0)
+          >>> federation = Federation.of(clients, heldout=2, test=0.2, key=key)
+          >>> federation.train.count.tolist(), federation.heldout.count.tolist()
+          ([6, 14], [2, 2])
         """
         keys.check(key)
         _check_sequence(clients)

@@ -14,6 +14,11 @@ def weighted_mean(stacked: Any, weights: Array) -> Any:
     """`sum_c weights[c] * leaf[c]` of every leaf `[c, ...]`.
 
     `weights` `[c]` sum to one. Sums in float32 and returns the leaf's dtype.
+
+    Examples:
+      >>> uploads = {"b": jnp.array([[0.0], [4.0]])}  # of two clients
+      >>> weighted_mean(uploads, jnp.array([0.75, 0.25]))["b"].tolist()
+      [1.0]
     """
 
     def mean(leaf: Array) -> Array:

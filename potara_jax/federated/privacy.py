@@ -31,6 +31,11 @@ def clipped(privacy: Privacy, change: Any) -> Any:
     """A client's change, scaled so that the norm of all its numbers is at most `clip`.
 
     Integers stay as they are.
+
+    Examples:
+      >>> change = {"b": jnp.array([3.0, 4.0])}  # of norm 5
+      >>> print(clipped(Privacy(clip=1.0, noise=0.0), change)["b"])
+      [0.6 0.8]
     """
     norm = optax.tree.norm([x for x in jax.tree.leaves(change) if is_float(x)])
     scale = jnp.minimum(1.0, privacy.clip / jnp.maximum(norm, 1e-30))

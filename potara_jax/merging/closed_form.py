@@ -93,6 +93,11 @@ def best_weight(traces: Traces) -> Array:
     no clipping; where the two models are one (`a = b = c`), or a trace is not a number,
     it is 1/2. Scaling all three by one constant changes nothing. Traces `a` and `b`
     that differ by rounding alone are equal.
+
+    Examples:
+      >>> traces = Traces(jnp.float32(1.0), jnp.float32(3.0), jnp.float32(0.0))
+      >>> round(float(best_weight(traces)), 5)  # three times as certain, three quarters
+      0.75
     """
     a, b, c = traces
     b = jnp.where(jnp.abs(a - b) <= _ROUNDING * a, a, b)

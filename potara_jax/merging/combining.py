@@ -51,6 +51,13 @@ def merge(
     Raises:
       ValueError: a space that does not suit the method or the ranks, adapters of
         different modules, a rank that is too high, or a missing key.
+
+    Examples:
+      >>> one = {"query": {"a": jnp.ones((2, 1)), "b": jnp.ones((1, 2))}}
+      >>> two = {"query": {"a": jnp.ones((2, 1)), "b": 3 * jnp.ones((1, 2))}}
+      >>> merged = merge([one, two], [0.5, 0.5])  # rank 2, the mean of both deltas
+      >>> algebra.delta(merged["query"]).tolist()
+      [[2.0, 2.0], [2.0, 2.0]]
     """
     method = method or AVERAGE
     if not isinstance(method, Merge):
@@ -67,7 +74,12 @@ def merge(
 
 
 def pair(weight: Weight) -> tuple[Weight, Weight]:
-    """The weights `(w, 1 - w)` of a federated and a local adapter."""
+    """The weights `(w, 1 - w)` of a federated and a local adapter.
+
+    Examples:
+      >>> pair(0.25)
+      (0.25, 0.75)
+    """
     return weight, jax.tree.map(lambda w: 1 - w, weight)
 
 

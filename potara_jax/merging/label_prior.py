@@ -79,6 +79,12 @@ def shift(counts: Array, federation: Array) -> Array:
     Args:
       counts: every client's training examples of each class, `[C, K]`.
       federation: those of all clients that the federated model has learned from, `[K]`.
+
+    Examples:
+      >>> counts = jnp.array([[8.0, 0.0], [2.0, 6.0]])
+      >>> print((100 * shift(counts, counts.sum(0))).round())  # clients by classes
+      [[  43. -220.]
+       [ -76.   64.]]
     """
     shares = federation / jnp.maximum(federation.sum(), 1)
     known = shares > 0

@@ -320,7 +320,12 @@ def _origin(make: Callable[..., Any]) -> tuple[str, str]:
 
 
 def merges() -> dict[str, MergeEntry]:
-    """Every merge by name, with every file of the package imported."""
+    """Every merge by name, with every file of the package imported.
+
+    Examples:
+      >>> merges()["ties"].spaces
+      ('core', 'knots', 'factor', 'aligned')
+    """
     _import_all("potara_jax.merging.merges")
     return dict(sorted(_MERGES.items()))
 
