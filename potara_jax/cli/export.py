@@ -49,7 +49,8 @@ class Export:
     out: Path | None = None
     """The folder to write. Default: `export` in the run folder."""
     method: str = POTARA
-    """Method of the models: potara core, tempered_bayes, federated or local."""
+    """Method of the models: potara core, tempered_bayes, federated, local, or
+    `federated + label prior` of a classification."""
     cells: tuple[str, ...] = ()
     """Which of the run's cells, such as `0.1-seed-0`. Default: all."""
     clients: tuple[int, ...] = ()

@@ -55,8 +55,9 @@ class Method(NamedTuple):
 UNIFORM = Weighing("constant", "none")
 EXACT, BY_FACTOR = Combination("linear", "delta"), Combination("linear", "factor")
 POTARA = "potara core"  # the paper's weight, gauge-free
+WITH_PRIOR = "federated + label prior"  # no merge: corrected by the client's shares
 # Methods whose models can be exported.
-KEPT = (POTARA, *registry.DEFAULTS, "federated", "local")
+KEPT = (POTARA, *registry.DEFAULTS, WITH_PRIOR, "federated", "local")
 # A choice of rows for large models, without the weights and merges that take long.
 QUICK = (
     *("uniform", "potara delta, rank r", "potara core, per module"),

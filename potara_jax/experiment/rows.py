@@ -24,6 +24,7 @@ from potara_jax.experiment.merges import (
 )
 from potara_jax.experiment.methods import (
     EXACT,
+    WITH_PRIOR,
     Method,
     default_method,
     merged_methods,
@@ -35,7 +36,6 @@ from potara_jax.merging import Measured
 PARENT = "federated"  # the parent of a merge, unless it is another algorithm's model
 _FLOAT = 4  # bytes
 TUNED = "federated + fine-tuning"
-WITH_PRIOR = "federated + label prior"  # no merge: corrected by the client's shares
 LARGEST_CLASS = "largest class"  # no model: always a client's most frequent class
 
 

@@ -323,7 +323,7 @@ def test_adapters_are_those_that_a_folder_keeps(in_memory, undisturbed):
     kept = run(EXPERIMENT, out=undisturbed, extra={"load": []}, progress=False)
     assert set(kept.adapters) == {
         *("potara core", "tempered_bayes"),
-        "federated",
+        *("federated", "federated + label prior"),
         "local",
     }
     for method, adapter in kept.adapters.items():
