@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -28,10 +29,12 @@ from potara_jax.evaluation import metrics
 from potara_jax.experiment import federating
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Problem, Split
+from potara_jax.experiment.problems import bases
 
 # The share of the memory that `auto` fills, and the numbers that the first layers hand
 # on in one forward pass, at most.
 _SHARE, _MAX_NUMBERS, _MAX_EXAMPLES = 0.3, 2**22, 128
+_SLOW = 30  # seconds, of which the user is told
 
 
 def kept(
@@ -66,14 +69,18 @@ def kept(
         f"the first {frozen} are frozen: what they compute is kept, in {size} "
         "(compute.frozen)"
     )
-    return _on_kept(problem, split, pools, federating.layout(experiment).mesh)
+    made = {n: _computed(problem.base, split, pool, log) for n, pool in pools.items()}
+    return _on_kept(problem, split, pools, made, federating.layout(experiment).mesh)
 
 
 def _on_kept(
-    problem: Problem, split: Split, pools: Mapping[int, Batch], mesh: Mesh | None
+    problem: Problem,
+    split: Split,
+    pools: Mapping[int, Batch],
+    made: Mapping[int, Batch],
+    mesh: Mesh | None,
 ) -> Problem:
-    """The problem with other pools, by `id`, and the task that reads them."""
-    made = {name: _computed(problem.base, split, pool) for name, pool in pools.items()}
+    """The problem with `made` in place of its pools, and the task that reads it."""
     if mesh is not None:
         made = {name: everywhere(mesh, pool) for name, pool in made.items()}
     federations = {
@@ -116,17 +123,33 @@ def _size(base: Params, split: Split, inputs: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _computed(base: Params, split: Split, pool: Batch) -> Batch:
+def _computed(
+    base: Params, split: Split, pool: Batch, log: Callable[[str], None]
+) -> Batch:
     """The pool with what the first layers compute as inputs.
 
     Computed in equal parts, in place, to bound memory. The last part begins earlier if
-    it would be too short.
+    it would be too short. A line says how long it takes, if that is long.
     """
     shapes = _shapes(base, split, pool.inputs)
     examples = len(jax.tree.leaves(shapes)[0])
     parts = -(-examples // _at_once(shapes))
     size = -(-examples // parts)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    add, inputs = _adder(split, size), pool.inputs
+    outputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    for number in range(parts):
+        began, first = time.monotonic(), min(number * size, examples - size)
+        outputs = add(outputs, base, inputs, jnp.int32(first))
+        if number < 2:
+            jax.block_until_ready(outputs)
+            seconds = (parts - 2) * (time.monotonic() - began)
+            if number and seconds > _SLOW:  # the first part was compiled
+                log(f"to compute it takes {bases.duration(seconds)} from here")
+    return pool._replace(inputs=outputs)
+
+
+def _adder(split: Split, size: int) -> Callable[..., Any]:
+    """`add(outputs, base, inputs, first)`: `outputs` with those of `size` examples."""
 
     @partial(jax.jit, donate_argnums=0)
     def add(outputs: Any, base: Params, inputs: Any, first: jax.Array) -> Any:
@@ -135,11 +158,7 @@ def _computed(base: Params, split: Split, pool: Batch) -> Batch:
         part = split.below(base, jax.tree.map(cut, inputs))
         return jax.tree.map(put, outputs, part)
 
-    outputs = zeros
-    for number in range(parts):
-        first = jnp.int32(min(number * size, examples - size))
-        outputs = add(outputs, base, pool.inputs, first)
-    return pool._replace(inputs=outputs)
+    return add
 
 
 def _at_once(outputs: Any) -> int:

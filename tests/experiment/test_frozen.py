@@ -204,6 +204,17 @@ def test_parts_of_any_size_give_the_same(at_once, monkeypatch):
     np.testing.assert_allclose(pool.inputs, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_user_is_told_how_long_it_takes_if_it_is_long(monkeypatch):
+    experiment, problem = vit()
+    monkeypatch.setattr(frozen, "_MAX_EXAMPLES", 20)
+    lines = []
+    kept(experiment, problem, lines.append)
+    assert len(lines) == 1
+    monkeypatch.setattr(frozen, "_SLOW", 0)
+    kept(experiment, problem, lines.append)
+    assert lines[2] == "to compute it takes 0 s from here"
+
+
 def test_all_cells_share_what_is_kept_and_only_activations_are_in_bfloat16():
     changes = {"cells.seeds": (0, 1), "compute.precision": "bfloat16"}
     tail = kept(*vit(**changes))
