@@ -36,7 +36,7 @@ SMALL_cifar100 := --out runs/cifar100-small --data-dir $(FILES)/sets \
 	--compute.precision float32
 SMALL_dinov2 := --out runs/dinov2-small --data-dir $(FILES)/sets \
 	--checkpoint tests/models/fixtures/dinov2 --image-size 16 --layers 3 \
-	--lora.targets 'block_2/attention/(query|value)' --class-examples 30 --test-examples 40 \
+	--class-examples 30 --test-examples 40 \
 	--cells.seeds 0 --cells.heterogeneity 0.5 --cells.clients 4 --federated.rounds 2 \
 	--local.rounds 2 --merging.samples 10 --merging.grid-points 3 --merging.methods uniform
 SMALL_sentences := --out runs/sentences-small --data $(FILES)/sentences \

@@ -26,7 +26,7 @@ EXPERIMENT = cifar100.EXPERIMENT.replace(
         class_examples=200,
         test_examples=60,
     ),
-    lora=pj.Lora(targets=("block_[89]/attention/(query|value)",), whole=("head",)),
+    lora=pj.Lora(last_layers=2, whole=("head",)),
     training=pj.Training(learning_rate=2.5e-3),
     federated=pj.Federated(rounds=40),
     local=pj.Local(rounds=20),
