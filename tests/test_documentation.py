@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from potara_jax.experiments import digits
 from potara_jax.federated import accounting, stack
 from potara_jax.federated import registry as federated
 from potara_jax.federated.privacy import Privacy
@@ -19,6 +20,14 @@ from tests import helpers_federated
 from tests.merging import toy
 
 ROOT = Path(__file__).parents[1]
+SMALL = {
+    "lora.rank": 2,
+    "lora.targets": ("query",),
+    "training.steps": 2,
+    "merging.samples": 4,
+    "merging.grid_points": 3,
+    "merging.curvature": "empirical",
+}
 
 
 def blocks(name: str) -> list[str]:
@@ -27,7 +36,9 @@ def blocks(name: str) -> list[str]:
 
 
 def test_the_page_on_python_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    """Its experiment trains smaller adapters, and weighs on fewer samples."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(digits, "EXPERIMENT", digits.EXPERIMENT.set(SMALL))
     scope: dict[str, object] = {"__name__": "page"}
     for code in blocks("docs/python.md"):
         exec(compile(code, "docs/python.md", "exec"), scope)
