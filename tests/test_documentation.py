@@ -20,6 +20,7 @@ from tests import helpers_federated
 from tests.merging import toy
 
 ROOT = Path(__file__).parents[1]
+SHOWING = ("examples", "hosts")
 SMALL = {
     "lora.rank": 2,
     "lora.targets": ("query",),
@@ -98,6 +99,12 @@ def test_every_page_is_in_the_navigation():
     pages = {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}
     pages |= {f"notebooks/{p.stem}.md" for p in (ROOT / "docs").rglob("*.ipynb")}
     assert {page for page in pages if f": {page}" not in navigation} == set()
+
+
+def test_every_example_is_shown_on_a_page():
+    pages = "".join((ROOT / f"docs/{page}.md").read_text() for page in SHOWING)
+    for path in (ROOT / "examples").glob("*.py"):
+        assert f'\n--8<-- "examples/{path.name}"\n' in pages, path
 
 
 def test_the_readme_is_short():

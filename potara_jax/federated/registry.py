@@ -62,7 +62,7 @@ def algorithm(
 
     Raises:
         ValueError: another function has registered the name, or a row of a comparison
-          has it.
+            has it.
     """
     if name in RESERVED:
         raise ValueError(
