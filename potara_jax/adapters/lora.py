@@ -235,8 +235,19 @@ def with_params(base: Params, flat: Mapping[str, Array]) -> Params:
 
 
 def _with_whole(base: Params, adapter: Adapter) -> Params:
-    """The base with the modules that an adapter has trained whole."""
+    """The base with the modules that an adapter has trained whole.
+
+    Raises:
+      ValueError: the base has no module of an entry's path, which would be without
+        effect.
+    """
     flat = flat_params(base)
+    modules = {name.rpartition("/")[0] for name in flat}
+    if unknown := sorted({*adapter} - modules):
+        raise ValueError(
+            f"the adapter's '{unknown[0]}' is no module of the base, whose modules are "
+            f"{', '.join(sorted(modules)[:3])}, ...: leave it out, or rename it"
+        )
     for path, entry in adapter.items():
         if not is_factors(entry):
             flat.pop(f"{path}/{INT8_SCALE}", None)
@@ -260,7 +271,8 @@ def bind(model: Model, *, scale: float) -> Apply:
 
     `base` is the model's parameters or variables, `adapter` any `Adapter` (of any
     rank), `scale` the factor `s = alpha / R` with which every delta is added. The
-    product with the factors is taken in the dtype of the layer's output.
+    product with the factors is taken in the dtype of the layer's output. Raises
+    `ValueError`, when called, for an entry that is no module of the base.
     """
     return _bound(model, scale)
 

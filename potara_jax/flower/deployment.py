@@ -31,7 +31,7 @@ from potara_jax.federated.interface import Algorithm, Server, Shared
 from potara_jax.federated.progress import known
 from potara_jax.federated.wire import AS_IT_IS, Wire
 from potara_jax.keys import subkey
-from potara_jax.merging import Client, Estimator, hermite_bayes
+from potara_jax.merging import Client, Estimator, auto
 
 Array = jax.Array
 
@@ -44,7 +44,7 @@ class Personal:
     measured on its held-out samples.
 
     train: a round of local training. rounds: their number. estimator: the weight.
-      Default: `hermite_bayes`, which sends four numbers to the server, and gets one.
+      Default: `merging.auto`, for which a client sends a few numbers, and gets one.
     """
 
     train: Train
@@ -132,7 +132,7 @@ class Deployment:
     def estimator(self) -> Estimator:
         """The merge weight."""
         assert self.personal, "there is a merge only with `personal`"
-        return self.personal.estimator or hermite_bayes(self.task.loss)
+        return self.personal.estimator or auto(self.task.loss, self.task.logits)
 
     @property
     def local_key(self) -> Array:

@@ -554,3 +554,13 @@ def test_a_module_is_adapted_or_trained_whole_and_not_both():
     for names in (["norm", "norm"], ["body/norm", "body"], ["body", "body/norm"]):
         with pytest.raises(ValueError, match="in it is trained whole too"):
             lora.check_apart(sites, names)
+
+
+def test_an_entry_that_is_no_module_of_the_base_is_refused():
+    """It would be without effect, such as that of a module with another name."""
+    model, x = TwoLayers(), jnp.ones((2, 5))
+    base, apply = random_params(model, x), lora.bind(model, scale=1.0)
+    factors = {"a": jnp.ones((5, 2)), "b": jnp.ones((2, 11))}
+    for entry in (factors, {"bias": jnp.zeros(3)}):
+        with pytest.raises(ValueError, match="'trunk' is no module of the base, whose"):
+            apply(base, {"trunk": entry}, x)

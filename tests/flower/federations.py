@@ -17,7 +17,7 @@ from potara_jax.federated.conditions import EVERYBODY
 from potara_jax.federated.registry import algorithms
 from potara_jax.federated.wire import AS_IT_IS
 from potara_jax.flower import Deployment, Node, Personal
-from potara_jax.merging import Samples, hermite_bayes
+from potara_jax.merging import Samples, auto
 from potara_jax.merging import personalise as merging
 from tests.helpers_federated import problem, run, start, task
 
@@ -86,7 +86,7 @@ def personalised(deployment, progress, *, rounds):
         begin, _ = step(GIVEN.shared, begin, GIVEN.examples, key, number)
     samples = Samples(take(GIVEN.shared.pool, GIVEN.examples.index), np.array(COUNTS))
     both = models(deployment, progress, rounds=rounds), begin.states
-    program = merging(hermite_bayes(task.loss))
+    program = merging(auto(task.loss, task.logits))
     key = deployment.merging_key
     base = GIVEN.shared.base
     return program(base, *both, samples, jnp.array(COUNTS), key).adapter
