@@ -63,7 +63,7 @@ $(VENV)/.installed-$(JAX): requirements.txt pyproject.toml
 		echo "make: $(PYTHON) is older than Python 3.11; set PYTHON=python3.12 or so" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]' $(if $(filter-out cpu,$(JAX)),'jax[$(JAX)]')
+	$(BIN)/python -m pip install -qq --editable '.[dev]' $(if $(filter-out cpu,$(JAX)),'jax[$(JAX)]')
 	rm -f $(VENV)/.installed-*
 	touch $@
 

@@ -38,6 +38,7 @@ _CURVATURES = {
     for fisher in ("exact", "empirical")
 }
 _NAMES = (*_ESTIMATORS, *_CURVATURES)
+_MARKERS = "osD^vPX*hp"
 _SIZE = (9.5, 4.4)
 
 
@@ -118,7 +119,8 @@ def _key(setting: Setting) -> tuple[Any, ...]:
 def _look(name: str) -> dict[str, Any]:
     """A line's marker and colour, the same in all panels and figures."""
     place = _NAMES.index(name)
-    return {"marker": "osD^vPX"[place], "color": f"C{place}", "markersize": 4}
+    marker = _MARKERS[place % len(_MARKERS)]
+    return {"marker": marker, "color": f"C{place}", "markersize": 4}
 
 
 def _line_with_band(axes: Axes, group: list[Setting], look: dict[str, Any]) -> Artist:
