@@ -57,7 +57,8 @@ def distributions(module: str) -> set[str]:
 def test_every_package_is_installed():
     folders = {path.parent for path in (ROOT / "potara_jax").rglob("*.py")}
     names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    assert names | {"potara_jax.experiments"} == set(SETUP["packages"])
+    names |= {"potara_jax.experiments", "potara_jax.reports.templates"}
+    assert names == set(SETUP["packages"])
     assert all((folder / "__init__.py").is_file() for folder in folders)
     assert SETUP["package-dir"]["potara_jax.experiments"] == "experiments"
 
