@@ -19,7 +19,7 @@ from rich.console import Console
 import potara_jax as pj
 from potara_jax.adapters import peft
 from potara_jax.data import digits as images
-from potara_jax.experiment import context, merges, rows
+from potara_jax.experiment import cell, context, merges, rows
 from potara_jax.experiments import digits
 from potara_jax.jobs import Refused, Table, configuration, run
 from potara_jax.runs.store import Cell
@@ -230,10 +230,16 @@ def test_another_configuration_in_the_folder_is_refused(cache, undisturbed, caps
     assert "lora.rank 2, not 3" in error
 
 
-def test_a_run_is_traced_if_profiling_is_on(cache, tmp_path):
+def test_a_run_is_traced_if_profiling_is_on(cache, tmp_path, monkeypatch):
+    """Also if it is interrupted, here after the rounds."""
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cell, "measure_all", interrupt)
     settings = TINY | {"federated.longer_rounds": 0}
     words = ("--profile", "--out", tmp_path / "run", "--cache", cache)
-    assert potara("run", settings, *words) == 0
+    assert potara("run", settings, *words) == 130
     traced = {path.name for path in (tmp_path / "run" / "profile").iterdir()}
     assert "federated" in traced
 
