@@ -9,8 +9,8 @@ the last two of these are adapted. What the eight layers before them compute is 
 merged with its adapter.
 
 The setting is this project's own, and was not searched. With weights that were tuned
-further for saliency, expect at Dirichlet 0.1 some 51 % of a merge, 39 of the local and 21
-of the federated models; at 0.5 30, 16 and 26.
+further for saliency, expect at Dirichlet 0.1 some 51 % of a merge, 39 of the local and
+21 of the federated models; at 0.5, 30, 16 and 26.
 """
 
 import potara_jax as pj
