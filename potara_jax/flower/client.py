@@ -102,8 +102,7 @@ def train(
     Raises:
         ValueError: the server counts on arrays that the node does not have.
     """
-    server, memory = _hear(deployment, memory, arrays, order)
-    view = _view(deployment, node, memory, server, order)
+    server, view, memory = _received(deployment, node, memory, arrays, order)
     program = _program(deployment, node.layout, deployment.place(order.number))
     of_clients = view.numbers, view.rows, view.examples
     result = program(view.shared, server, *of_clients, np.int32(order.number))
@@ -170,6 +169,18 @@ def _row(tree: Any, at: int) -> Any:
 
 
 # --- What is kept --------------------------------------------------------------------
+
+
+def _received(
+    deployment: Deployment,
+    node: Node,
+    memory: Memory,
+    arrays: dict[str, Stored],
+    order: Order,
+) -> tuple[Server, _View, Memory]:
+    """What a message changes: the server as clients know it, and what they hold."""
+    server, memory = _hear(deployment, memory, arrays, order)
+    return server, _view(deployment, node, memory, server, order), memory
 
 
 def _hear(
@@ -246,8 +257,7 @@ def evaluate(
     order: Order,
 ) -> tuple[Replies, Memory]:
     """The scores of the algorithm's models on the clients' tests."""
-    server, memory = _hear(deployment, memory, arrays, order)
-    view = _view(deployment, node, memory, server, order)
+    server, view, memory = _received(deployment, node, memory, arrays, order)
     models = _models(deployment, view, server, order.number)
     return _scored(deployment, node, view, server, order, {"": models}), memory
 
@@ -260,8 +270,7 @@ def personalise(
     order: Order,
 ) -> tuple[Replies, Memory]:
     """Both models of the node's clients, and what their merge weights are made of."""
-    server, memory = _hear(deployment, memory, arrays, order)
-    view = _view(deployment, node, memory, server, order)
+    server, view, memory = _received(deployment, node, memory, arrays, order)
     models = _models(deployment, view, server, order.number), _local(deployment, view)
     measured = _measure(deployment, view, models)
     together = deployment.estimator.decide is not None
@@ -288,8 +297,7 @@ def merge_models(
     like |= {"weight": deployment.weight()}
     kept = [memory[f"models.{c}"] | weights.get(c, {}) for c in order.clients]
     models = _stack([read(arrays, like) for arrays in kept])
-    server, memory = _hear(deployment, memory, {}, order)
-    view = _view(deployment, node, memory, server, order)
+    server, view, memory = _received(deployment, node, memory, {}, order)
     merged = _merge(deployment, view, models)
     for at, client in enumerate(order.clients):
         memory[f"personal.{client}"] = dict(packed(_row(merged, at)))
