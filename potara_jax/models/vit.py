@@ -14,7 +14,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from potara_jax.models import positions, weights
+from potara_jax.models.activations import gelu, tanh_gelu
 from potara_jax.models.positions import Grid
 from potara_jax.models.weights import (
     FLAT,
@@ -39,10 +39,7 @@ Implementation = Literal["xla", "cudnn"]
 Pooling = Literal["token", "token_and_mean"]
 
 # By Hugging Face's names.
-ACTIVATIONS = {
-    "gelu": partial(nn.gelu, approximate=False),
-    "gelu_new": nn.gelu,
-}
+ACTIVATIONS = {"gelu": gelu, "gelu_new": tanh_gelu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +229,13 @@ class ViT(nn.Module):
         patch, width = (self.config.patch,) * 2, self.config.width
         dtype = jnp.dtype(self.config.dtype)
         embed = nn.Conv(
-            width, patch, strides=patch, padding="VALID", dtype=dtype, name="embed"
+            width,
+            patch,
+            strides=patch,
+            padding="VALID",
+            dtype=dtype,
+            name="embed",
+            conv_general_dilated=matmul_of_patches,
         )
         patches_BHWD = embed(image_BHWC)
         batch, rows, columns, _ = patches_BHWD.shape
@@ -248,6 +251,23 @@ class ViT(nn.Module):
         shape = 1, 1 + math.prod(learned), self.config.width
         position = self.param("position", nn.initializers.normal(0.02), shape)
         return positions.fitted(position, learned, grid)
+
+
+def matmul_of_patches(
+    image_BHWC: Array, kernel_PPCD: Array, *_: Any, precision: Any = None, **__: Any
+) -> Array:
+    """The convolution whose windows do not overlap, as one matrix product.
+
+    As a convolution it took 3 % of a round of ViT-B/16 on an H200.
+    """
+    side, _, colours, width = kernel_PPCD.shape
+    batch, height, across, _ = image_BHWC.shape
+    rows, columns = height // side, across // side
+    whole = image_BHWC[:, : rows * side, : columns * side]
+    split = whole.reshape(batch, rows, side, columns, side, colours)
+    patches = split.swapaxes(2, 3).reshape(batch, rows, columns, -1)
+    kernel = kernel_PPCD.reshape(side * side * colours, width)
+    return jnp.matmul(patches, kernel, precision=precision)
 
 
 def frozen_blocks(config: ViTConfig, trained: Iterable[str]) -> int:

@@ -1,7 +1,10 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from potara_jax.adapters import lora
@@ -139,3 +142,13 @@ def test_attention_with_a_masked_token_is_the_same_and_so_is_its_gradient():
 
     close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
     jax.tree.map(close, with_gradient(vit.attend_padded), with_gradient(vit.attend))
+
+
+@pytest.mark.parametrize("side", [4, 5])
+def test_patches_are_embedded_as_by_a_convolution(side):
+    images = jax.random.normal(jax.random.key(2), (2, side, 6, 3))
+    plain = nn.Conv(4, (2, 2), strides=(2, 2), padding="VALID")
+    variables = plain.init(jax.random.key(3), images)
+    ours = plain.clone(conv_general_dilated=vit.matmul_of_patches)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    close(ours.apply(variables, images), plain.apply(variables, images))
