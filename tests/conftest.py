@@ -29,20 +29,15 @@ _LONG = (
     *("test_streaming.py", "test_precision.py", "test_wire.py", "test_parity.py"),
     *("test_personalise.py", "test_users_files.py", "test_documentation.py"),
 )
-_MAPS, _MANY = Path("/proc/self/maps"), 30_000  # of the 65,530 that Linux allows
 
 
 @pytest.fixture(autouse=True, scope="module")
 def few_compiled():
-    """Forget what is compiled before it takes all memory maps that a process may have.
-
-    Every compiled function takes a few, and where none is left the process dies.
-    """
+    """As every phase does, since tests compile a lot without any."""
     yield
-    if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MANY:
-        import jax
+    from potara_jax.runs import compiled
 
-        jax.clear_caches()
+    compiled.forget_many()
 
 
 def pytest_collection_modifyitems(items):

@@ -26,6 +26,7 @@ from potara_jax.federated.progress import (
 from potara_jax.federated.rounds import Round, Step
 from potara_jax.federated.streaming import HostProgress
 from potara_jax.federated.wire import Wire
+from potara_jax.runs import compiled
 from potara_jax.runs.checkpoints import Checkpoint
 from potara_jax.runs.progress import Progress as Display
 from potara_jax.runs.store import Cell, Store
@@ -165,6 +166,7 @@ def run_phase(
             on_round(record, done.seconds)
         display.round(f"{cell.name} {phase.name}", record["loss"])
         name_left_out(checkpoint.history, cell, store)
+    compiled.forget_many()
     return _outcome(view, progress, checkpoint)
 
 
