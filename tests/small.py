@@ -84,18 +84,28 @@ def sets(folder: Path, examples: int) -> None:
 
 
 def models(folder: Path) -> None:
-    """Write a Llama of bytes, and a ViT without a head."""
+    """Write a Llama, a ViT and a BERT."""
+    language_model(folder / "llama")
+    vision_model(folder / "vit")
+    encoder(folder / "bert")
+
+
+def language_model(folder: Path) -> None:
+    """Write a Llama of bytes."""
     config, text = llama.config_of(_LLAMA), llama.Text(*(jnp.zeros((1, 4), int),) * 2)
     params = jax.jit(llama.Llama(config).init)(jax.random.key(0), text)["params"]
-    weights.save(folder / "llama", params, llama.TABLE, _LLAMA)
-    _bytes_tokenizer().save(str(folder / "llama" / "tokenizer.json"))
+    weights.save(folder, params, llama.TABLE, _LLAMA)
+    _bytes_tokenizer().save(str(folder / "tokenizer.json"))
+
+
+def vision_model(folder: Path) -> None:
+    """Write a ViT without a head."""
     config, image = vit.config_of(_VIT), jnp.zeros((1, 16, 16, 3))
     params = jax.jit(vit.ViT(config).init)(jax.random.key(0), image)["params"]
     body = {name: x for name, x in params.items() if name != "head"}
-    weights.save(folder / "vit", body, vit.TABLE, _VIT)
+    weights.save(folder, body, vit.TABLE, _VIT)
     scaling = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (folder / "vit" / "preprocessor_config.json").write_text(json.dumps(scaling))
-    encoder(folder / "bert")
+    (folder / "preprocessor_config.json").write_text(json.dumps(scaling))
 
 
 def encoder(folder: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from potara_jax.cli.main import main
+from potara_jax.experiment import phases
 from tests import small
 
 RNG = np.random.default_rng(0)
@@ -41,18 +42,22 @@ def refusal(words, capsys):
     return error
 
 
-def test_images_with_a_checkpoint_to_a_report(npz, tmp_path, capsys):
-    """And the same command is refused where the file or the weights have changed."""
-    small.models(tmp_path)
+def test_a_run_does_not_go_on_with_changed_images_or_weights(
+    npz, tmp_path, capsys, monkeypatch
+):
+    """Here one that was interrupted; other files beside the weights may change."""
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phases, "name_left_out", interrupt)
+    small.vision_model(tmp_path / "vit")
     folder, short = tmp_path / "vit", SHORT.replace("--width 32 --depth 1", "")
     words = ["run", "images", "--data", str(npz), "--checkpoint", str(folder)]
     words += [*short.split(), *places(tmp_path)]
-    assert main(words) == 0
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert (tmp_path / "out" / "report.html").is_file()
-    assert results["settings"]["source.data"] == [str(npz)]
+    assert main(words) == 130
     (folder / "notes.txt").write_text("not read")
-    assert main(words) == 0
+    assert main(words) == 130
     before = npz.read_bytes()
     save_images(npz)
     capsys.readouterr()
@@ -81,6 +86,8 @@ def test_clients_with_texts_from_a_folder_to_a_report(tmp_path, capsys):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     held = results["diagnostics"][0]["held"]
     assert (held["kind"], held["names"]) == ("label", ["even", "odd"])
+    assert results["settings"]["source.data"] == [str(data)]
+    assert (tmp_path / "out" / "report.html").is_file()
     rows = {record["method"]: record for record in results["methods"]}
     assert rows["largest class"]["mean"] == pytest.approx(0.5, abs=0.2)
 

@@ -71,10 +71,8 @@ def check(problem, experiment):
     adapter = problem.adapter(jax.random.key(0))
     assert all(path in adapter for path in experiment.lora.whole)
     batch = jax.tree.map(lambda x: x[:2], federation.pool)
-    loss = jax.jit(problem.task.loss)(problem.base, adapter, batch)
-    assert loss.shape == (2,) and np.isfinite(loss).all()
-    right = jax.jit(problem.task.judge)(problem.base, adapter, batch)[1]
-    assert right.shape == (2,)
+    loss, right = jax.jit(problem.task.judge)(problem.base, adapter, batch)
+    assert loss.shape == right.shape == (2,) and np.isfinite(loss).all()
 
 
 def check_parts(federation, clients):

@@ -19,7 +19,7 @@ from rich.console import Console
 import potara_jax as pj
 from potara_jax.adapters import peft
 from potara_jax.data import digits as images
-from potara_jax.experiment import cell, context, merges, rows
+from potara_jax.experiment import context, merges, phases, rows
 from potara_jax.experiments import digits
 from potara_jax.jobs import Refused, Table, configuration, run
 from potara_jax.runs.store import Cell
@@ -43,20 +43,13 @@ def cache(tmp_path_factory) -> Path:
 
 def start(cache: Path, out: Path, *more: str) -> subprocess.Popen:
     words = [*options(TINY), "--out", str(out), "--cache", str(cache), *more]
-    keep_all = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return subprocess.Popen(
         [sys.executable, "-m", "potara_jax.cli.main", "run", "digits", *words],
         cwd=ROOT,
-        env=os.environ | keep_all,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, error = process.communicate(timeout=300)
-    return process.returncode, out, error
 
 
 def results(folder: Path) -> dict:
@@ -163,17 +156,13 @@ def test_the_default_weight_says_how_sure_it_is(undisturbed):
 
 
 def test_a_killed_run_ends_with_the_same_results(cache, undisturbed, tmp_path):
-    """Killed twice, in the federated and in the local phase."""
     folder = tmp_path / "killed"
-    for lines in (2, 7):
-        process = start(cache, folder)
-        _wait_for_lines(folder / "metrics.jsonl", lines, process)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert not (folder / "results.json").exists()
-    status, out, error = finish(start(cache, folder))
-    assert status == 0, error
-    assert "potara core" in out
+    process = start(cache, folder)
+    _wait_for_lines(folder / "metrics.jsonl", 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (folder / "results.json").exists()
+    assert again(cache, folder) == 0
     for name in ("config.json", "clients.csv", "metrics.jsonl"):
         assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
     assert without_seconds(results(folder)) == without_seconds(results(undisturbed))
@@ -231,17 +220,17 @@ def test_another_configuration_in_the_folder_is_refused(cache, undisturbed, caps
 
 
 def test_a_run_is_traced_if_profiling_is_on(cache, tmp_path, monkeypatch):
-    """Also if it is interrupted, here after the rounds."""
+    """Also if it is interrupted, here after two rounds."""
 
-    def interrupt(*args):
-        raise KeyboardInterrupt
+    def interrupt(history, *_):
+        if len(history) == 2:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(cell, "measure_all", interrupt)
-    settings = TINY | {"federated.longer_rounds": 0}
+    monkeypatch.setattr(phases, "name_left_out", interrupt)
     words = ("--profile", "--out", tmp_path / "run", "--cache", cache)
-    assert potara("run", settings, *words) == 130
-    traced = {path.name for path in (tmp_path / "run" / "profile").iterdir()}
-    assert "federated" in traced
+    assert potara("run", TINY, *words) == 130
+    (traced,) = (tmp_path / "run" / "profile").iterdir()
+    assert traced.name == "federated" and any(traced.rglob("*.xplane.pb"))
 
 
 def test_a_client_whose_update_is_not_finite_is_named(tmp_path, capsys, monkeypatch):
@@ -268,10 +257,27 @@ def test_a_client_whose_update_is_not_finite_is_named(tmp_path, capsys, monkeypa
 
 
 @pytest.fixture(scope="module")
-def in_memory(cache):
-    """A run that keeps nothing on disk but the base, which the others have made."""
-    console = Console(file=open(os.devnull, "w"))  # noqa: SIM115, as long as the run
-    return run(EXPERIMENT, cache=cache, console=console)
+def written() -> list:
+    """What the run in memory writes, outside the cache of bases."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def in_memory(cache, undisturbed, written):
+    """A run that keeps nothing on disk; it reads the base that another has made."""
+
+    def audit(event, arguments):
+        opened = event == "open" and isinstance(arguments[1], str)
+        opened = opened and set(arguments[1]) & set("wax+")
+        made = opened or event in ("os.mkdir", "os.rename")
+        if watching and made and not str(arguments[0]).startswith(str(cache)):
+            written.append(arguments[0])
+
+    watching = True
+    sys.addaudithook(audit)
+    result = run(EXPERIMENT, cache=cache, progress=False)
+    watching = False
+    return result
 
 
 def test_a_run_in_memory_gives_what_a_run_in_a_folder_gives(in_memory, undisturbed):
@@ -284,25 +290,8 @@ def test_a_run_in_memory_gives_what_a_run_in_a_folder_gives(in_memory, undisturb
     assert given == expected
 
 
-def test_a_run_in_memory_writes_no_file(in_memory, tmp_path, monkeypatch):
-    written = []
-
-    def audit(event, arguments):
-        if event == "open" and isinstance(arguments[1], str) and watching:
-            written.extend([arguments[0]] * bool(set(arguments[1]) & set("wax+")))
-        elif event in ("os.mkdir", "os.rename") and watching:
-            written.append(arguments[0])
-
-    watching = True
-    sys.addaudithook(audit)
-    monkeypatch.chdir(tmp_path)
-    small = EXPERIMENT.set({"merging.methods": ("uniform",), "federated.rounds": 1})
-    result = run(small.set({"federated.longer_rounds": 0}), progress=False)
-    assert result.table().groups
-    watching = False
-    compiled = os.environ["JAX_COMPILATION_CACHE_DIR"]
-    assert [p for p in written if not str(p).startswith(compiled)] == []
-    assert list(tmp_path.iterdir()) == []
+def test_a_run_in_memory_writes_no_file(in_memory, written):
+    assert written == []
 
 
 def test_the_table_is_for_a_terminal_and_for_a_notebook(in_memory):

@@ -36,12 +36,14 @@ def test_nothing_is_traced_unless_wanted():
 
 @pytest.fixture
 def forgotten():
-    """JAX before anybody has set where it keeps programs."""
-    name = "jax_compilation_cache_dir"
-    before = getattr(jax.config, name)
-    jax.config.update(name, None)
+    """JAX as it keeps programs, before anybody has set where."""
+    new = {"jax_compilation_cache_dir": None, "jax_enable_compilation_cache": True}
+    before = {name: getattr(jax.config, name) for name in new}
+    for name, value in new.items():
+        jax.config.update(name, value)
     yield
-    jax.config.update(name, before)
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def test_a_damaged_program_is_compiled_again_without_a_warning(tmp_path, forgotten):

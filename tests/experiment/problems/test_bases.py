@@ -172,7 +172,7 @@ def test_sizes_that_a_base_cannot_have_are_refused(width, depth, reason):
 
 
 def test_the_users_files_are_the_data_and_a_checkpoint_in_a_folder(tmp_path):
-    small.models(tmp_path)
+    small.vision_model(tmp_path / "vit")
     data, folder = (Path("a"), Path("b")), tmp_path / "vit"
 
     def files(**source):

@@ -27,7 +27,7 @@ RNG = np.random.default_rng(0)
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    small.models(folder)
+    small.vision_model(folder / "vit")
     return folder
 
 
@@ -69,7 +69,7 @@ def test_a_base_keeps_its_head_for_the_classes_that_clients_have():
 
 
 def test_a_checkpoint_keeps_its_head_for_the_classes_that_clients_have(tmp_path):
-    small.models(tmp_path)
+    small.vision_model(tmp_path / "vit")
     config = weights.read_config(tmp_path / "vit")
     model = ViT(vit.config_of(config, classes=2))
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]

@@ -12,7 +12,7 @@ from tests import small
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    small.models(folder)
+    small.language_model(folder / "llama")
     return folder
 
 
