@@ -258,7 +258,7 @@ def test_a_client_whose_update_is_not_finite_is_named(tmp_path, capsys, monkeypa
 
 @pytest.fixture(scope="module")
 def written() -> list:
-    """What the run in memory writes, outside the cache of bases."""
+    """What the run in memory writes, outside the caches of bases and programs."""
     return []
 
 
@@ -266,11 +266,13 @@ def written() -> list:
 def in_memory(cache, undisturbed, written):
     """A run that keeps nothing on disk; it reads the base that another has made."""
 
+    caches = str(cache), os.environ["JAX_COMPILATION_CACHE_DIR"]
+
     def audit(event, arguments):
         opened = event == "open" and isinstance(arguments[1], str)
         opened = opened and set(arguments[1]) & set("wax+")
         made = opened or event in ("os.mkdir", "os.rename")
-        if watching and made and not str(arguments[0]).startswith(str(cache)):
+        if watching and made and not str(arguments[0]).startswith(caches):
             written.append(arguments[0])
 
     watching = True
