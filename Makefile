@@ -50,7 +50,7 @@ EXTRA = $(if $(small),$(SMALL_$@))
 MAKE_FILES = $(if $(small),$(FILES)/.made)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-oldest lint docs wheel digits tasks cifar100 dinov2 commonsense flan compare study bench bench-accelerator flower test-flower clean
+.PHONY: help install test test-all test-oldest lint docs wheel digits tasks cifar100 dinov2 commonsense flan compare study bench bench-accelerator flower test-flower clean
 
 help:  ## show this
 	@echo "targets (settings: PYTHON=$(PYTHON) JAX=$(JAX) VENV=$(VENV) ARGS= small=)"
@@ -71,8 +71,13 @@ $(FILES)/.made: | install
 	$(BIN)/python -m tests.small $(FILES)
 	touch $@
 
-test: install  ## run the tests
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+test: install  ## run the tests but for the slow ones (5 minutes on 2 cores)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: install  ## run all tests (10 minutes on 2 cores)
+	$(PYTEST) $(ARGS)
 
 test-oldest:  ## run the tests with the oldest versions that are allowed, in .venv-oldest
 	$(PYTHON) -m venv .venv-oldest

@@ -1,4 +1,4 @@
-"""How the tests run: compiled quickly, and those that take minutes first."""
+"""How the tests run: compiled quickly, and those that take long first."""
 
 import gc
 import os
@@ -23,13 +23,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 gc.set_threshold(50_000, 50, 50)  # tracing makes many objects, and little garbage
 
-_LONG = (
-    *("test_run.py", "test_algorithms.py", "test_mesh.py", "test_own_data.py"),
-    *("test_compare.py", "test_invariants.py", "test_simulate.py", "test_methods.py"),
-    *("test_streaming.py", "test_precision.py", "test_wire.py", "test_parity.py"),
-    *("test_personalise.py", "test_users_files.py", "test_documentation.py"),
-)
-
 
 @pytest.fixture(autouse=True, scope="module")
 def few_compiled():
@@ -41,6 +34,5 @@ def few_compiled():
 
 
 def pytest_collection_modifyitems(items):
-    """Sort by file, the long ones first, so that no process idles at the end."""
-    place = {name: number for number, name in enumerate(_LONG)}
-    items.sort(key=lambda item: place.get(item.path.name, len(_LONG)))
+    """The slow files first, so that no process idles at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

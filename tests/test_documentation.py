@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 
 from potara_jax.experiments import digits
@@ -18,6 +19,8 @@ from potara_jax.merging import registry as merging
 from potara_jax.runs import folder
 from tests import helpers_federated
 from tests.merging import toy
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 SHOWING = ("examples", "hosts")

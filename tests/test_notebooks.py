@@ -7,6 +7,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
 SMALL = {
     "quick_start": {"PRETRAINING": 20, "FEDERATED_ROUNDS": 2, "LOCAL_ROUNDS": 1},

@@ -26,8 +26,10 @@ Array = jax.Array
 class Progress(NamedTuple):
     """The server's state, and the clients' states `[C, ...]`.
 
-    `owed`: for each of the algorithm's turns, what compression has kept back of each
     client's uploads (`[C, ...]`); empty where it keeps nothing back.
+
+    Attributes:
+      owed: for each of the algorithm's turns, what compression has kept back of each
     """
 
     server: Server
@@ -46,13 +48,13 @@ def start(
     The server starts from the first client's.
 
     Args:
-        algorithm: of the rounds.
-        adapters: what the clients start from.
-        key: of all rounds; not consumed.
-        conditions: of the rounds.
+      algorithm: of the rounds.
+      adapters: what the clients start from.
+      key: of all rounds; not consumed.
+      conditions: of the rounds.
 
     Raises:
-        ValueError: all clients are newcomers.
+      ValueError: all clients are newcomers.
     """
     clients = len(jax.tree.leaves(adapters)[0])
     states = first_states(algorithm, adapters, jnp.arange(clients), key)
@@ -67,10 +69,10 @@ def first_states(
     """The states `[c, ...]` of some clients that have not begun.
 
     Args:
-        algorithm: of the rounds.
-        adapters: these clients', `[c, ...]`.
-        clients: their numbers, `[c]`.
-        key: of all rounds; not consumed.
+      algorithm: of the rounds.
+      adapters: these clients', `[c, ...]`.
+      clients: their numbers, `[c]`.
+      key: of all rounds; not consumed.
     """
     key = subkey(key, "states")
     keys = jax.vmap(lambda client: jax.random.fold_in(key, client))(clients)
@@ -93,11 +95,11 @@ def with_feedback(
     """`progress` with zeros for what is owed, if the wire's compression has feedback.
 
     Args:
-        algorithm: whose turns send uploads.
-        wire: the way of the uploads.
-        shared: base and pool.
-        progress: before the first round.
-        examples: all clients', `[C, N]`.
+      algorithm: whose turns send uploads.
+      wire: the way of the uploads.
+      shared: base and pool.
+      progress: before the first round.
+      examples: all clients', `[C, N]`.
     """
     if not has_feedback(wire):
         return progress
@@ -174,11 +176,11 @@ def personalised(
     """The model of every client in `progress` after `number` rounds, `[C, ...]`.
 
     Args:
-        algorithm: of the rounds.
-        shared: base and pool; the pool may be NumPy arrays.
-        progress: after the rounds.
-        examples: the same clients', `[C, N]`.
-        number: of rounds.
+      algorithm: of the rounds.
+      shared: base and pool; the pool may be NumPy arrays.
+      progress: after the rounds.
+      examples: the same clients', `[C, N]`.
+      number: of rounds.
     """
     algorithm = algorithm.turn(number)
     if is_on_host(shared.pool):
@@ -214,9 +216,9 @@ def model_rank(algorithm: Algorithm, shared: Shared, adapter: Adapter) -> int | 
     None if a model is not one adapter, or not one of the base as it was.
 
     Args:
-        algorithm: whose models.
-        shared: base and pool.
-        adapter: what a client starts from.
+      algorithm: whose models.
+      shared: base and pool.
+      adapter: what a client starts from.
     """
     if algorithm.changes_base:
         return None

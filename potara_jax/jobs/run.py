@@ -220,12 +220,14 @@ def _records(
     for cell in cells:
         if store.cell(cell) is not None:
             progress.skip(job.rounds(experiment))
+            progress.end_cell()
             continue
         key = key_of(cell)
         at = Context(experiment, problem, programs, cell, key, store, progress)
         record = job.run_cell(at)
         store.end_cell(cell, record)
         progress.log(job.summary(at, record))
+        progress.end_cell()
     return [record for cell in cells if (record := store.cell(cell)) is not None]
 
 
@@ -243,8 +245,10 @@ def display(
     experiment: Experiment, job: Job, console: Console, *, progress: bool
 ) -> Display | Silent:
     """What shows all rounds of a run, or nothing."""
-    total = len(cells_of(experiment)) * job.rounds(experiment)
-    return Display(console, total=total) if progress else Silent()
+    if not progress:
+        return Silent()
+    rounds, cells = job.rounds(experiment), len(cells_of(experiment))
+    return Display(console, rounds=rounds, cells=cells)
 
 
 def _finished(config: Record, results: Record) -> Record:

@@ -46,22 +46,24 @@ ACTIVATIONS = {"gelu": gelu, "gelu_new": tanh_gelu}
 class ViTConfig:
     """Sizes of a Vision Transformer.
 
-    patch: side of a square patch, in pixels.
     width, depth, heads: of the transformer.
-    mlp_ratio: width of the MLP over `width`; two thirds of it if it is gated.
-    classes: outputs of the head.
-    epsilon: added to the variance by the norms.
-    activation: of the MLP, one of `ACTIVATIONS`.
-    gated: the MLP is a SwiGLU, which has its own activation.
-    layer_scale: multiply what each half of a block adds by learned numbers.
-    pooling: what the head reads: the class token, or it and the mean of the patches.
-    grid: rows and columns of patches that positions are learned for; images of other
-      sizes get them interpolated. Default: those of the first images.
-    dtype: of the activations; parameters keep their dtypes.
-    remat: recompute a block's activations for the gradient, which takes less memory
-      and a third more time.
-    attention: `xla`, or `cudnn` for flash attention on a GPU in bfloat16. The latter
-      has no forward-mode derivatives, so it serves training, not Hermite weights.
+
+    Attributes:
+      patch: side of a square patch, in pixels.
+      mlp_ratio: width of the MLP over `width`; two thirds of it if it is gated.
+      classes: outputs of the head.
+      epsilon: added to the variance by the norms.
+      activation: of the MLP, one of `ACTIVATIONS`.
+      gated: the MLP is a SwiGLU, which has its own activation.
+      layer_scale: multiply what each half of a block adds by learned numbers.
+      pooling: what the head reads: the class token, or it and the mean of the patches.
+      grid: rows and columns of patches that positions are learned for; images of other
+        sizes get them interpolated. Default: those of the first images.
+      dtype: of the activations; parameters keep their dtypes.
+      remat: recompute a block's activations for the gradient, which takes less memory
+        and a third more time.
+      attention: `xla`, or `cudnn` for flash attention on a GPU in bfloat16. The latter
+        has no forward-mode derivatives, so it serves training, not Hermite weights.
     """
 
     patch: int = 16

@@ -11,7 +11,6 @@ from rich import progress as bars
 from rich.console import Console
 
 _SECONDS_BETWEEN_LINES = 10.0
-_PACED = 4  # rounds, after which the time of all is said
 _TASK = bars.TaskID(0)  # the bar's only one
 Item = TypeVar("Item")
 
@@ -27,6 +26,9 @@ class Progress(Protocol):
 
     def round(self, name: str, loss: float | None) -> None:
         """One round is done: its name, and its mean training loss, if it has one."""
+
+    def end_cell(self) -> None:
+        """All of a cell is done, also what is no round."""
 
     def each(self, name: str, items: Sequence[Item]) -> Iterator[Item]:
         """Items that are no rounds, one by one."""
@@ -54,24 +56,30 @@ class Silent:
     def round(self, name: str, loss: float | None) -> None:
         """Nothing is shown."""
 
+    def end_cell(self) -> None:
+        """Nothing is shown."""
+
     def each(self, name: str, items: Sequence[Item]) -> Iterator[Item]:
         """The items as they come."""
         return iter(items)
 
 
 class Display:
-    """Shows the rounds of a whole run, their loss and the time left.
+    """Shows the rounds of a whole run, their loss and the time left. A context manager.
 
-    `total` is the number of rounds of the run. A context manager.
+    Attributes:
+      rounds: of a cell.
+      cells: of the run.
     """
 
-    def __init__(self, console: Console, *, total: int) -> None:
+    def __init__(self, console: Console, *, rounds: int, cells: int = 1) -> None:
         self._console = console
-        self._total, self._done, self._computed = total, 0, 0
-        self._started = self._last = time.monotonic()
+        self._total, self._done = rounds * cells, 0
+        self._pace = _Pace(rounds, cells)
+        self._last = time.monotonic()
         self._bar = _bar(console) if console.is_terminal else None
         if self._bar:
-            self._bar.add_task("", total=total)
+            self._bar.add_task("", total=self._total)
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -93,50 +101,97 @@ class Display:
 
     def skip(self, rounds: int) -> None:
         """Rounds that were done in an earlier start."""
+        self._pace.skip(rounds)
         self._done += rounds
         if self._bar:
             self._bar.update(_TASK, completed=self._done)
 
     def round(self, name: str, loss: float | None) -> None:
         """One round is done: its name, and its mean training loss, if it has one."""
-        if not self._computed:  # compiling comes before, and is no round
-            self._started = time.monotonic()
-        self._done, self._computed = self._done + 1, self._computed + 1
-        text = f"{name}, " + ("no finite loss" if loss is None else f"loss {loss:.3f}")
+        self._pace.round()
+        self._done += 1
         if self._bar:
             self._bar.update(_TASK, completed=self._done)
-        left = _left(self._started, self._computed - 1, self._total - self._done)
-        self._now(f"{self._done}/{self._total} ", text, left)
-        more = self._total - self._done
-        if self._computed == _PACED and more:
-            self.log(
-                f"at the pace of the first rounds, the {more} that are left take "
-                f"{left}; weights and scores come on top"
-            )
+        text = f"{name}, " + ("no finite loss" if loss is None else f"loss {loss:.3f}")
+        self._now(f"{self._done}/{self._total} ", text + self._pace.left())
+
+    def end_cell(self) -> None:
+        """All of a cell is done, also what is no round."""
+        self._pace.end_cell()
 
     def each(self, name: str, items: Sequence[Item]) -> Iterator[Item]:
-        """Items that are no rounds, one by one, with the number done and time left."""
+        """Items that are no rounds, one by one, with the number done."""
         began = time.monotonic()
         for number, item in enumerate(items):
-            left = _left(began, number, len(items) - number)
-            self._now("", f"{name} {number + 1}/{len(items)}", left)
+            left = self._pace.of_cells()
+            left = left or _at_least(began, number, len(items) - number)
+            self._now("", f"{name} {number + 1}/{len(items)}{left}")
             yield item
 
-    def _now(self, rounds: str, text: str, left: str) -> None:
-        """Show the current step; the bar shows the rounds, and their time, itself."""
+    def _now(self, rounds: str, text: str) -> None:
+        """Show the current step; the bar shows the number of rounds itself."""
         if self._bar:
-            more = "" if rounds else f", {left} left"
-            self._bar.update(_TASK, description=text + more)
+            self._bar.update(_TASK, description=text)
         elif time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
-            self.log(f"{rounds}{text}, {left} left")
+            self.log(f"{rounds}{text}")
 
 
-def _left(began: float, done: int, more: int) -> str:
-    """Time for `more` items at the pace of those that are done."""
+class _Pace:
+    """The time that is left, by whole cells once one is done, by rounds before.
+
+    Weights and scores take as long as rounds, and show only in whole cells. The first
+    cell also compiles, so that it counts as long as it is the only one.
+    """
+
+    def __init__(self, rounds: int, cells: int) -> None:
+        self._rounds, self._cells = rounds, cells
+        self._seconds: list[float] = []  # of whole cells
+        self._done, self._computed, self._whole = 0, 0, True
+        self._began = self._first = time.monotonic()
+
+    def skip(self, rounds: int) -> None:
+        """Rounds of an earlier start; their cell says nothing about others."""
+        self._done += rounds
+        self._whole = False
+
+    def round(self) -> None:
+        """One round is done; compiling comes before the first, and is no round."""
+        self._done, self._computed = self._done + 1, self._computed + 1
+        if self._computed == 1:
+            self._began = self._first = time.monotonic()
+
+    def end_cell(self) -> None:
+        """A cell is done."""
+        self._cells -= 1
+        self._done = 0
+        if self._whole:
+            self._seconds.append(time.monotonic() - self._began)
+        self._began, self._whole = time.monotonic(), True
+
+    def left(self) -> str:
+        """The time left, or that of the rounds alone; nothing where it is unknown."""
+        more = self._rounds * self._cells - self._done
+        return self.of_cells() or _at_least(self._first, self._computed - 1, more)
+
+    def of_cells(self) -> str:
+        """The time left, at the pace of whole cells; nothing before one is done."""
+        typical = self._seconds[1:] or self._seconds
+        if not typical:
+            return ""
+        cell = sum(typical) / len(typical)
+        now = max(cell - (time.monotonic() - self._began), 0)
+        return f", {_clock(now + cell * (self._cells - 1))} left"
+
+
+def _at_least(began: float, done: int, more: int) -> str:
+    """The time for `more` items at the pace of those that are done."""
     if done < 1:
-        return "unknown time"
-    seconds = (time.monotonic() - began) / done * more
+        return ""
+    return f", at least {_clock((time.monotonic() - began) / done * more)} left"
+
+
+def _clock(seconds: float) -> str:
     return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
 
@@ -146,7 +201,5 @@ def _bar(console: Console) -> bars.Progress:
         bars.MofNCompleteColumn(),
         bars.TextColumn("{task.description}"),
         bars.TimeElapsedColumn(),
-        bars.TextColumn("left"),
-        bars.TimeRemainingColumn(),
         console=console,
     )

@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks import accelerator_cases as cases
 
+pytestmark = pytest.mark.slow
+
 # What a bare machine with an accelerator lacks.
 ABSENT = ("tyro", "tensorflow_datasets", "torch", "transformers", "peft")
 

@@ -7,6 +7,8 @@ from benchmarks import figure, measure, run
 from benchmarks.measure import Line, Point
 from benchmarks.merging import CASES, Sizes
 
+pytestmark = pytest.mark.slow
+
 AIMS = [
     (0.7, ">= 0.7", True),
     (0.6, ">= 0.7", False),

@@ -17,6 +17,8 @@ from potara_jax.runs.folder import RunFolder
 from potara_jax.runs.store import Cell
 from tests.jobs.tiny import TASKS
 
+pytestmark = pytest.mark.slow
+
 CELL = Cell("tasks", 1)
 SMALL = tasks.EXPERIMENT.set(TASKS)
 

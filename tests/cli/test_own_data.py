@@ -9,6 +9,8 @@ from potara_jax.cli.main import main
 from potara_jax.experiment import phases
 from tests import small
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 SHORT = (
     "--cells.seeds 0 --cells.heterogeneity 0.5 --cells.clients 2 --lora.rank 2 "

@@ -16,6 +16,8 @@ from potara_jax.experiment import cell
 from potara_jax.jobs import study
 from tests.jobs.examples import example, forget_later
 
+pytestmark = pytest.mark.slow
+
 SHORT = (
     "--cells.seeds 0 --training.steps 2 --training.batch-size 4 --federated.rounds 2 "
     "--local.rounds 1 --merging.samples 5 --merging.grid-points 3 --width 4"

@@ -14,6 +14,8 @@ from potara_jax.clients.axis import Layout
 from potara_jax.clients.mesh import make_mesh
 from tests import on_devices
 
+pytestmark = pytest.mark.slow
+
 # Clients of their own are computed one by one in all of them: the same program.
 ONE_BY_ONE = Layout(1)
 BOTH = ("rounds", "streamed")  # what two processes are also asked

@@ -14,6 +14,8 @@ from safetensors.numpy import load_file
 
 from potara_jax.adapters import peft
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
 PEFT = Path(__file__).parents[1] / "adapters" / "fixtures" / "peft"

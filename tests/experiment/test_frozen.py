@@ -41,6 +41,8 @@ from tests.experiment.problems.test_image_models import DINOV2
 from tests.experiment.problems.test_images import labelled
 from tests.experiment.problems.test_sentences import TASKS
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "cells.seeds": (0,),
     "cells.clients": 2,

@@ -23,6 +23,8 @@ from tests.helpers_federated import (
     task,
 )
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 2
 
 

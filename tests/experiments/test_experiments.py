@@ -28,6 +28,8 @@ from potara_jax.experiments import tasks as generated_tasks
 from tests import small
 from tests.models.test_parity import FIXTURES
 
+pytestmark = pytest.mark.slow
+
 NAMES = [module.name for module in pkgutil.iter_modules(experiments.__path__)]
 ALL = {
     n: importlib.import_module(f"{experiments.__name__}.{n}").EXPERIMENT for n in NAMES

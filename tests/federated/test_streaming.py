@@ -14,6 +14,8 @@ from potara_jax.federated.streaming import start_on_host
 from potara_jax.federated.wire import AS_IT_IS, Wire
 from tests.helpers_federated import assert_equal, problem, run, small_batches, task
 
+pytestmark = pytest.mark.slow
+
 COUNTS = (4, 2, 1, 3, 4, 2)
 CLIENTS, ROUNDS, KEY = len(COUNTS), 4, jax.random.key(0)
 HALF = Conditions(cohort=3, dropout=0.3, stragglers=0.5)

@@ -15,6 +15,8 @@ from potara_jax.flower.messages import num_bytes
 from tests.flower.federations import COUNTS, PERSONAL, deployed, node, simulated
 from tests.helpers_federated import assert_close
 
+pytestmark = pytest.mark.slow
+
 INT8 = Wire(int8())
 HOMES = {0: 10, 1: 10, 2: 11, 3: 12}  # the first node has two clients
 

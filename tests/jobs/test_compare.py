@@ -17,6 +17,8 @@ from potara_jax.reports import comparison
 from tests.jobs.examples import example, forget_later
 from tests.jobs.tiny import DIGITS, potara
 
+pytestmark = pytest.mark.slow
+
 TINY = DIGITS | {
     "cells.clients": 4,
     "federated.rounds": 4,

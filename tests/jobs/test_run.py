@@ -25,6 +25,8 @@ from potara_jax.jobs import Refused, Table, configuration, run
 from potara_jax.runs.store import Cell
 from tests.jobs.tiny import DIGITS, options, potara, without_seconds
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TINY = DIGITS | {
     "federated.rounds": 3,

@@ -12,6 +12,8 @@ from potara_jax.experiments import digits
 from potara_jax.jobs import Simulate, preset, run, simulate
 from tests.jobs.tiny import DIGITS, potara, without_seconds
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT_SETTINGS = DIGITS | {
     "cells.heterogeneity": ("0.1",),
     "cells.seeds": (0,),

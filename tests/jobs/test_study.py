@@ -14,6 +14,8 @@ from potara_jax.merging import Client, Measured
 from potara_jax.reports import estimates as reported
 from tests.jobs.tiny import DIGITS, potara
 
+pytestmark = pytest.mark.slow
+
 TINY = DIGITS | {
     "federated.rounds": 2,
     "local.rounds": 2,

@@ -16,6 +16,8 @@ from potara_jax.runs.store import Cell
 from tests.helpers_federated import task
 from tests.jobs.tiny import DIGITS, potara
 
+pytestmark = pytest.mark.slow
+
 TINY = DIGITS | {
     "cells.seeds": (100,),
     "federated.rounds": 2,

@@ -14,6 +14,8 @@ from potara_jax.models.llama import Llama, Text
 from potara_jax.models.publishing import Form
 from potara_jax.models.vit import ViT, ViTConfig
 
+pytestmark = pytest.mark.slow
+
 SCALE = 0.5
 LLAMAS = {
     "llama": llama.LlamaConfig(40, 16, 24, 2, 4, 2, context=32),
