@@ -44,6 +44,10 @@ PURPOSES: tuple[Purpose, ...] = typing.get_args(Purpose)
 def subkey(key: jax.Array, purpose: Purpose) -> jax.Array:
     """The key of one purpose; `key` may be used for the others too.
 
+    Args:
+      key: may be used for the other purposes too.
+      purpose: what to draw with it.
+
     Examples:
       >>> key = jax.random.key(0)
       >>> bool(subkey(key, "batches") == subkey(key, "dropout"))

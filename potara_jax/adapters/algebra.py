@@ -111,7 +111,13 @@ def truncate(entry: Entry, *, rank: int) -> Entry:
 
     QR of both factors, SVD of the small core `R_a R_b^T`, the largest `rank` singular
     values, whose square roots go to both sides. Cost `O((D + K) R^2 + R^3)`.
-    Raises `ValueError` where the factors have a smaller rank.
+
+    Args:
+      entry: the factors of one module.
+      rank: of the result.
+
+    Raises:
+      ValueError: the factors have a smaller rank.
     """
     entry = plain(entry)
     largest = min(*entry["a"].shape[-2:], entry["b"].shape[-1])
@@ -203,6 +209,10 @@ def align(reference: Entry, entry: Entry) -> Entry:
     Orthogonal Procrustes over both factors: the rotation `Q` that minimises
     `|a_ref - a Q|^2 + |b_ref - Q^T b|^2` is the polar factor of
     `a^T a_ref + b b_ref^T`. Balance both first, so that only a rotation remains.
+
+    Args:
+      reference: the factors to turn towards.
+      entry: the factors to turn.
     """
     reference, entry = plain(reference), plain(entry)
     towards = product(_transpose(entry["a"]), reference["a"])
@@ -242,8 +252,12 @@ def solve(matrix: Array, target: Array) -> Array:
 def map_factors(fn: Callable[..., Entry], *adapters: Adapter) -> Adapter:
     """Apply a function of factors to every adapted module, modules of a shape at once.
 
-    `fn` takes one entry of each adapter and returns an entry; it must accept leading
-    axes. Modules that are trained whole are left out of the result.
+    Modules that are trained whole are left out of the result.
+
+    Args:
+      fn: takes one entry of each adapter and returns an entry; it must accept leading
+        axes.
+      *adapters: of the same modules.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for path in sorted(p for p, entry in adapters[0].items() if is_factors(entry)):

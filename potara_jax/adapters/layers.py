@@ -23,9 +23,12 @@ Axes = tuple[Sequence[int], Sequence[int]]  # contracted and produced
 class Site(NamedTuple):
     """One kernel that can be adapted.
 
-    `path`: the module, as `block_0/attention/query`. `kernel`: the kernel's shape.
-    `inputs`, `outputs`: the kernel's axes that are contracted and produced.
-    `stack`: the number of leading axes that the model scans over.
+    Attributes:
+      path: the module, as `block_0/attention/query`.
+      kernel: the kernel's shape.
+      inputs: the axes of the kernel that are contracted.
+      outputs: the axes of the kernel that are produced.
+      stack: the number of leading axes that the model scans over.
     """
 
     path: str
@@ -177,7 +180,14 @@ def site_of(
 ) -> Site:
     """A layer's kernel, which is `params[path/kernel]`.
 
-    Raises `ValueError` for a layer whose kernel has batch axes or groups.
+    Args:
+      path: of the module.
+      module: as the model calls it.
+      layer: the kind of the module.
+      params: the parameters, by path.
+
+    Raises:
+      ValueError: the kernel has batch axes or groups.
     """
     kernel = params[f"{path}/kernel"].shape
     rank = kernel_rank(module)
@@ -211,7 +221,12 @@ def added(
 ) -> Array:
     """What factors add to an output of that shape, without the scale.
 
-    factors: `a`, `b`, and perhaps a core `m` or gates `g`, in the dtype of `x`.
+    Args:
+      layer: the kind of the module.
+      module: as the model calls it.
+      x: its input.
+      factors: `a`, `b`, and perhaps a core `m` or gates `g`, in the dtype of `x`.
+      shape: of the output.
     """
     hidden = layer.project(module, x, factors["a"])
     if "m" in factors:

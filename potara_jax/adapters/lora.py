@@ -147,7 +147,14 @@ def init(key: Array, sites: Mapping[str, Site], *, rank: int) -> Adapter:
 
     The uniform bound is Kaiming's with slope sqrt(5), as Hugging Face PEFT has it. A
     module's key depends on its path's place in the sorted sites alone.
-    Raises `ValueError` where `rank` is not between 1 and every site's `min(D, K)`.
+
+    Args:
+      key: consumed.
+      sites: the adapted modules, see `find_sites`.
+      rank: of every module's factors.
+
+    Raises:
+      ValueError: the rank is not between 1 and every site's `min(D, K)`.
 
     Examples:
       >>> model = nn.Sequential([nn.Dense(8), nn.Dense(3)])
@@ -185,15 +192,25 @@ def _init_site(key: Array, site: Site, rank: int) -> Entry:
 def trained_modules(base: Params, paths: Sequence[str]) -> Adapter:
     """Entries for modules that are trained whole, at the base's values, in float32.
 
-    Raises `ValueError` where the base has no module at a path.
+    Args:
+      base: the model's parameters.
+      paths: of the modules.
+
+    Raises:
+      ValueError: the base has no module at a path.
     """
     return {path: _params_at(base, path) for path in paths}
 
 
 def check_apart(sites: Mapping[str, Site], whole: Sequence[str]) -> None:
-    """Raise `ValueError` if a module that is trained whole holds another trained one.
+    """Check that no module that is trained whole holds another trained one.
 
-    sites: the adapted modules.
+    Args:
+      sites: the adapted modules.
+      whole: the paths of the modules that are trained whole.
+
+    Raises:
+      ValueError: one does.
     """
     for number, path in enumerate(whole):
         others = [*sites, *whole[:number], *whole[number + 1 :]]
@@ -270,9 +287,13 @@ def bind(model: Model, *, scale: float) -> Apply:
     """A pure function `apply(base, adapter, *inputs, **kwargs)` of the adapted model.
 
     `base` is the model's parameters or variables, `adapter` any `Adapter` (of any
-    rank), `scale` the factor `s = alpha / R` with which every delta is added. The
-    product with the factors is taken in the dtype of the layer's output. Raises
-    `ValueError`, when called, for an entry that is no module of the base.
+    rank). The product with the factors is taken in the dtype of the layer's output.
+    When called, `apply` rejects an entry that is no module of the base with a
+    `ValueError`.
+
+    Args:
+      model: a Linen or NNX model.
+      scale: the factor `s = alpha / R` with which every delta is added.
     """
     return _bound(model, scale)
 
@@ -306,7 +327,12 @@ def bind_inputs(model: Model, *, scale: float) -> Callable[..., dict[str, Array]
     """A pure function from `(base, adapter, *inputs)` to every adapted module's inputs.
 
     `{path: [T, D]}`, `T` all positions of all examples, float32: the rows that meet the
-    factors `a`. Raises `ValueError` for a layer that the model scans over.
+    factors `a`. When called, it rejects a layer that the model scans over with a
+    `ValueError`.
+
+    Args:
+      model: a Linen or NNX model.
+      scale: the factor `s` of `bind`.
     """
 
     def apply(
@@ -367,8 +393,13 @@ def _rescaled(y: Array, context: nn.module.InterceptorContext) -> Array:
 def bind_input_of(model: Model, path: str, *, scale: float) -> Apply:
     """A pure function from `(base, adapter, *inputs)` to what one module reads.
 
-    With the head's path: the last hidden features. Raises `ValueError` where the model
-    does not call a module of that path.
+    With the head's path: the last hidden features. When called, it rejects the path of
+    a module that the model does not call with a `ValueError`.
+
+    Args:
+      model: a Linen or NNX model.
+      path: of the module.
+      scale: the factor `s` of `bind`.
     """
 
     def apply(base: Params, adapter: Adapter, *inputs: Any, **kwargs: Any) -> Array:
@@ -407,6 +438,10 @@ def bind_add(
     """A pure function `add(base, deltas)` of dense deltas `{path: [..., D, K]}`.
 
     The base's kernels become `W + s delta`.
+
+    Args:
+      sites: the adapted modules, by path.
+      scale: the factor `s` of `bind`.
     """
 
     def add(base: Params, deltas: dict[str, Array]) -> Params:
@@ -430,6 +465,12 @@ def fold(
     """The base with one (unstacked) adapter folded in: `W + s a b`, for deployment.
 
     Applied with an empty adapter it computes what `bind` computes with this one.
+
+    Args:
+      base: the model's parameters or variables.
+      adapter: of one client.
+      sites: the adapted modules, by path.
+      scale: the factor `s` of `bind`.
     """
     deltas = {p: _dense(entry) for p, entry in adapter.items() if is_factors(entry)}
     return bind_add(sites, scale=scale)(_with_whole(base, adapter), deltas)

@@ -51,12 +51,13 @@ _Tensors = dict[str, np.ndarray]
 class PeftAdapter(NamedTuple):
     """An adapter that PEFT wrote.
 
-    path: its folder.
-    adapter: factors `a` `[D, R]` and `b` `[R, K]`, with the scale in `b`, and the
-      parameters of the modules in `modules_to_save`; NumPy, float32.
-    config: `adapter_config.json`.
-    dtype: the widest dtype in the file.
-    scales: the scale `s` of every adapted module.
+    Attributes:
+      path: its folder.
+      adapter: factors `a` `[D, R]` and `b` `[R, K]`, with the scale in `b`, and the
+        parameters of the modules in `modules_to_save`; NumPy, float32.
+      config: `adapter_config.json`.
+      dtype: the widest dtype in the file.
+      scales: the scale `s` of every adapted module.
     """
 
     path: Path

@@ -148,7 +148,13 @@ def _check_features(config: Config, where: str) -> None:
 def module_rank(config: Config, path: str, where: str) -> int:
     """The rank of a module, by `rank_pattern` or `r`.
 
-    Raises `ValueError`, which names the file `where`, if that is not a rank.
+    Args:
+      config: the content of an `adapter_config.json`.
+      path: of the module, in PEFT's names.
+      where: the file, for the message.
+
+    Raises:
+      ValueError: what it says is no rank.
     """
     rank = _module_value(config, path, "r", "rank_pattern", where)
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
@@ -159,7 +165,13 @@ def module_rank(config: Config, path: str, where: str) -> int:
 def module_scale(config: Config, path: str, where: str) -> float:
     """The scale `s` of a module: `alpha / r`, with rsLoRA `alpha / sqrt(r)`.
 
-    Raises `ValueError`, which names the file `where`, if they are not numbers.
+    Args:
+      config: the content of an `adapter_config.json`.
+      path: of the module, in PEFT's names.
+      where: the file, for the message.
+
+    Raises:
+      ValueError: `alpha` or the rank is no number.
     """
     rank = module_rank(config, path, where)
     alpha = _module_value(config, path, "lora_alpha", "alpha_pattern", where)
@@ -193,6 +205,10 @@ def whole_module(config: Config, key: str) -> tuple[str, str] | None:
     """The module of `modules_to_save` that holds a parameter, and its name in it.
 
     None for the copies that `save_embedding_layers=True` adds.
+
+    Args:
+      config: the content of an `adapter_config.json`.
+      key: the name of the parameter in the file.
     """
     parts = key.split(".")
     if COPIES & set(parts):

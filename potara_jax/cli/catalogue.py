@@ -21,7 +21,8 @@ def names() -> list[str]:
 def find(name: str) -> Experiment:
     """A packaged experiment by its name, or the one of a Python file.
 
-    Raises `ValueError` if there is none.
+    Raises:
+      ValueError: there is none.
     """
     if name.endswith(".py"):
         module = load_file(Path(name))

@@ -41,7 +41,8 @@ class RunOptions:
 def command(words: list[str]) -> tuple[Any, str]:
     """The type of a job's command, `potara JOB EXPERIMENT [options]`.
 
-    Raises `ValueError` without an experiment, or for one that does not exist.
+    Raises:
+      ValueError: the experiment is missing, or does not exist.
     """
     job, names = jobs.JOBS[words[0]](), catalogue.names()
     named = words[1] if len(words) > 1 else "--none"

@@ -22,10 +22,11 @@ AUTO: Final = "auto"
 class Layout(NamedTuple):
     """How many clients are computed at once, and on which devices.
 
-    chunk: the maximum number of clients that a device computes at once. Memory grows
-      with the chunk, not with the number of clients. Chunks are equal, so they may be
-      smaller. Default: all clients. `AUTO`, for `jit_over_clients`: as many as fit.
-    mesh: the devices, see `mesh.make_mesh`; default: one.
+    Attributes:
+      chunk: the maximum number of clients that a device computes at once. Memory grows
+        with the chunk, not with the number of clients. Chunks are equal, so they may be
+        smaller. Default: all clients. `AUTO`, for `jit_over_clients`: as many as fit.
+      mesh: the devices, see `mesh.make_mesh`; default: one.
     """
 
     chunk: int | Literal["auto"] | None = None

@@ -70,9 +70,12 @@ def _can_be_tried_again(error: Exception, chunk: int, donated: _Donated) -> bool
 
 
 class Fitted(NamedTuple):
-    """A compiled program, the clients that it computes at once, and what that takes.
+    """A compiled program, and what it takes.
 
-    `needed`: bytes on top of its arguments.
+    Attributes:
+      program: compiled for a number of clients at once.
+      chunk: that number.
+      needed: bytes on top of its arguments.
     """
 
     program: Callable[..., Any]

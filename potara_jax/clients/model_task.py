@@ -25,9 +25,12 @@ Out = TypeVar("Out")
 class ModelTask:
     """A model and what is learned on it; `classification` and `objective` make one.
 
-    model: any Linen or NNX model. inputs: from a batch's inputs to its arguments.
-    build: `build(scale, sites)`, see `at`. classes: whether labels are classes, from 0
-    to below the number of the model's outputs.
+    Attributes:
+      model: any Linen or NNX model.
+      inputs: from a batch's inputs to the model's arguments.
+      build: `build(scale, sites)` makes the task, see `at`.
+      classes: whether labels are classes, from 0 to below the number of the model's
+        outputs.
     """
 
     model: Model

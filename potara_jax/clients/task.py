@@ -38,18 +38,21 @@ LOGIT_BIAS = "logit bias"
 class Task(NamedTuple):
     """Pure functions of `(base, adapter, batch)`; all but `loss` may be None.
 
-    `loss`: `[B]`, float32. `logits`: `[B, K]`. `judge`: the loss again, and a score,
-    `[B]` each, float32, from one forward pass; of two scores the higher is better.
-    `inputs`: what every adapted module reads, `{path: [T, D]}`.
-    `features`: the last hidden features `[B, F]`.
-    `add(base, deltas)`: the base with an adapter's dense deltas `{path: [..., D, K]}`
-      in its kernels.
-    `again(change)`: the task of a changed model, `change(apply)`, whose outputs are
-      logits as well.
-    `sequences`: whether `logits` are `[B, A, K]`, of `A` labels an example.
-    `metric`: what the score is; without a judge it is minus the loss.
-    `at_once`: examples of a forward pass that measures, at most. Default: by the size
-      of the inputs.
+    Attributes:
+      loss: of each example, `[B]`, float32.
+      logits: `[B, K]`.
+      judge: the loss again, and a score, `[B]` each, float32, from one forward pass; of
+        two scores the higher is better.
+      inputs: what every adapted module reads, `{path: [T, D]}`.
+      features: the last hidden features `[B, F]`.
+      add: `add(base, deltas)`, the base with an adapter's dense deltas
+        `{path: [..., D, K]}` in its kernels.
+      again: `again(change)`, the task of a changed model, `change(apply)`, whose
+        outputs are logits as well.
+      sequences: whether `logits` are `[B, A, K]`, of `A` labels an example.
+      metric: what the score is; without a judge it is minus the loss.
+      at_once: the maximum number of examples of a forward pass that measures. Default:
+        by the size of the inputs.
     """
 
     loss: Callable[[Params, Adapter, Batch], Array]

@@ -67,11 +67,17 @@ def run_steps(
     rows: Array,
     examples: Ragged,
 ) -> tuple[Any, Array]:
-    """`carry` after a client's steps `step(carry, row) -> (carry, loss)`, and losses.
+    """`carry` after a client's steps, and their losses.
 
-    rows: `[S, B]`, a batch's indices a step. A client takes the first `ceil(share * S)`
-    steps; the losses `[S, ...]` of the others are NaN. Clients that are computed at
-    once run for as long as the one of them with the most steps.
+    A client takes the first `ceil(share * S)` steps; the losses `[S, ...]` of the
+    others are NaN. Clients that are computed at once run for as long as the one of them
+    with the most steps.
+
+    Args:
+      step: `step(carry, row) -> (carry, loss)`.
+      carry: before the first step, such as parameters and the optimiser's state.
+      rows: a batch's indices a step, `[S, B]`.
+      examples: the client's.
     """
     if examples.share is None:
         return jax.lax.scan(step, carry, rows)
