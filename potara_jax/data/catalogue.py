@@ -24,10 +24,14 @@ Record = Mapping[str, Any]
 
 
 class Source(NamedTuple):
-    """A text task: the name of its data set, how to read a record, and the splits.
+    """A text task.
 
-    `train`, `test`: names of splits; a data set whose test labels are not public is
-    tested on what it calls validation.
+    Attributes:
+      name: of its data set.
+      read: an example from a record.
+      train: the split to train on.
+      test: the split to test on; a data set whose test labels are not public is tested
+        on what it calls validation.
     """
 
     name: str
@@ -102,7 +106,16 @@ def texts(
     part: Literal["train", "test"],
     folder: str | os.PathLike[str] = DEFAULT,
 ) -> list[Example]:
-    """The examples of a task's `train` or `test` part; raises as `records` does."""
+    """The examples of a task's `train` or `test` part.
+
+    Args:
+      source: of the task.
+      part: which split.
+      folder: where data sets are kept.
+
+    Raises:
+      ValueError: as `records` does.
+    """
     split = {"train": source.train, "test": source.test}[part]
     return [source.read(_plain(r)) for r in records(source.name, split, folder)]
 
@@ -119,7 +132,16 @@ def _plain(record: Any) -> Any:
 
 
 def images(name: str, split: str, folder: str | os.PathLike[str] = DEFAULT) -> Images:
-    """All images of a split; raises as `records` does."""
+    """All images of a split.
+
+    Args:
+      name: of the data set.
+      split: the name of the split.
+      folder: where data sets are kept.
+
+    Raises:
+      ValueError: as `records` does.
+    """
     pairs = [
         (np.asarray(r["image"]), int(r["label"])) for r in records(name, split, folder)
     ]

@@ -30,9 +30,13 @@ TRANSFORMS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class Digits(NamedTuple):
-    """Images `[N, 8, 8, 1]` in float32, labels `[N]` in int32, and a disjoint split.
+    """Images of digits, and a disjoint split of them.
 
-    `upstream`, `clients`: indices of the base's images, and of the clients'.
+    Attributes:
+      images: `[N, 8, 8, 1]`, float32.
+      labels: `[N]`, int32.
+      upstream: indices of the base's images.
+      clients: indices of the clients' images.
     """
 
     images: np.ndarray
@@ -61,7 +65,13 @@ def upstream_images(digits: Digits) -> Batch:
 
 
 def split(digits: Digits, seed: int, apart: Sequence[int] = ()) -> Parts:
-    """The clients' images, split by a seed; `apart`: see `dealing.split`."""
+    """The clients' images, split by a seed.
+
+    Args:
+      digits: all images.
+      seed: of the split.
+      apart: see `dealing.split`.
+    """
     rng = dealing.generator(seed)
     parts = dealing.split(rng, digits.labels[digits.clients], apart=apart)
     return Parts(*(digits.clients[part] for part in parts))

@@ -62,9 +62,13 @@ class Weighted(NamedTuple):
 class Federation(NamedTuple):
     """A pool of examples and each client's part of it; see the module for the letters.
 
-    `train`, `heldout`: disjoint examples of each client; `test`: examples weighted to
-    the client's distribution. `proportions` `[C, K]`: classes of the client's training
-    examples. `task` `[C]`: the transformation that a client applies.
+    Attributes:
+      pool: all examples.
+      train: examples of each client to train on.
+      heldout: examples of each client to measure on, disjoint from those.
+      test: examples weighted to the client's distribution.
+      proportions: classes of the client's training examples, `[C, K]`.
+      task: the transformation that a client applies, `[C]`.
     """
 
     pool: Batch

@@ -119,7 +119,14 @@ TASKS: Mapping[str, Task] = {
 def generate(rng: Rng, task: str, number: int, *, long: bool = True) -> list[Example]:
     """Distinct examples of a task, with long or short inputs.
 
-    Raises `ValueError` if the task has fewer than `number`.
+    Args:
+      rng: what they are drawn with.
+      task: the name of the task.
+      number: of examples.
+      long: whether inputs are long.
+
+    Raises:
+      ValueError: the task has fewer examples.
     """
     examples = generate_up_to(rng, task, number, long=long)
     if len(examples) < number:

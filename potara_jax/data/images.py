@@ -34,8 +34,11 @@ Log = Callable[[str], None]
 class Images(NamedTuple):
     """Labelled images.
 
-    `images` uint8 `[N, H, W, C]`, `labels` int32 `[N]` below `K`, `names` of `K`;
-    `testing` `[N]`: true for images that only tests may use, if any are.
+    Attributes:
+      images: uint8, `[N, H, W, C]`.
+      labels: int32, `[N]`, below `K`.
+      names: of the `K` classes.
+      testing: `[N]`, true for images that only tests may use, if any are.
     """
 
     images: np.ndarray
@@ -78,7 +81,12 @@ def read(
 def join(parts: Sequence[Images], sources: Sequence[object]) -> Images:
     """Join the images of several sources; classes of the same name become one.
 
-    Raises `ValueError`, naming sources, where images differ in size.
+    Args:
+      parts: the images of each source.
+      sources: what to call each source in a message.
+
+    Raises:
+      ValueError: images differ in size; the message names the sources.
     """
     pixels = _in_colour([part.images for part in parts])
     shapes = {
@@ -109,7 +117,9 @@ def without_duplicates(images: Images, log: Log) -> Images:
 
     Of copies that are tested and trained on, one is tested on.
 
-    log: receives a line for the user if there are any.
+    Args:
+      images: of all splits.
+      log: receives a line for the user if there are any duplicates.
     """
     copies: dict[int, list[int]] = {}
     for number, same in enumerate(identities(images.images).tolist()):
@@ -243,7 +253,8 @@ def of_arrays(
       labels: as in a file.
       side: see `read`.
 
-    Raises `ValueError` as `read` does.
+    Raises:
+      ValueError: as `read` does.
     """
     return _of_arrays(path, images, labels, None, side, silent)
 

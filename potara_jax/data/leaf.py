@@ -52,7 +52,8 @@ def files_of(path: Path) -> list[Path]:
 def users(path: Path) -> dict[str, User]:
     """The users of a file, or of the files in a folder, in their order.
 
-    Raises `ValueError` if a file is damaged, or a user has no examples.
+    Raises:
+      ValueError: a file is damaged, or a user has no examples.
     """
     joined: dict[str, User] = {}
     for file in files_of(path):

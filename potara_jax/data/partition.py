@@ -133,10 +133,16 @@ def proportions(
 def draw_like(
     rng: np.random.Generator, labels: np.ndarray, proportion: np.ndarray, number: int
 ) -> np.ndarray:
-    """Indices of `number` distinct examples in given class proportions `[K]`.
+    """Indices of distinct examples in given class proportions.
 
     Counts are rounded by largest remainder. A class with fewer examples than its count
     gives all that it has, and the rest is left out.
+
+    Args:
+      rng: what they are drawn with.
+      labels: of all examples, `[M]`.
+      proportion: of each class, `[K]`.
+      number: of examples to draw.
     """
     wanted = _largest_remainder(proportion, number)
     parts = [
@@ -158,7 +164,13 @@ def example_weights(labels: np.ndarray, proportion: np.ndarray) -> np.ndarray:
     """Weights `[M]` of common test examples that give them a client's proportions.
 
     Classes without a test example are left out, and the rest is scaled to sum to one.
-    Raises `ValueError` if that leaves none.
+
+    Args:
+      labels: of the test examples, `[M]`.
+      proportion: of each of the client's classes, `[K]`.
+
+    Raises:
+      ValueError: no class has a test example.
     """
     counts = np.bincount(labels, minlength=len(proportion))
     weight = (proportion / np.maximum(counts, 1))[labels]

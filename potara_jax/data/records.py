@@ -43,7 +43,8 @@ def files_in(path: Path) -> list[Path]:
 
     Texts (.txt) count only in a folder of nothing else, as they may be notes.
 
-    Raises `ValueError` for a folder that holds none.
+    Raises:
+      ValueError: the folder holds none.
     """
     if not path.is_dir():
         return [path]
@@ -88,7 +89,8 @@ def read(path: Path, columns: Collection[str]) -> tuple[Records, bool]:
 def read_table(path: Path) -> Records:
     """The rows of a table whose first line names the columns, whatever their names.
 
-    Raises `ValueError` as `read` does.
+    Raises:
+      ValueError: as `read` does.
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file: name a table (.csv, .tsv or .txt)")

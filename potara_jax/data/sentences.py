@@ -26,8 +26,10 @@ Sentence = str | tuple[str, str]
 class Encoded(NamedTuple):
     """Sentences as tokens, all int32; see the module for the letters.
 
-    `tokens` `[P, L]`, padded at the end; `count` `[P]`: those that are not padding;
-    `first` `[P]`: those of a pair's first sentence, or all.
+    Attributes:
+      tokens: `[P, L]`, padded at the end.
+      count: `[P]`, the tokens that are not padding.
+      first: `[P]`, the tokens of a pair's first sentence, or all.
     """
 
     tokens: np.ndarray
@@ -69,7 +71,12 @@ def from_folder(
 def of_vocabulary(path: Path, options: Mapping[str, Any]) -> Any:
     """BERT's WordPiece tokenizer of a file with one token per line.
 
-    Raises `ValueError` if the file lacks a special token.
+    Args:
+      path: of the file.
+      options: the content of a `tokenizer_config.json`.
+
+    Raises:
+      ValueError: the file lacks a special token.
     """
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors

@@ -80,7 +80,13 @@ def read_together(
 ) -> list[list[Example]]:
     """The examples of several files, whose labelled examples share all labels.
 
-    Raises `ValueError` as `read` does, except that one file may have a single label.
+    Args:
+      paths: of the files.
+      fields: see `read`.
+      log: receives lines for the user.
+
+    Raises:
+      ValueError: as `read` does, but that one file may have a single label.
     """
     return together(
         [read_one(Path(path), fields=fields or {}, log=log) for path in paths]
@@ -90,7 +96,8 @@ def read_together(
 def together(files: Sequence[tuple[bool, list[Example]]]) -> list[list[Example]]:
     """Examples of several files: whether they have labels, which then are all files'.
 
-    Raises `ValueError` if there is only one label.
+    Raises:
+      ValueError: there is only one label.
     """
     labels = {x for labelled, mine in files if labelled for x in mine[0].options}
     options = tuple(sorted(labels, key=by_number))
@@ -131,9 +138,15 @@ def read_one(
 def of_records(
     path: Path, rows: Records, *, fields: Keys
 ) -> tuple[bool, list[Example]]:
-    """Whether records have labels, and their examples; `path` is where they are from.
+    """Whether records have labels, and their examples.
 
-    Raises `ValueError` for a record that cannot be used; names its line.
+    Args:
+      path: where the records are from, for error messages.
+      rows: the records.
+      fields: see `read`.
+
+    Raises:
+      ValueError: a record cannot be used; the message names its line.
     """
     line, first = rows[0]
     chosen = _form_of(first, fields)
@@ -156,9 +169,11 @@ def of_labels(path: Path, texts: Sequence[str], labels: Sequence[Any]) -> list[E
 class Form(NamedTuple):
     """How records become examples.
 
-    names: the usual names of every field, by what it means; `optional` ones may be
-      missing. make: `(path, records, keys) -> examples`. labelled: whether options are
-      the labels of the file.
+    Attributes:
+      names: the usual names of every field, by what it means.
+      make: `(path, records, keys) -> examples`.
+      optional: the same, of fields that may be missing.
+      labelled: whether options are the labels of the file.
     """
 
     names: Mapping[str, Sequence[str]]

@@ -27,10 +27,16 @@ Tokenised = tuple[list[int], list[list[int]]]  # a prompt, and its options
 
 
 class Tokenizer(NamedTuple):
-    """`encode(text) -> tokens` and `decode(tokens) -> text`, without special tokens.
+    """Texts to tokens and back, without special tokens.
 
-    `size`: of the vocabulary. `pad`, `begin`, `end`: special tokens; `begin` may be
-    None. `file`: the content of its `tokenizer.json`.
+    Attributes:
+      encode: `encode(text) -> tokens`.
+      decode: `decode(tokens) -> text`.
+      size: of the vocabulary.
+      pad: the special token that fills rows.
+      begin: the special token that starts a text, or None.
+      end: the special token that ends a text.
+      file: the content of its `tokenizer.json`.
     """
 
     encode: Callable[[str], list[int]]
@@ -121,7 +127,8 @@ def from_folder(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> To
 def from_file(path: Path) -> Any:
     """The library's tokenizer in a `tokenizer.json`, which neither cuts nor pads.
 
-    Raises `ValueError` if the file is missing or damaged.
+    Raises:
+      ValueError: the file is missing or damaged.
     """
     import tokenizers
 
@@ -168,11 +175,14 @@ def _wrapped(tokenizer: Any, *, pad: int, begin: int | None, end: int) -> Tokeni
 class Choices(NamedTuple):
     """Prompts, and what may follow each of them. All int32.
 
-    `prompt` `[P, L]`, padded at the end, with room for any one of its options; `count`
-    `[P]`: its tokens. `answers` `[P, O, A]`: the options' tokens, then -1; an option
-    that an example does not have is -1 throughout. `gold` `[P]`: the right option.
-    `hidden` `[P, L + O (A - 1), D]`, of any dtype: what the frozen layers of a model
-    compute of a prompt and all its options side by side, if it is kept.
+    Attributes:
+      prompt: `[P, L]`, padded at the end, with room for any one of its options.
+      count: `[P]`, the prompt's tokens.
+      answers: `[P, O, A]`, the options' tokens, then -1; an option that an example does
+        not have is -1 throughout.
+      gold: `[P]`, the right option.
+      hidden: `[P, L + O (A - 1), D]`, of any dtype, what the frozen layers of a model
+        compute of a prompt and all its options side by side, if it is kept.
     """
 
     prompt: np.ndarray
@@ -279,9 +289,11 @@ def _cut(prompt: list[int], excess: int, tokenizer: Tokenizer) -> list[int]:
 class Packed(NamedTuple):
     """Rows of texts, one after another, for pre-training. All int32.
 
-    `tokens`, `segment` `[R, L]`: which text of the row a token is of, from 1; -1 for
-    padding. `at` `[R, A]`: the positions before the tokens to predict; `answers`
-    `[R, A]`: those tokens, then -1.
+    Attributes:
+      tokens: `[R, L]`.
+      segment: `[R, L]`, which text of the row a token is of, from 1; -1 for padding.
+      at: `[R, A]`, the positions before the tokens to predict.
+      answers: `[R, A]`, those tokens, then -1.
     """
 
     tokens: np.ndarray

@@ -29,12 +29,15 @@ _MAX_EXAMPLES, _MAX_NUMBERS, _MAX_TOKENS, _MAX_ANSWERS = 128, 2**16, 2**14, 2**1
 
 
 class Scores(NamedTuple):
-    """Each client's `accuracy` and `loss` on its test distribution, `[C]` each.
+    """Each client's scores on its test distribution, `[C]` each.
 
-    `accuracy` is the task's score, see `Task.metric`; minus the loss for a task with
-    only a loss. It is NaN where the model's loss is: the class of the largest logit
-    means nothing then. `balanced` `[C]`: the mean over a client's classes of the
-    accuracy on each, see `equal_shares`; None where examples have no classes.
+    Attributes:
+      accuracy: the task's score, see `Task.metric`; minus the loss for a task with only
+        a loss. It is NaN where the model's loss is: the class of the largest logit
+        means nothing then.
+      loss: the mean loss.
+      balanced: the mean over a client's classes of the accuracy on each, see
+        `equal_shares`; None where examples have no classes.
     """
 
     accuracy: Array
@@ -46,6 +49,10 @@ def evaluator(task: Task, *, layout: Layout = AT_ONCE) -> Callable[..., Scores]:
     """`evaluate(shared, adapters, test) -> Scores`, jitted, for adapters `[C, ...]`.
 
     On a CPU one client at a time is fastest, because its activations fit the cache.
+
+    Args:
+      task: of the clients.
+      layout: see `Layout`.
     """
 
     def evaluate(shared: Any, adapter: Adapter, test: Weighted) -> Scores:
@@ -132,6 +139,11 @@ def in_parts(function: Callable[[Array], Any], index: Array, *, max_size: int) -
     """`function(index)`, a tree of arrays with one row per entry of the index `[M]`.
 
     Computed in equal parts of up to `max_size` entries, to bound memory.
+
+    Args:
+      function: of some indices; what it returns has one row for each.
+      index: `[M]`.
+      max_size: the maximum number of entries in a part.
     """
     parts = -(-len(index) // max_size)
     padded = jnp.resize(index, (parts, -(-len(index) // parts)))
@@ -176,10 +188,14 @@ def adapter_parameters(adapters: Adapter) -> int:
 
 
 def segment_barrier(losses: Array, points: Array) -> Array:
-    """The highest excess of a segment's loss `[C, T]` over the line between its ends.
+    """The highest excess of a segment's loss over the line between its ends.
 
-    `points` `[T]` run from 0 to 1. Zero if the loss is below that line everywhere: the
-    two models are linearly connected (Frankle et al. 2020, arXiv 1912.05671).
+    Zero if the loss is below that line everywhere: the two models are linearly
+    connected (Frankle et al. 2020, arXiv 1912.05671).
+
+    Args:
+      losses: along each client's segment, `[C, T]`.
+      points: where they are measured, from 0 to 1, `[T]`.
     """
     line = losses[:, :1] * (1 - points) + losses[:, -1:] * points
     return jnp.maximum(losses - line, 0).max(-1)
