@@ -26,8 +26,16 @@ def account(
 ) -> float:
     """Epsilon at `delta` after the rounds; infinite without privacy.
 
+    Args:
+      algorithm: of the rounds.
+      wire: whose privacy it is.
+      conditions: of the rounds.
+      clients: the number of all clients.
+      rounds: their number.
+      delta: the probability that epsilon does not hold.
+
     Raises:
-        ValueError: see `check`; or dp-accounting is not installed.
+      ValueError: see `check`; or dp-accounting is not installed.
     """
     if wire.privacy is None:
         return math.inf
@@ -45,9 +53,13 @@ def account(
 def check(algorithm: Algorithm, conditions: Conditions) -> None:
     """Check that an algorithm's privacy can be accounted for.
 
+    Args:
+      algorithm: of the rounds.
+      conditions: of the rounds.
+
     Raises:
-        ValueError: clipping and noise do not protect all that the server takes from the
-            clients, or nobody has declared that they do.
+      ValueError: clipping and noise do not protect all that the server takes from the
+        clients, or nobody has declared that they do.
     """
     for turn in algorithm.turns or (algorithm,):
         _check_sum(turn)
@@ -79,8 +91,15 @@ def epsilon(
     Every round draws its cohort uniformly and without replacement (Wang et al. 2019,
     arXiv 1808.00087). The bound is that of `dp-accounting`'s Renyi accountant.
 
+    Args:
+      privacy: clip and noise.
+      clients: the number of clients that may be drawn.
+      cohort: the number of clients of a round.
+      rounds: their number.
+      delta: the probability that epsilon does not hold.
+
     Raises:
-        ValueError: dp-accounting is not installed.
+      ValueError: dp-accounting is not installed.
     """
     if privacy.noise == 0:
         return math.inf

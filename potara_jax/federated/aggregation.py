@@ -13,7 +13,11 @@ Array = jax.Array
 def weighted_mean(stacked: Any, weights: Array) -> Any:
     """`sum_c weights[c] * leaf[c]` of every leaf `[c, ...]`.
 
-    `weights` `[c]` sum to one. Sums in float32 and returns the leaf's dtype.
+    Sums in float32, and keeps the leaf's dtype.
+
+    Args:
+      stacked: a pytree with a leading axis of clients.
+      weights: `[c]`, which sum to one.
 
     Examples:
       >>> uploads = {"b": jnp.array([[0.0], [4.0]])}  # of two clients

@@ -77,8 +77,14 @@ def make_cohort_round(
     A round of a cohort by one of an algorithm's turns, wherever the clients' states are
     kept. Not jitted.
 
+    Args:
+      turn: of the algorithm.
+      conditions: who takes part.
+      wire: compression and privacy.
+      layout: see `Layout`.
+
     Raises:
-        ValueError: the wire makes no sense for the algorithm.
+      ValueError: the wire makes no sense for the algorithm.
     """
     wire_.check(wire, turn)
     draw = partial(drawn_for, conditions)
@@ -112,9 +118,16 @@ def drawn_for(
 ) -> tuple[Array, Ragged, Array]:
     """What the conditions draw for one client in a round.
 
+    Args:
+      conditions: of the rounds.
+      client: its number.
+      examples: its examples.
+      key: of all rounds; not consumed.
+      number: of the round.
+
     Returns:
-        The client's key, its examples with the share of the steps that it finishes, and
-        whether it is lost after training.
+      The client's key, its examples with the share of the steps that it finishes, and
+      whether it is lost after training.
     """
     key = client_key(key, client, number)
     slowed = conditions_.slowed(conditions, examples, key)
@@ -133,14 +146,14 @@ def aggregated(
     """The server's next state; its old one where nobody has arrived.
 
     Args:
-        turn: of the algorithm.
-        wire: whose privacy adds noise, and weighs all clients alike.
-        server: its state.
-        uploads: the cohort's, `[c, ...]`; of a client that has not arrived zeros, or
-            under privacy its reference.
-        weights: of the cohort's examples, `[c]`.
-        arrived: `[c]`.
-        keys: the clients', `[c]`.
+      turn: of the algorithm.
+      wire: whose privacy adds noise, and weighs all clients alike.
+      server: its state.
+      uploads: the cohort's, `[c, ...]`; of a client that has not arrived zeros, or
+        under privacy its reference.
+      weights: of the cohort's examples, `[c]`.
+      arrived: `[c]`.
+      keys: the clients', `[c]`.
     """
     if wire.privacy:
         noise_keys = jax.vmap(lambda key: subkey(key, "noise"))(keys)
@@ -156,9 +169,14 @@ def aggregated(
 class Trained(NamedTuple):
     """A client's round, before its message has arrived.
 
-    `state`, `owed`: what it keeps once that has. `message`: what travels. `upload`:
-    what the server makes of it. `reference`: of the upload. `losses` `[S]`. `finite`:
-    whether all of it is.
+    Attributes:
+      state: what the client keeps once the message has arrived.
+      owed: what it owes by then.
+      message: what travels.
+      upload: what the server makes of the message.
+      reference: of the upload.
+      losses: of its steps, `[S]`.
+      finite: whether all of it is.
     """
 
     state: Any
@@ -174,6 +192,10 @@ def client_round(turn: Algorithm, wire: Wire) -> Callable[..., Trained]:
     """`train(shared, received, state, owed, examples, key) -> Trained`, for one client.
 
     `shared` is what clients know by then, see `progress.known`.
+
+    Args:
+      turn: of the algorithm.
+      wire: compression and privacy.
     """
 
     def train(

@@ -21,16 +21,17 @@ Array = jax.Array
 class Conditions(NamedTuple):
     """Who takes part in a round, and who finishes it; by default everybody.
 
-    cohort: the clients of a round, as a share of them in (0, 1] or as their number.
-    by_examples: draw clients in proportion to their numbers of examples, so that the
-      weighted sum of a cohort is that of all clients in expectation, see `inclusion`;
-      else draw them uniformly and weight them by their numbers of examples, as FedAvg
-      does.
-    dropout: the probability that a client is lost after training: nothing that it sends
-      arrives, and its state stays as it was.
-    stragglers: the probability that a client finishes only a part of its steps, of
-      uniform length.
-    newcomers: the share of clients, the last ones, that no round's cohort contains.
+    Attributes:
+      cohort: the clients of a round, as a share of them in (0, 1] or as their number.
+      by_examples: draw clients in proportion to their numbers of examples, so that the
+        weighted sum of a cohort is that of all clients in expectation, see `inclusion`;
+        else draw them uniformly and weight them by their numbers of examples, as FedAvg
+        does.
+      dropout: the probability that a client is lost after training: nothing that it
+        sends arrives, and its state stays as it was.
+      stragglers: the probability that a client finishes only a part of its steps, of
+        uniform length.
+      newcomers: the share of clients, the last ones, that no round's cohort contains.
     """
 
     cohort: float | int = 1.0
@@ -47,7 +48,7 @@ def check(conditions: Conditions) -> None:
     """Check the ranges of all numbers.
 
     Raises:
-        ValueError: a number is out of its range.
+      ValueError: a number is out of its range.
     """
     cohort = conditions.cohort
     if isinstance(cohort, float) and not 0 < cohort <= 1:
@@ -63,8 +64,12 @@ def check(conditions: Conditions) -> None:
 def present(conditions: Conditions, clients: int) -> int:
     """The number of clients that a cohort may contain: the first ones, no newcomers.
 
+    Args:
+      conditions: of the rounds.
+      clients: the number of all clients.
+
     Raises:
-        ValueError: all clients are newcomers.
+      ValueError: all clients are newcomers.
     """
     left = clients - math.ceil(conditions.newcomers * clients - 1e-9)
     if left < 1:
@@ -75,8 +80,12 @@ def present(conditions: Conditions, clients: int) -> int:
 def size(conditions: Conditions, clients: int) -> Size:
     """The number of clients that may be drawn, and of those in a round's cohort.
 
+    Args:
+      conditions: of the rounds.
+      clients: the number of all clients.
+
     Raises:
-        ValueError: all clients are newcomers.
+      ValueError: all clients are newcomers.
     """
     num_present, cohort = present(conditions, clients), conditions.cohort
     if isinstance(cohort, float):
@@ -100,7 +109,14 @@ class Cohort(NamedTuple):
 def draw_cohort(
     conditions: Conditions, counts: Array, key: Array, number: Array | int
 ) -> Cohort:
-    """The cohort of a round; `counts` `[C]`: all clients' examples."""
+    """The cohort of a round.
+
+    Args:
+      conditions: of the rounds.
+      counts: all clients' examples, `[C]`.
+      key: of all rounds; not consumed.
+      number: of the round.
+    """
     num_present, cohort = size(conditions, len(counts))
     counts = counts[:num_present].astype(jnp.float32)
     key = jax.random.fold_in(subkey(key, "cohorts"), number)
@@ -124,8 +140,8 @@ def inclusion(counts: Array, cohort: int) -> Array:
     1952); they sum to the number of all examples whoever is drawn.
 
     Args:
-        counts: all clients' examples, `[C]`, float32.
-        cohort: fewer than all clients.
+      counts: all clients' examples, `[C]`, float32.
+      cohort: fewer than all clients.
     """
     order = jnp.argsort(-counts)
     falling = counts[order]

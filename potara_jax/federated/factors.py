@@ -53,6 +53,10 @@ def last_modules(adapter: Adapter, blocks: int = 1) -> set[str]:
     """The modules that are trained whole; if there are none, those of the last blocks.
 
     A block is the part of a path before its first slash, in the order of its numbers.
+
+    Args:
+      adapter: of the model.
+      blocks: how many of the last ones.
     """
     if whole(adapter):
         return set(whole(adapter))
@@ -75,6 +79,11 @@ def mix(first: Adapter, second: Adapter, share: Array | float) -> Adapter:
     """`share` of one adapter's output and `1 - share` of another's, exactly.
 
     The ranks add up. Modules that are trained whole are averaged.
+
+    Args:
+      first: the adapter with the share.
+      second: the other one, of the same modules.
+      share: from 0 to 1.
     """
 
     def concatenated(one: Entry, other: Entry) -> Entry:
@@ -128,6 +137,10 @@ def cut(adapter: Adapter, rank: Array | int) -> Adapter:
 
     Zero columns of `a` with zero rows of `b` have zero gradients: they stay zero in
     training, so a client keeps its rank.
+
+    Args:
+      adapter: of a larger rank.
+      rank: that remains.
     """
 
     def entry(e: Entry) -> Entry:
@@ -144,12 +157,12 @@ def rank_for(adapter: Adapter, ranks: tuple[int, ...], client: Array) -> Array:
     """A client's rank, int32, of ranks that are dealt to the clients in turn.
 
     Args:
-        adapter: of the largest rank.
-        ranks: to deal; empty: the adapter's rank.
-        client: the client's number.
+      adapter: of the largest rank.
+      ranks: to deal; empty: the adapter's rank.
+      client: the client's number.
 
     Raises:
-        ValueError: a rank is not between 1 and the adapter's.
+      ValueError: a rank is not between 1 and the adapter's.
     """
     largest = rank_of(adapter)
     bad = [rank for rank in ranks if not 1 <= rank <= largest]
@@ -168,9 +181,9 @@ def drawn(adapter: Adapter, key: Array, *, rank: int | None = None) -> Adapter:
     """Fresh factors of an adapter's modules: `a` uniform in +-1/sqrt(D), `b` zero.
 
     Args:
-        adapter: whose modules.
-        key: consumed.
-        rank: of the fresh factors; default: the adapter's.
+      adapter: whose modules.
+      key: consumed.
+      rank: of the fresh factors; default: the adapter's.
     """
     known = factors(adapter)
     keys = jax.random.split(key, len(known))
@@ -206,9 +219,9 @@ def cheapest(stack: Adapter, kept: Array) -> dict[str, Either]:
     """The deltas of stacked factors as a payload: factors or dense, as is smaller.
 
     Args:
-        stack: factors, one module each.
-        kept: the rank that travels, the same for all modules; the rest is zero. At 0
-            nothing travels.
+      stack: factors, one module each.
+      kept: the rank that travels, the same for all modules; the rest is zero. At 0
+        nothing travels.
     """
 
     def either(entry: Entry) -> Either:

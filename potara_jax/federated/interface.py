@@ -43,11 +43,15 @@ class Size(NamedTuple):
 class Update(NamedTuple):
     """A client's round.
 
-    `state`: what it keeps. `upload`: what it sends. `losses` `[S]`: of its steps.
-    `reference`: what the server knows of the upload beforehand, from what it has sent
-    and from the seed, of the same structure: mostly what the client received.
-    Compression, clipping and noise act on the difference alone. Where the upload is a
-    change itself, the reference is zero.
+    Compression, clipping and noise act on the difference of the upload and its
+    reference alone. Where the upload is a change itself, the reference is zero.
+
+    Attributes:
+      state: what it keeps.
+      upload: what it sends.
+      losses: of its steps, `[S]`.
+      reference: what the server knows of the upload beforehand, from what it has sent
+        and from the seed, of the same structure: mostly what the client received.
     """
 
     state: State
@@ -59,50 +63,49 @@ class Update(NamedTuple):
 class Algorithm(NamedTuple):
     """A federated algorithm.
 
-    Functions that every algorithm has:
+    Its functions are for one client, or for the server. What it declares of itself
+    (`personal`, `sum_only`, `changes_base`, `restarts`) is proved by
+    tests/federated/test_declarations.py.
 
-    `init(adapter, size) -> server`: the server's state before the first round.
-    `init_client(adapter, client, key) -> state`: what one client keeps between rounds;
-      the client's number is an array, and the key its own.
-    `broadcast(server, state) -> payload`: what a client of the cohort receives.
-    `client(shared, payload, state, examples, key) -> Update`: one client's round.
-    `aggregate(server, uploads, weights) -> server`: uploads are stacked over the cohort
-      `[c, ...]`; `weights` `[c]` sum to one and are zero for a client that is left out,
-      whose upload is zero. Under privacy nobody is left out: a client that is lost has
-      sent its reference.
-    `personalise(shared, payload, state, examples) -> model`: the model that a client
-      ends with; it may have been in no cohort.
-
-    What the algorithm is (tests/federated/test_declarations.py proves it):
-
-    `personal`: clients end with different models, because these depend on their states.
-    `sum_only`: the uploads reach the server's state only through sums over the cohort
-      of floating-point numbers, weighted by `weights` or plain, and what a client
-      receives does not depend on its state. Only then do clipping and noise give
-      differential privacy. None: undeclared, so there is no account of privacy.
-    `changes_base`: `rebase` depends on the server.
-    `restarts`: clients start every round from other factors, drawn or decomposed for
-      it, so that nothing of an upload can be made up for in a later one.
-
-    Functions with a default:
-
-    `settle(state, upload) -> state`: a client's new state once its upload has arrived
-      as `upload`, after compression and clipping; for a client that keeps account of
-      what the server has of it.
-    `owed(lost) -> lost`: of what compression with feedback has left out of an upload,
-      what the next one must make up for; nothing where uploads close the gap to what
-      has arrived anyway.
-
-    `announce(server) -> payload`: what every client receives before every round, in
-      the cohort or not.
-    `common(server) -> value`: what clients know of the server from all announcements so
-      far, or from the seed; they get it as `shared.common`.
-    `rebase(base, server) -> base`: the base after the announcements so far; it is the
-      same for all clients.
-    `predict(task) -> task`: the task on a client's *model*, where that is not an
-      adapter.
-
-    `turns`: algorithms with the same states that take turns, round by round.
+    Attributes:
+      name: of the algorithm.
+      init: `init(adapter, size) -> server`, the server's state before the first round.
+      init_client: `init_client(adapter, client, key) -> state`, what one client keeps
+        between rounds; the client's number is an array, and the key its own.
+      broadcast: `broadcast(server, state) -> payload`, what a client of the cohort
+        receives.
+      client: `client(shared, payload, state, examples, key) -> Update`, one client's
+        round.
+      aggregate: `aggregate(server, uploads, weights) -> server`, where uploads are
+        stacked over the cohort `[c, ...]`; `weights` `[c]` sum to one and are zero for
+        a client that is left out, whose upload is zero. Under privacy nobody is left
+        out: a client that is lost has sent its reference.
+      personalise: `personalise(shared, payload, state, examples) -> model`, the model
+        that a client ends with; it may have been in no cohort.
+      personal: clients end with different models, because these depend on their states.
+      sum_only: the uploads reach the server's state only through sums over the cohort
+        of floating-point numbers, weighted by `weights` or plain, and what a client
+        receives does not depend on its state. Only then do clipping and noise give
+        differential privacy. None: undeclared, so there is no account of privacy.
+      changes_base: `rebase` depends on the server.
+      restarts: clients start every round from other factors, drawn or decomposed for
+        it, so that nothing of an upload can be made up for in a later one.
+      settle: `settle(state, upload) -> state`, a client's new state once its upload has
+        arrived as `upload`, after compression and clipping; for a client that keeps
+        account of what the server has of it. Default: the state.
+      owed: `owed(lost) -> lost`, of what compression with feedback has left out of an
+        upload, what the next one must make up for; nothing where uploads close the gap
+        to what has arrived anyway. Default: all.
+      announce: `announce(server) -> payload`, what every client receives before every
+        round, in the cohort or not. Default: nothing.
+      common: `common(server) -> value`, what clients know of the server from all
+        announcements so far, or from the seed; they get it as `shared.common`. Default:
+        nothing.
+      rebase: `rebase(base, server) -> base`, the base after the announcements so far;
+        it is the same for all clients. Default: the base.
+      predict: `predict(task) -> task`, the task on a client's *model*, where that is
+        not an adapter. Default: the task.
+      turns: algorithms with the same states that take turns, round by round.
     """
 
     name: str

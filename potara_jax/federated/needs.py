@@ -11,12 +11,12 @@ def needed(function: T | None, algorithm: str, what: str) -> T:
     """A function of a task, which an algorithm cannot do without.
 
     Args:
-        function: such as `task.add`.
-        algorithm: its name.
-        what: what the function is, for the message.
+      function: such as `task.add`.
+      algorithm: its name.
+      what: what the function is, for the message.
 
     Raises:
-        ValueError: the task has no such function.
+      ValueError: the task has no such function.
     """
     if function is None:
         raise ValueError(

@@ -32,6 +32,10 @@ def clipped(privacy: Privacy, change: Any) -> Any:
 
     Integers stay as they are.
 
+    Args:
+      privacy: with the norm `clip`.
+      change: a pytree of arrays.
+
     Examples:
       >>> change = {"b": jnp.array([3.0, 4.0])}  # of norm 5
       >>> print(clipped(Privacy(clip=1.0, noise=0.0), change)["b"])
@@ -49,9 +53,9 @@ def noised(privacy: Privacy, uploads: Any, keys: Array) -> Any:
     who arrives depends on the clients' data.
 
     Args:
-        privacy: clip and noise.
-        uploads: one for each client of the cohort, `[c, ...]`.
-        keys: one for each client, `[c]`.
+      privacy: clip and noise.
+      uploads: one for each client of the cohort, `[c, ...]`.
+      keys: one for each client, `[c]`.
     """
     deviation = privacy.noise * privacy.clip / math.sqrt(len(keys))
 

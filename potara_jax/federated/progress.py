@@ -24,12 +24,13 @@ Array = jax.Array
 
 
 class Progress(NamedTuple):
-    """The server's state, and the clients' states `[C, ...]`.
-
-    client's uploads (`[C, ...]`); empty where it keeps nothing back.
+    """The state of all rounds so far.
 
     Attributes:
+      server: the server's state.
+      states: the clients' states, `[C, ...]`.
       owed: for each of the algorithm's turns, what compression has kept back of each
+        client's uploads (`[C, ...]`); empty where it keeps nothing back.
     """
 
     server: Server

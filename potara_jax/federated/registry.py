@@ -20,9 +20,13 @@ Make = Callable[..., Algorithm]
 
 
 class Entry(NamedTuple):
-    """`make(task, train, **hyperparameters) -> Algorithm`, its paper, what it does.
+    """A registered algorithm.
 
-    `differs`: where it is not what the paper has; empty where it is.
+    Attributes:
+      make: `make(task, train, **hyperparameters) -> Algorithm`.
+      reference: its paper.
+      summary: what it does.
+      differs: where it is not what the paper has; empty where it is.
     """
 
     make: Make
@@ -55,14 +59,14 @@ def algorithm(
     """Register a function that makes an algorithm.
 
     Args:
-        name: what the command line and the tables call it.
-        reference: its paper.
-        summary: a few words that say what it does.
-        differs: a few words on what is not as in the paper.
+      name: what the command line and the tables call it.
+      reference: its paper.
+      summary: a few words that say what it does.
+      differs: a few words on what is not as in the paper.
 
     Raises:
-        ValueError: another function has registered the name, or a row of a comparison
-            has it.
+      ValueError: another function has registered the name, or a row of a comparison has
+        it.
     """
     if name in RESERVED:
         raise ValueError(

@@ -96,9 +96,15 @@ def make_round(
     Over a mesh, the clients' states stay split over its devices if their number can be
     split, and the server's state and the report are the same on all of them.
 
+    Args:
+      algorithm: of the rounds.
+      conditions: who takes part.
+      wire: compression and privacy.
+      layout: see `Layout`.
+
     Raises:
-        ValueError: a condition is out of its range, or the wire makes no sense for the
-            algorithm.
+      ValueError: a condition is out of its range, or the wire makes no sense for the
+        algorithm.
     """
     conditions_.check(conditions)
     wire_.check(wire, algorithm)
@@ -134,14 +140,14 @@ def iterate(
     looks at a step, whose rows are put into `states` when the next one is asked for.
 
     Args:
-        round_: by `make_round`.
-        shared: base and pool. If the pool is NumPy arrays and the clients' states are
-            on the host, only the cohort's examples are put on the device.
-        examples: all clients', `[C, N]`.
-        progress: after round `first - 1`; to go on from a step, that step's.
-        key: of all rounds; not consumed, as every round folds its number in.
-        first: the first round's number.
-        last: the number after the last round's.
+      round_: by `make_round`.
+      shared: base and pool. If the pool is NumPy arrays and the clients' states are on
+        the host, only the cohort's examples are put on the device.
+      examples: all clients', `[C, N]`.
+      progress: after round `first - 1`; to go on from a step, that step's.
+      key: of all rounds; not consumed, as every round folds its number in.
+      first: the first round's number.
+      last: the number after the last round's.
     """
     if isinstance(progress, HostProgress):
         steps = stream(
@@ -203,6 +209,10 @@ def resumable(progress: Progress | HostProgress, rounds: int) -> bool:
     """Whether the rounds can go on from a checkpoint after so many of them.
 
     Not if the states on the host went further, or were lost.
+
+    Args:
+      progress: from the checkpoint.
+      rounds: the number of rounds that it has done.
     """
     if not isinstance(progress, HostProgress):
         return True

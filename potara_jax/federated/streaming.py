@@ -54,10 +54,15 @@ class Rows(NamedTuple):
 class HostProgress(NamedTuple):
     """`Progress` with the clients' states on the host.
 
-    `server`: the server's state. `states`: all clients' `Rows`; a client that has not
-    begun starts from `adapter` and `key`, which is that of all rounds. `cohort` `[c]`
-    and `rows` `[c, ...]`: the clients of the last round and what they keep since, which
-    is not in `states` yet; -1 and zeros before the first round.
+    Attributes:
+      server: the server's state.
+      states: all clients' `Rows`; a client that has not begun starts from `adapter` and
+        `key`.
+      adapter: what a client starts from.
+      key: of all rounds.
+      cohort: the clients of the last round, `[c]`; -1 before the first.
+      rows: what these keep since, `[c, ...]`, which is not in `states` yet; zeros
+        before the first round.
     """
 
     server: Server
@@ -82,18 +87,18 @@ def start_on_host(
     """The state before the first round, with the clients' states on the host.
 
     Args:
-        algorithm: of the rounds.
-        shared: base and pool.
-        adapter: what the server and every client start from.
-        examples: all clients', `[C, N]`.
-        key: of all rounds; not consumed.
-        conditions: of the rounds.
-        wire: of the rounds.
-        folder: where the states are kept in files; default: in memory.
+      algorithm: of the rounds.
+      shared: base and pool.
+      adapter: what the server and every client start from.
+      examples: all clients', `[C, N]`.
+      key: of all rounds; not consumed.
+      conditions: of the rounds.
+      wire: of the rounds.
+      folder: where the states are kept in files; default: in memory.
 
     Raises:
-        ValueError: the folder holds the states of another federation, or all clients
-            are newcomers.
+      ValueError: the folder holds the states of another federation, or all clients are
+        newcomers.
     """
     clients = len(examples.count)
     size = conditions_.size(conditions, clients)
@@ -127,7 +132,16 @@ def stream(
 ) -> Iterator[tuple[int, HostProgress, Report]]:
     """Rounds `first` to `last - 1` from `progress`, on the host: `rounds.iterate`.
 
-    programs: one for each of the algorithm's turns, by `host_program`.
+    Args:
+      programs: one for each of the algorithm's turns, by `host_program`.
+      shared: base and pool.
+      examples: all clients', `[C, N]`.
+      progress: after round `first - 1`.
+      key: of all rounds; not consumed.
+      conditions: of the rounds.
+      layout: see `Layout`.
+      first: the first round's number.
+      last: the number after the last round's.
     """
     mesh, examples = layout.mesh, jax.tree.map(np.asarray, examples)
     draw = _cohorts(conditions, examples, key)

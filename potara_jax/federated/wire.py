@@ -24,10 +24,13 @@ Message = Any
 
 
 class Compression(NamedTuple):
-    """`encode(tree, key) -> message` and `decode(message, like) -> tree`.
+    """What travels in place of a tree of arrays.
 
-    feedback: what is lost is added to the client's next change (Seide et al. 2014;
-      Karimireddy et al. 2019, arXiv 1901.09847).
+    Attributes:
+      encode: `encode(tree, key) -> message`.
+      decode: `decode(message, like) -> tree`.
+      feedback: what is lost is added to the client's next change (Seide et al. 2014;
+        Karimireddy et al. 2019, arXiv 1901.09847).
     """
 
     encode: Callable[[Any, Array], Message]
@@ -61,9 +64,12 @@ def has_feedback(wire: Wire) -> bool:
 def check(wire: Wire, algorithm: Algorithm) -> None:
     """Check that a wire makes sense for an algorithm.
 
+    Args:
+      wire: compression and privacy.
+      algorithm: of the rounds.
+
     Raises:
-        ValueError: compression keeps something back that no later upload can make up
-            for.
+      ValueError: compression keeps something back that no later upload can make up for.
     """
     if has_feedback(wire) and algorithm.restarts:
         raise ValueError(
@@ -76,11 +82,11 @@ def send(wire: Wire, upload: Any, reference: Any, owed: Any, key: Array) -> Sent
     """Send one client's upload; the server clips what it decodes.
 
     Args:
-        wire: compression and privacy.
-        upload: what the client sends.
-        reference: what the server knows of it, see `Update`.
-        owed: what feedback has kept back so far, like `upload`; unused without.
-        key: consumed.
+      wire: compression and privacy.
+      upload: what the client sends.
+      reference: what the server knows of it, see `Update`.
+      owed: what feedback has kept back so far, like `upload`; unused without.
+      key: consumed.
     """
     if wire == AS_IT_IS:
         return Sent(upload, upload, owed)
@@ -97,9 +103,9 @@ def receive(wire: Wire, message: Message, reference: Any) -> Any:
     """The upload that the server makes of one client's message.
 
     Args:
-        wire: compression and privacy.
-        message: as `send` makes it.
-        reference: of the upload, see `Update`.
+      wire: compression and privacy.
+      message: as `send` makes it.
+      reference: of the upload, see `Update`.
     """
     if wire == AS_IT_IS:
         return message
@@ -176,10 +182,10 @@ def top_k(share: float) -> Compression:
     that part.
 
     Args:
-        share: of the entries, in (0, 1].
+      share: of the entries, in (0, 1].
 
     Raises:
-        ValueError: the share is out of its range.
+      ValueError: the share is out of its range.
     """
     if not 0 < share <= 1:
         raise ValueError(f"a top-k share is {share}: it must be in (0, 1]")

@@ -48,11 +48,15 @@ def fedala(
 ) -> Algorithm:
     """FedALA.
 
-    blocks: the last ones, whose modules are mixed.
-    rate: of the weights' gradient descent.
-    share: of a client's examples that a round learns the weights on.
-    threshold: standard deviation of ten losses that have settled.
-    passes: at most, of a client's first; the paper's code has no limit.
+    Args:
+      task: what the clients learn.
+      train: a client's local steps.
+      blocks: the number of last blocks, whose modules are mixed.
+      rate: of the weights' gradient descent.
+      share: of a client's examples that a round learns the weights on.
+      threshold: standard deviation of ten losses that have settled.
+      passes: the maximum number of a client's first passes; the paper's code has no
+        limit.
     """
 
     def init_client(adapter, client, key):

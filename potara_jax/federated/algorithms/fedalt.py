@@ -35,6 +35,10 @@ def fedalt(task: Task, train: Train) -> Algorithm:
     A client keeps account of what the sum has of it, which compression and clipping
     make differ from its factors; of a client that joins later it has nothing. Modules
     that are trained whole stay with the client.
+
+    Args:
+      task: what the clients learn.
+      train: a client's local steps.
     """
 
     def init(adapter, size):

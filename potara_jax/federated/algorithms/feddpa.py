@@ -88,12 +88,12 @@ def instance_wise(task: Task, *, largest: float = 0.5, to_local: bool = True) ->
     """A task on `{"federated", "local", "anchors"}`, both adapters mixed by input.
 
     Args:
-        task: on adapters.
-        largest: the largest share.
-        to_local: whether the share is the local adapter's.
+      task: on adapters.
+      largest: the largest share.
+      to_local: whether the share is the local adapter's.
 
     Raises:
-        ValueError: the task has no features or no logits.
+      ValueError: the task has no features or no logits.
     """
     features = needed(task.features, "FedDPA", "features of an input")
     outputs = needed(task.logits, "FedDPA", "logits")

@@ -35,6 +35,10 @@ def with_server_optimizer(
     `optax.sgd(1.0)` changes nothing. The server's state must be the model alone: a step
     along sums of control variates, or along deltas that are in the base, has no
     meaning.
+
+    Args:
+      algorithm: whose server's state is the model.
+      optimizer: of the server.
     """
     of_model = lambda fn: lambda server, *more: fn(server["model"], *more)
 

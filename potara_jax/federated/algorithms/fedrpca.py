@@ -59,10 +59,10 @@ def robust_pca(
     """`(L, S)` of principal component pursuit (Candes et al. 2011), inexact ALM.
 
     Args:
-        matrix: `[N, C]`.
-        iterations: of the alternating updates.
-        columns: the number of columns that count; the others are zero, and change
-            nothing.
+      matrix: `[N, C]`.
+      iterations: of the alternating updates.
+      columns: the number of columns that count; the others are zero, and change
+        nothing.
     """
     shrink = lambda x, by: jnp.sign(x) * jnp.maximum(jnp.abs(x) - by, 0)
     share = 1 / jnp.sqrt(jnp.maximum(len(matrix), columns))

@@ -26,9 +26,14 @@ from potara_jax.federated.registry import algorithm
     differs="one scale for all ranks",
 )
 def flexlora(task: Task, train: Train, *, ranks: tuple[int, ...] = ()) -> Algorithm:
-    """FlexLoRA; `ranks` are dealt to the clients in turn (default: all the adapter's).
+    """FlexLoRA.
 
     One scale for all: a client of rank `r` has `alpha_r = alpha r / R`.
+
+    Args:
+      task: what the clients learn.
+      train: a client's local steps.
+      ranks: dealt to the clients in turn. Default: all the adapter's.
     """
 
     def broadcast(server, rank):

@@ -29,9 +29,14 @@ from potara_jax.keys import subkey
     differs="one scale for all ranks",
 )
 def flora(task: Task, train: Train, *, ranks: tuple[int, ...] = ()) -> Algorithm:
-    """FLoRA; `ranks` are dealt to the clients in turn (default: all the adapter's).
+    """FLoRA.
 
     One scale for all: a client of rank `r` has `alpha_r = alpha r / R`.
+
+    Args:
+      task: what the clients learn.
+      train: a client's local steps.
+      ranks: dealt to the clients in turn. Default: all the adapter's.
     """
     add = needed(task.add, "FLoRA", "a way to add deltas to the base")
 

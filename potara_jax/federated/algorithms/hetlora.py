@@ -37,9 +37,14 @@ def hetlora(
     decay: float = 0.99,
     penalty: float = 0.01,
 ) -> Algorithm:
-    """HetLoRA; `ranks` are dealt to the clients in turn (default: all the adapter's).
+    """HetLoRA.
 
-    penalty: of the tail's `|a_tail| |b_tail|` in the objective.
+    Args:
+      task: what the clients learn.
+      train: a client's local steps.
+      ranks: dealt to the clients in turn. Default: all the adapter's.
+      decay: the share of its rank that a client keeps when it prunes.
+      penalty: of the tail's `|a_tail| |b_tail|` in the objective.
     """
 
     def client(shared, received, rank, examples, key):

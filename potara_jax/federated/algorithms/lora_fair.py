@@ -42,9 +42,14 @@ def lora_fair(
 ) -> Algorithm:
     """LoRA-FAIR.
 
-    penalty: infinite, it is FedIT; for `frobenius` times the mean eigenvalue of
-      `a^T a`.
-    steps, learning_rate: of the cosine's gradient descent.
+    Args:
+      task: what the clients learn.
+      train: a client's local steps.
+      penalty: of the correction; infinite, it is FedIT. For `frobenius` it is times the
+        mean eigenvalue of `a^T a`.
+      distance: between the corrected delta and the mean one.
+      steps: of the cosine's gradient descent.
+      learning_rate: of the cosine's gradient descent.
     """
 
     def aggregate(server, uploads, weights):

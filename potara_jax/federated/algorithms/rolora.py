@@ -28,6 +28,10 @@ def rolora(task: Task, train: Train) -> Algorithm:
     """RoLoRA. Modules that are trained whole travel with `b`.
 
     All clients hear of every mean, so one that joins a later cohort knows both factors.
+
+    Args:
+      task: what the clients learn.
+      train: a client's local steps.
     """
     odd = _turn(task, train, trained=all_but_a, fixed=only_a)
     even = _turn(task, train, trained=only_a, fixed=all_but_a)
