@@ -35,7 +35,14 @@ def potara_weight(
 ) -> Any:
     """Potara's weight of one client: a scalar, `{path: w}`, or one a coordinate.
 
-    Arguments as in `variance_traces`.
+    Args:
+      curvature: of the client's two models.
+      damping: from the curvature to posterior variances.
+      examples: the client's number of training examples, the `N` of `laplace`.
+      per: one weight a `client`, `module` or `parameter`.
+
+    Raises:
+      ValueError: `per` is none of these.
     """
     traces = variance_traces(curvature, damping, examples, per=per)
     return jax.tree.map(best_weight, traces, is_leaf=_is_traces)
@@ -53,6 +60,11 @@ def bias_aware_weight(curvature: Curvature, damping: Damping, examples: Array) -
 
     as in James and Stein (1961). It needs variances in the units of the coordinates:
     `laplace` or `evidence`, not a relative damping.
+
+    Args:
+      curvature: of the client's two models.
+      damping: from the curvature to posterior variances.
+      examples: the client's number of training examples, the `N` of `laplace`.
     """
     traces = variance_traces(curvature, damping, examples)
     spread = traces.federated + traces.local - 2 * traces.cross
@@ -70,6 +82,12 @@ def sensitivity(
 
     Above 0.1 a client's weight is not identified: it is a choice of the damping, not an
     estimate.
+
+    Args:
+      curvature: of the client's two models.
+      damping: makes a damping from a value.
+      value: the middle of the decades.
+      examples: the client's number of training examples, the `N` of `laplace`.
     """
 
     def weight_at(damping_value: float) -> Array:

@@ -132,7 +132,15 @@ def certainly(condition: Any) -> bool:
 
 
 def checked_space(method: Merge, space: str | None) -> str:
-    """The space to merge in; raises `ValueError` where the method has no such one."""
+    """The space to merge in.
+
+    Args:
+      method: the merge.
+      space: what the user has chosen, or None for the method's first.
+
+    Raises:
+      ValueError: the method does not merge in that space.
+    """
     if space is None:
         return method.spaces[0]
     if space not in method.spaces:

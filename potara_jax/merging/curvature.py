@@ -26,13 +26,15 @@ _NOISE = 1e-6  # of a float32 second moment: no variance, but for rounding
 class Curvature(NamedTuple):
     """Statistics of both models' scores, each a pytree like the coordinates, float32.
 
-    `federated`, `local`: mean squared score a sample, the diagonal Fisher.
-    `correlation`: of the two models' scores, clipped to [0, 1].
-    `mean`: of all entries of both Fishers, a scalar.
-    `square`: the squared norm of both models' coordinates together, a scalar.
-    `distance`: the squared distance between them, a scalar.
-    `used`: False for coordinates that stand for nothing, see `spaces.Coordinates`,
-      which then count nowhere; None where all stand for something.
+    Attributes:
+      federated: mean squared score a sample, the diagonal Fisher.
+      local: mean squared score a sample, the diagonal Fisher.
+      correlation: of the two models' scores, clipped to [0, 1].
+      mean: of all entries of both Fishers, a scalar.
+      square: the squared norm of both models' coordinates together, a scalar.
+      distance: the squared distance between them, a scalar.
+      used: False for coordinates that stand for nothing, see `spaces.Coordinates`,
+        which then count nowhere; None where all stand for something.
     """
 
     federated: Tree
@@ -66,8 +68,17 @@ def accumulate(
 ) -> Tree:
     """The weighted mean over samples of a statistic of both models' scores.
 
-    weight: `[N]`, zero for a padded sample, which then changes nothing. Gradients do
-      not depend on it: under `jax.vmap` over weights alone they are computed once.
+    Gradients do not depend on the weight: under `jax.vmap` over weights alone they are
+    computed once.
+
+    Args:
+      statistic: of one sample's scores under the two models.
+      likelihood: `(theta, example, key) -> (log_p [Q], weight [Q])`.
+      thetas: coordinates of the two models.
+      examples: a pytree with a leading axis of `N` samples.
+      weight: `[N]`, zero for a padded sample, which then changes nothing.
+      key: consumed; sample `i` uses `fold_in(key, i)` for both models.
+      chunk: samples whose scores are held at once.
     """
     size = jax.tree.leaves(examples)[0].shape[0]
     chunk = min(chunk, size)

@@ -33,9 +33,11 @@ _ROUNDING = 1e-6  # of a loss in float32
 class Curves(NamedTuple):
     """What a client sends: means over its samples, at every temperature.
 
-    `loss` `[T, P]`; `slope` `[T, 2]` and `spread` `[T, 2, 2]`: the mean and the
-    covariance of its samples' coefficients of `w` and `w^2`; `count`: its samples whose
-    loss is a number everywhere.
+    Attributes:
+      loss: `[T, P]`, at every weight.
+      slope: `[T, 2]`, the mean of its samples' coefficients of `w` and `w^2`.
+      spread: `[T, 2, 2]`, their covariance.
+      count: its samples whose loss is a number everywhere.
     """
 
     loss: Array
@@ -48,9 +50,13 @@ class Curves(NamedTuple):
 
 
 def measure(logits: Logits, client: Client, points: int) -> Curves:
-    """The curves of a client at `points` equally spaced weights.
+    """The curves of a client at equally spaced weights.
 
-    logits: `(base, adapter, examples) -> [N, ..., K]`, of examples `(inputs, labels)`.
+    Args:
+      logits: `(base, adapter, examples) -> [N, ..., K]`, of examples
+        `(inputs, labels)`.
+      client: its models and samples.
+      points: the number of weights.
     """
     labels = client.examples[1]
 
@@ -67,7 +73,10 @@ def measure(logits: Logits, client: Client, points: int) -> Curves:
 def cross_entropy(logits: Array, labels: Array, temperature: Array) -> Array:
     """The loss of each example at a temperature, `[N]`: a mean over its labels.
 
-    logits: `[N, ..., K]`. labels: `[N, ...]`; negative ones are left out.
+    Args:
+      logits: `[N, ..., K]`.
+      labels: `[N, ...]`; negative ones are left out.
+      temperature: a scalar that the logits are divided by.
     """
     log_p = jax.nn.log_softmax(logits / temperature)
     chosen = jnp.take_along_axis(log_p, jnp.maximum(labels, 0)[..., None], -1)[..., 0]
@@ -172,7 +181,8 @@ def gains(curves: Curves) -> Array:
     is taken from its coefficients: that of the loss at `w` to the loss at an end `e` is
     `d . (w - e, w^2 - e^2)`. One sample or none shows nothing.
 
-    curves: of one temperature, see `tempered`.
+    Args:
+      curves: of one temperature, see `tempered`.
     """
     at = jnp.linspace(0, 1, curves.loss.shape[-1])
     ends = curves.loss[:, jnp.array([0, -1])]

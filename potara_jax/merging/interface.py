@@ -22,9 +22,11 @@ DENSE = ("core", "knots", "factor", "aligned")
 class Place(NamedTuple):
     """The array being merged.
 
-    `path`: of its module. `key`: for what is drawn at random, or None. `used`
-    `[..., rows, columns]`: False for entries of directions that no adapter uses, which
-    are zero in all of them; None where every entry counts.
+    Attributes:
+      path: of its module.
+      key: for what is drawn at random, or None.
+      used: `[..., rows, columns]`, False for entries of directions that no adapter
+        uses, which are zero in all of them; None where every entry counts.
     """
 
     path: str
@@ -35,13 +37,18 @@ class Place(NamedTuple):
 class Merge(NamedTuple):
     """How to combine the arrays `[..., rows, columns]` that adapters have in a space.
 
-    `combine(arrays, weights, place)` returns one array; `spaces` are those where that
-    makes sense, the best first; `random` says that `place.key` is needed. Three fields
-    say how large the merged delta is, so that it is so in every space:
+    Three fields (`scale`, `adds`, `relative`) say how large the merged delta is, so
+    that it is so in every space.
 
-    `scale`: multiplies it. `adds`: the method is published as a sum of `n` task
-    vectors, not as a mean: it is multiplied by `n`, so that weights of `1/n` give the
-    sum. `relative`: only the ratios of the weights matter.
+    Attributes:
+      name: of the method.
+      combine: `combine(arrays, weights, place)` returns one array.
+      spaces: those where that makes sense, the best first.
+      random: whether `place.key` is needed.
+      scale: multiplies the delta.
+      adds: the method is published as a sum of `n` task vectors, not as a mean: it is
+        multiplied by `n`, so that weights of `1/n` give the sum.
+      relative: only the ratios of the weights matter.
     """
 
     name: str
@@ -56,8 +63,14 @@ class Merge(NamedTuple):
 class Client(NamedTuple):
     """One client's two models and its samples.
 
-    `examples`: leaves `[N, ...]`. `weight` `[N]`: of each sample, zero for a padded
-    one. `trained_on`: the number of training examples. `key`: consumed.
+    Attributes:
+      base: the parameters of the base.
+      federated: the client's federated adapter.
+      local: the adapter that the client has trained alone.
+      examples: leaves `[N, ...]`.
+      weight: of each sample, `[N]`, zero for a padded one.
+      trained_on: the number of training examples.
+      key: consumed.
     """
 
     base: Params
@@ -70,14 +83,17 @@ class Client(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The `weight` of a client's federated adapter, the `curvature` it came from, and
-    how sure it is.
+    """A client's weight, and how sure it is.
 
-    The weight is a scalar, one a module, or one a coordinate; or, for methods whose
-    weights do not sum to one, a tuple: of the federated and of the local adapter.
-    `interval`: the 5 % and the 95 % quantile of the weight's posterior, scalars.
-    `gains`: whether some weight beats the better of both models with confidence, a
-    boolean. Both are None for weights that do not say.
+    Attributes:
+      weight: of the federated adapter: a scalar, one a module, or one a coordinate; or,
+        for methods whose weights do not sum to one, a tuple: of the federated and of
+        the local adapter.
+      curvature: what it came from, if it is from curvature.
+      interval: the 5 % and the 95 % quantile of the weight's posterior, scalars; None
+        for weights that do not say.
+      gains: whether some weight beats the better of both models with confidence, a
+        boolean; None for weights that do not say.
     """
 
     weight: Weight

@@ -19,7 +19,13 @@ def bootstrap(
     Samples are drawn with replacement; gradients, losses and whatever else does not
     depend on how often a sample is drawn are computed once. Efron 1979.
 
-    Raises `ValueError` for an estimator that weighs clients together.
+    Args:
+      estimator: of the weight.
+      replicates: the number of bootstrap samples.
+      level: the share of replicates in the interval.
+
+    Raises:
+      ValueError: the estimator weighs clients together.
     """
     if estimator.decide is not None:
         raise ValueError(f"'{estimator.name}' weighs clients together: no interval")

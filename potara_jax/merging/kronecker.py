@@ -42,7 +42,7 @@ def kronecker(
     chunk: int = 10,
     used: Tree | None = None,
 ) -> Curvature:
-    """The Kronecker-factored Fisher of two models; arguments as in `curvature`.
+    """The Kronecker-factored Fisher of two models.
 
     With a sample's score `S` of an array `[rows, columns]` its Fisher is taken to be
     `A x G`, of the factors
@@ -58,6 +58,16 @@ def kronecker(
     The form is K-FAC's (Martens and Grosse 2015, arXiv 1503.05671); factors of whole
     scores need no independence of activations and gradients (Morwani et al. 2024,
     arXiv 2406.17748). For `core` coordinates, which are small.
+
+    Args:
+      likelihood: `(theta, example, key) -> (log_p [Q], weight [Q])`.
+      federated: coordinates `theta` of the federated model.
+      local: coordinates of the local one, of the same structure.
+      examples: a pytree with a leading axis of `N` samples.
+      weight: `[N]`, of every sample, see `curvature`.
+      key: consumed; sample `i` uses `fold_in(key, i)` for both models.
+      chunk: samples whose scores are held at once.
+      used: booleans like `federated`, see `Curvature`.
     """
     thetas = jax.tree.map(_as_matrix, (federated, local))
 

@@ -108,8 +108,12 @@ def with_bias(adapter: Adapter, bias: Array) -> Adapter:
 def losses(logits: Logits, *, layout: Layout = AT_ONCE) -> Callable[..., Losses]:
     """`program(base, federated, samples, bias) -> Losses`, jitted.
 
-    federated: stacked adapters `[C, ...]`. Each client sends two means a temperature,
-    and a count. Samples whose loss is not a number are left out.
+    `federated` are stacked adapters `[C, ...]`. Each client sends two means a
+    temperature, and a count. Samples whose loss is not a number are left out.
+
+    Args:
+      logits: `(base, adapter, examples) -> [N, ..., K]`.
+      layout: see `Layout`.
     """
 
     def one(

@@ -60,9 +60,13 @@ def exact(logits: Logits) -> Likelihood:
 
 
 def sampled(logits: Logits, *, draws: int = 1) -> Likelihood:
-    """Labels drawn from the model, `draws` times; one key for both couples their draws.
+    """Labels drawn from the model; one key for both models couples their draws.
 
     Every answer token of a sequence is drawn given the data's tokens before it.
+
+    Args:
+      logits: `(base, adapter, examples) -> [N, ..., K]`.
+      draws: the number of labels drawn for a sample.
     """
 
     def likelihood(
@@ -83,7 +87,9 @@ def empirical_of_loss(loss: Loss) -> Likelihood:
 
     The empirical Fisher is then the second moment of the gradients of the loss: the
     generalised Bayesian view of a loss (Bissiri et al. 2016, arXiv 1306.6430).
-    loss: `(base, adapter, batch) -> [B]`, of a batch of examples.
+
+    Args:
+      loss: `(base, adapter, batch) -> [B]`, of a batch of examples.
     """
     loss_of_one = one_example(loss)
 

@@ -38,8 +38,13 @@ class Samples(NamedTuple):
 class Clients(NamedTuple):
     """All clients' models and samples: the arguments of a program, in order.
 
-    `federated`, `local`: stacked adapters `[C, ...]`. `trained_on` `[C]`: numbers of
-    training examples. `key`: consumed.
+    Attributes:
+      base: the parameters of the base.
+      federated: stacked adapters, `[C, ...]`.
+      local: stacked adapters, `[C, ...]`.
+      samples: what weights are measured on.
+      trained_on: the numbers of training examples, `[C]`.
+      key: consumed.
     """
 
     base: Params
@@ -121,7 +126,14 @@ def combine(
 ) -> Callable[..., Adapter]:
     """The second half: `program(..., weight) -> adapters`, jitted.
 
-    weight: of the federated adapters, stacked `[C, ...]`, as `Measured` has it.
+    The weight is that of the federated adapters, stacked `[C, ...]`, as `Measured` has
+    it.
+
+    Args:
+      method: see `personalise`.
+      space: as in `merge`.
+      rank: as in `merge`.
+      layout: see `Layout`.
     """
 
     def one(client: Client, weight: Weight) -> Adapter:
@@ -143,6 +155,10 @@ def over_each(
 
     For what `weigh` and `combine` do not do, such as a `bootstrap` interval. Every
     leaf of `more` has the client axis. Client `k`'s key is `fold_in(key, k)`.
+
+    Args:
+      fn: of one client.
+      layout: see `Layout`.
     """
 
     def program(layout: Layout, *arguments: Any) -> Any:
@@ -177,6 +193,10 @@ def loss_curves(loss: Loss, *, layout: Layout = AT_ONCE) -> Callable[..., Array]
 
     Each client's mean loss along its segment at merge weights `points` `[T]`: what a
     grid search sees, and a check of linear mode connectivity.
+
+    Args:
+      loss: `(base, adapter, examples) -> [N]`.
+      layout: see `Layout`.
     """
 
     def one(

@@ -99,12 +99,17 @@ def fisher_passes(work: Work) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class MergeEntry:
-    """A merge.
+    """A registered merge.
 
-    `make(**options) -> Merge`, or `make(grams, **options)` where it `needs` the `grams`
-      of the inputs.
-    `spaces`: where it merges, the best first.
-    `variants`: what a table shows: the name in the first space, and others.
+    Attributes:
+      name: of the merge in its first space.
+      make: `make(**options) -> Merge`, or `make(grams, **options)` where it needs the
+        Gram matrices of the inputs.
+      spaces: where it merges, the best first.
+      summary: what it does.
+      reference: its paper.
+      needs: what `make` takes: `nothing` or `grams`.
+      variants: what a table shows: the name in the first space, and others.
     """
 
     name: str
@@ -123,17 +128,24 @@ class MergeEntry:
 
 @dataclasses.dataclass(frozen=True)
 class WeightEntry:
-    """A merge weight.
+    """A registered merge weight.
 
-    `make(needed, **options) -> Estimator`, where `needed` is what it `needs` of the
-      task: the `loss` of a batch, its `logits`, or the `likelihood` of one example.
-    `samples`: which it looks at; `space`: where a table merges with its weights.
-    `passes(work)`: its cost a sample, in forward-backward passes of one model.
-    `labels`: `one` where every example must have one label.
-    `costly`: that a table of many settings had better leave it out.
-    `bounded`: whether every weight is in [0, 1].
-    `from_curvature(curvature, examples)`: the weight from curvature that another
-      weight has measured already, or None.
+    Attributes:
+      name: of the weight.
+      make: `make(needed, **options) -> Estimator`.
+      needs: what `make` takes of the task: the `loss` of a batch, its `logits`, the
+        `likelihood` of one example, or `nothing`.
+      samples: which it looks at.
+      space: where a table merges with its weights.
+      passes: `passes(work)`, its cost a sample, in forward-backward passes of one
+        model.
+      summary: what it does.
+      reference: its paper.
+      labels: `one` where every example must have one label.
+      costly: that a table of many settings had better leave it out.
+      bounded: whether every weight is in [0, 1].
+      from_curvature: `from_curvature(curvature, examples)`, the weight from curvature
+        that another weight has measured already, or None.
     """
 
     name: str
@@ -167,9 +179,16 @@ class WeightEntry:
         likelihood: Likelihood | None = None,
         options: Mapping[str, Any] = MappingProxyType({}),
     ) -> Estimator:
-        """The estimator for a task, with those of the `options` that it has.
+        """The estimator for a task.
 
-        Raises `ValueError` where what it needs is not given.
+        Args:
+          loss: of a batch.
+          logits: of a batch.
+          likelihood: of one example.
+          options: for all weights; those that this one does not have are ignored.
+
+        Raises:
+          ValueError: what the weight needs is not given.
         """
         chosen = {k: v for k, v in options.items() if k in self.options}
         if self.needs == "nothing":
@@ -242,10 +261,24 @@ def weight(
     bounded: bool = True,
     from_curvature: Callable[[Curvature, jax.Array], Weight] | None = None,
 ) -> Callable[[_MakeWeight], _MakeWeight]:
-    """Register a function that makes an `Estimator`; arguments as in `WeightEntry`.
+    """Register a function that makes an `Estimator`.
 
-    Raises `ValueError` for an unknown space, need or kind of samples, and for a name
-    that is taken.
+    Args:
+      name: see `WeightEntry`, as for all others.
+      needs: what it takes of the task.
+      samples: which it looks at.
+      passes: its cost.
+      summary: what it does.
+      reference: its paper.
+      space: where a table merges with its weights.
+      labels: which examples it is for.
+      costly: whether a table of many settings leaves it out.
+      bounded: whether every weight is in [0, 1].
+      from_curvature: the weight from curvature.
+
+    Raises:
+      ValueError: a space, a need or a kind of samples or labels is unknown, or the name
+        is taken.
     """
     _check_spaces(name, [space])
     _check_one_of(name, "needs", needs, get_args(WeightNeeds))

@@ -31,8 +31,12 @@ def segment_loss(
 ) -> Callable[[Weight], Array]:
     """A client's mean loss on its samples, as a function of the merge weight.
 
-    loss: `(base, adapter, examples) -> [N]`. The weight is in any form that a
-    `Measured` has.
+    The weight is in any form that a `Measured` has.
+
+    Args:
+      loss: `(base, adapter, examples) -> [N]`.
+      client: its models and samples.
+      space: where the models are merged.
     """
 
     def at(weight: Weight) -> Array:
@@ -48,7 +52,12 @@ def segment_loss(
 def halves(client: Client, per: str) -> Weight:
     """The weights 1/2 that every search starts from.
 
-    Raises `ValueError` where `per` is neither `client` nor `module`.
+    Args:
+      client: its models and samples.
+      per: one weight a `client` or `module`.
+
+    Raises:
+      ValueError: `per` is neither.
     """
     if per not in ("client", "module"):
         raise ValueError(f"one weight per '{per}': use client or module")
@@ -68,7 +77,9 @@ def grid_weight(loss: Loss, client: Client, points: int) -> Array:
 def grid(losses: Array, points: Array) -> Array:
     """The grid point of least loss; of equal ones, the nearest to 1/2.
 
-    losses: `[..., T]` at `points` `[T]`; one that is not a number counts as infinite.
+    Args:
+      losses: `[..., T]`, at the points; one that is not a number counts as infinite.
+      points: `[T]`.
     """
     losses = jnp.where(jnp.isnan(losses), jnp.inf, losses)
     best = losses == losses.min(-1, keepdims=True)
@@ -132,7 +143,9 @@ def _divide(numerator: Array, denominator: Array) -> Array:
 def pooled(cubics: Cubic, counts: Array) -> Array:
     """One weight for all clients, `[C]`: the minimum of their mean cubic.
 
-    counts: `[C]` numbers of samples, by which clients are weighted.
+    Args:
+      cubics: of the clients' losses.
+      counts: numbers of samples, `[C]`, by which clients are weighted.
     """
     share = counts / counts.sum()
     finite = jnp.isfinite(jnp.stack(cubics)).all(0)
@@ -145,6 +158,11 @@ def empirical_bayes(cubics: Cubic, counts: Array, *, steps: int = 200) -> Measur
 
     A client's `N` samples have likelihood `exp(-N l(w))` at weight `w`, with `l` its
     cubic; see `posteriors`. Each client sends four numbers.
+
+    Args:
+      cubics: of the clients' losses.
+      counts: numbers of samples, `[C]`.
+      steps: of EM.
     """
     points = jnp.linspace(0, 1, POINTS)
     losses = jax.vmap(lambda *c: value(Cubic(*c), points))(*cubics)

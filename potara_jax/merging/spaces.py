@@ -30,10 +30,12 @@ from potara_jax.adapters.lora import Adapter, Array, Entry, is_factors
 class Coordinates(NamedTuple):
     """Adapters in one space.
 
-    `thetas`: coordinates of every adapter, all of one structure, by module path.
-    `assemble`: coordinates to the adapter that they stand for.
-    `used`: booleans like the coordinates, False where a joint basis has a direction
     that no adapter uses; None where there are none such.
+
+    Attributes:
+      thetas: coordinates of every adapter, all of one structure, by module path.
+      assemble: coordinates to the adapter that they stand for.
+      used: booleans like the coordinates, False where a joint basis has a direction
     """
 
     thetas: tuple[Adapter, ...]
@@ -44,8 +46,12 @@ class Coordinates(NamedTuple):
 class Space(NamedTuple):
     """A space: a line on its use, and its source.
 
-    `coordinates` maps adapters of one client to their `Coordinates`. `bilinear`: the
-    delta is a product of the coordinates `a` and `b`, not linear in them.
+    Attributes:
+      coordinates: from adapters of one client to their `Coordinates`.
+      summary: what it is for.
+      reference: its paper.
+      bilinear: whether the delta is a product of the coordinates `a` and `b`, not
+        linear in them.
     """
 
     coordinates: Callable[[Sequence[Adapter]], Coordinates]
@@ -55,14 +61,22 @@ class Space(NamedTuple):
 
 
 def factor(adapters: Sequence[Adapter]) -> Coordinates:
-    """The factors as they are. Raises `ValueError` where ranks differ."""
+    """The factors as they are.
+
+    Raises:
+      ValueError: ranks differ.
+    """
     adapters = [plain(adapter) for adapter in adapters]
     check_equal_ranks(adapters, "factor")
     return Coordinates(tuple(adapters), lambda theta: theta)
 
 
 def aligned(adapters: Sequence[Adapter]) -> Coordinates:
-    """Balanced factors, turned to the first's. Raises where `factor` does."""
+    """Balanced factors, turned to the first's.
+
+    Raises:
+      ValueError: ranks differ.
+    """
     check_equal_ranks(adapters, "aligned")
     first = _replace(adapters[0], algebra.map_factors(algebra.balance, adapters[0]))
     others = [_replace(x, algebra.map_factors(_turned, first, x)) for x in adapters[1:]]

@@ -26,6 +26,11 @@ def dare(*, density: float = 0.5, draws: int = 1, scale: float = 1.0) -> Merge:
     The expectation is `linear()`; an entry's variance is `x^2 (1 - density) / density`
     a draw, and the mean over several `draws` divides it by their number.
     Yu et al. 2024 (arXiv 2311.03099).
+
+    Args:
+      density: the share of entries that is kept.
+      draws: the number of masks, over which the mean is taken.
+      scale: of the merged delta.
     """
     check_share("density", density)
     check_finite("scale", scale)

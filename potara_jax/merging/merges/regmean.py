@@ -32,10 +32,12 @@ def regmean(
 
         delta = (sum_i w_i G_i)^-1 sum_i w_i G_i delta_i,    G_i = X_i^T X_i
 
-    grams: for every adapter, `{path: [D, D]}` of the inputs of every adapted module.
-    off_diagonal: what the off-diagonal elements are multiplied with (0.95 for CLIP).
-    Where there are no inputs, the result is the weighted mean. Jin et al. 2023 (arXiv
-    2212.09849). The deltas need not be formed: only their rows are mixed.
+    Where there are no inputs, the result is the weighted mean. The deltas need not be
+    formed: only their rows are mixed. Jin et al. 2023 (arXiv 2212.09849).
+
+    Args:
+      grams: for every adapter, `{path: [D, D]}` of the inputs of every adapted module.
+      off_diagonal: what the off-diagonal elements are multiplied with (0.95 for CLIP).
     """
 
     def combine(values: Sequence[Array], weights: Sequence[Any], place: Place) -> Array:

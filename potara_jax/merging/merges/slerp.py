@@ -25,7 +25,7 @@ def slerp() -> Merge:
         sin((1 - t) W) / sin W x + sin(t W) / sin W y,    t = w_2 / (w_1 + w_2)
 
     with `W` the angle between `x` and `y`; linear where they are parallel (cosine above
-    0.9995, as in mergekit). Merging raises `ValueError` for more than two adapters.
+    0.9995, as in mergekit). Merging any other number of adapters is a `ValueError`.
     """
     return Merge("slerp", _interpolated, DENSE, relative=True)
 

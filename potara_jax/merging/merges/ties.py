@@ -23,15 +23,19 @@ from potara_jax.merging.interface import DENSE, Merge, Place
 def ties(*, density: float = 0.2, scale: float = 1.0) -> Merge:
     """Trim, elect signs, and average what agrees (TIES).
 
-    Of every array the share `density` of largest magnitude is kept, `int(density n)` of
-    `n` entries as in PEFT and mergekit, but at least one; the sign of an entry is that
-    of the weighted sum; the entries of that sign are averaged with their weights, times
-    `scale`. Only ratios of weights matter. Yadav et al. 2023 (arXiv 2306.01708).
+    Of every array of `n` entries, the `int(density n)` of largest magnitude are kept,
+    as in PEFT and mergekit, but at least one; the sign of an entry is that of the
+    weighted sum; the entries of that sign are averaged with their weights. Only ratios
+    of weights matter. Yadav et al. 2023 (arXiv 2306.01708).
 
     In `core` and `knots`, `n` counts the directions that some adapter uses. The average
     is over `sum |w_i|` of the entries that agree: mergekit's is over `sum w_i`, which
     is the same but for negative weights, where it amplifies; PEFT's weights do not
     elect, and its average is over the number of entries.
+
+    Args:
+      density: the share of entries that is kept.
+      scale: of the merged delta.
     """
     check_share("density", density)
     check_finite("scale", scale)

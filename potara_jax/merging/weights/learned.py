@@ -32,10 +32,14 @@ def learned(
     """Weights by gradient descent (Adam, from 1/2) on the samples, kept in [0, 1].
 
     The weights that had the least loss are returned. More steps than the default gained
-    nothing in the study of the weights.
+    nothing in the study of the weights. AdaMerging, Yang et al. 2024 (arXiv
+    2310.02575), with the loss of labelled samples.
 
-    per: one weight a `client` or `module`.
-    AdaMerging, Yang et al. 2024 (arXiv 2310.02575), with the loss of labelled samples.
+    Args:
+      loss: `(base, adapter, examples) -> [N]`.
+      per: one weight a `client` or `module`.
+      steps: of gradient descent.
+      learning_rate: of Adam.
     """
     optimizer = optax.adam(learning_rate)
 

@@ -36,10 +36,16 @@ def lorahub(
 ) -> Estimator:
     """A free weight for each adapter's factors, by an evolution strategy on the loss.
 
-    From zero, within `+-bound`, with `penalty` times the mean size of the weights on
-    the loss. A weight multiplies both factors of its adapter, so that the delta is
-    quadratic in it: merge in `factor` space. Huang et al. 2023 (arXiv 2307.13269), with
-    a (1 + 1) evolution strategy (one-fifth rule) in place of their NGOpt.
+    The weights start from zero. A weight multiplies both factors of its adapter, so
+    that the delta is quadratic in it: merge in `factor` space. Huang et al. 2023 (arXiv
+    2307.13269), with a (1 + 1) evolution strategy (one-fifth rule) in place of their
+    NGOpt.
+
+    Args:
+      loss: `(base, adapter, examples) -> [N]`.
+      evaluations: of the loss.
+      bound: of the weights, which are within `+-bound`.
+      penalty: on the loss, times the mean size of the weights.
     """
 
     def measure(client: Client) -> Measured:

@@ -31,11 +31,13 @@ def potara(
 ) -> Estimator:
     """Potara's closed form: the weight of least posterior variance.
 
+    Zou et al. 2026 (arXiv 2602.18658).
+
     Args:
       likelihood: which Fisher (`exact`, `empirical`, `sampled`, `empirical_of_loss`).
       damping: from Fisher to posterior variance; default `relative(0.3)`.
-      space: where curvature is measured: `core` (gauge-invariant), `factor`, `knots`
-        or `aligned`.
+      space: where curvature is measured: `core` (gauge-invariant), `factor`, `knots` or
+        `aligned`.
       per: one weight a `client`, `module` or `parameter`.
       factorisation: `diagonal` or `kronecker`.
       chunk: samples differentiated together, to bound memory.
@@ -43,8 +45,6 @@ def potara(
     Raises:
       ValueError: a space without curvature, or weights of parameters with a
         Kronecker-factored Fisher.
-
-    Zou et al. 2026 (arXiv 2602.18658).
     """
     check_curvature_space(space)
     if factorisation == "kronecker" and per == "parameter":

@@ -46,7 +46,12 @@ def tempered_bayes(logits: Logits, *, curve_points: int = _POINTS) -> Estimator:
     temperature is that of a label's likelihood: for answers of several tokens, of
     a token's. Each client sends `9 (curve_points + 6) + 1` numbers.
 
-    Raises `ValueError` for fewer than four points, which have no cubic spline.
+    Args:
+      logits: `(base, adapter, examples) -> [N, ..., K]`.
+      curve_points: the number of weights at which the curve is measured.
+
+    Raises:
+      ValueError: fewer than four points, which have no cubic spline.
     """
 
     def decide(measured: Curves, counts: Array) -> Measured:
@@ -68,8 +73,15 @@ def tempered_bayes(logits: Logits, *, curve_points: int = _POINTS) -> Estimator:
 def mix(logits: Logits, *, curve_points: int = _POINTS) -> Estimator:
     """The mean of `tempered_bayes` and of a minimum, that of a shrunk curve.
 
-    Both come from the same measurements; see `curves.shrunk` for the curve, which
-    is drawn to the pooled one. Raises `ValueError` for fewer than four points.
+    Both come from the same measurements; see `curves.shrunk` for the curve, which is
+    drawn to the pooled one.
+
+    Args:
+      logits: `(base, adapter, examples) -> [N, ..., K]`.
+      curve_points: the number of weights at which the curve is measured.
+
+    Raises:
+      ValueError: fewer than four points.
     """
 
     def decide(measured: Curves, counts: Array) -> Measured:
