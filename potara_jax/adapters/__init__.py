@@ -1,7 +1,8 @@
 """LoRA adapters as pytrees, on any Flax model, Linen or NNX.
 
 `find_sites`, `init` and `bind` make and apply an adapter; `fold` puts one into the
-base; `variables` is the base of an NNX model. The modules have more: `algebra` exact
+base; `variables` is the base of an NNX model; `from_nnx_lora` and `to_nnx_lora` convert
+adapters of `flax.nnx.LoRA`, Qwix and Tunix. The modules have more: `algebra` exact
 algebra of low-rank deltas, `peft` the adapter folders of Hugging Face PEFT,
 `precision` a base in fewer bits.
 """
@@ -18,6 +19,7 @@ from potara_jax.adapters.lora import (
     is_factors,
     trained_modules,
 )
+from potara_jax.adapters.nnx_lora import from_nnx_lora, to_nnx_lora
 from potara_jax.adapters.of_nnx import variables
 
 __all__ = [
@@ -28,8 +30,10 @@ __all__ = [
     "bind",
     "find_sites",
     "fold",
+    "from_nnx_lora",
     "init",
     "is_factors",
+    "to_nnx_lora",
     "trained_modules",
     "variables",
 ]

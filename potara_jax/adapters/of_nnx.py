@@ -45,7 +45,7 @@ def trace(
     params: Any = flatten_dict(variables(model)["params"], sep="/")
     modules = {}
     for path, layer in nnx.iter_modules(model):
-        linen = _as_linen(layer)
+        linen = as_linen(layer)
         if linen is not None and (kind := kind_of(linen)):
             modules[_joined(path)] = linen, kind
     return modules, params
@@ -82,10 +82,10 @@ def bind(
         filled = [(path, _filled(path, variable, values)) for path, variable in flat]
         called: Any = nnx.merge(graph, nnx.from_flat_state(filled))
         for path, entry in factors.items():
-            layer = _get(called, paths[path])
+            layer = module_at(called, paths[path])
             _put(called, paths[path], _Adapted(layer, entry, scale, path, observe))
         for path in watch.keys() & paths.keys():
-            module = _get(called, paths[path])
+            module = module_at(called, paths[path])
             _put(called, paths[path], _Watched(module, watch[path]))
         return called(*inputs, **kwargs)
 
@@ -129,7 +129,7 @@ class _Adapted(nnx.Module):
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
         layer: Any = self.layer
         y: Array = layer(x, *args, **kwargs)
-        linen = _as_linen(layer)
+        linen = as_linen(layer)
         kind = None if linen is None else kind_of(linen)
         assert linen is not None and kind is not None, "only such layers are adapted"
         if self.observe is not None:
@@ -150,7 +150,8 @@ class _Watched(nnx.Module):
         return module(x, *args, **kwargs)
 
 
-def _get(model: nnx.Module, path: Path) -> Any:
+def module_at(model: nnx.Module, path: Path) -> Any:
+    """What a model has at a path; raises `AttributeError` where it has nothing."""
     place: Any = model
     for key in path:
         place = place[key] if isinstance(key, int) else getattr(place, key)
@@ -158,14 +159,14 @@ def _get(model: nnx.Module, path: Path) -> Any:
 
 
 def _put(model: nnx.Module, path: Path, module: nnx.Module) -> None:
-    owner, name = _get(model, path[:-1]), path[-1]
+    owner, name = module_at(model, path[:-1]), path[-1]
     if isinstance(name, int):
         owner[name] = module
     else:
         setattr(owner, name, module)
 
 
-def _as_linen(layer: Any) -> nn.Module | None:
+def as_linen(layer: Any) -> nn.Module | None:
     """The Linen module that computes what an NNX layer does."""
     if isinstance(layer, nnx.Linear):
         return nn.Dense(layer.out_features)
