@@ -42,23 +42,26 @@ ACTIVATIONS = {**vit.ACTIVATIONS, "relu": nn.relu}
 class BertConfig:
     """Sizes and variants of a BERT.
 
-    kind: Hugging Face's `model_type`.
-    vocabulary: number of tokens.
-    width, depth, heads: of the transformer.
-    hidden: width of the MLP.
-    context: the longest sequence, in tokens.
-    types: number of token types; with fewer than two, `Sentences.first` is not used.
-    offset: number of the first position.
-    epsilon: added to the variance by the norms.
-    activation: of the MLP, one of `ACTIVATIONS`.
-    pooling: what the head reads: the mean of all tokens, the first token (`cls`), or
-      the first token after one more dense layer (`pooler`), as Hugging Face's
-      classifiers do.
-    classes: outputs of the head.
-    dtype: of the activations; parameters keep their dtypes.
-    remat: recompute a layer's activations for the gradient.
-    attention: `xla`, or `cudnn` for flash attention on a GPU in bfloat16. The latter
-      has no forward-mode derivatives, so it serves training, not Hermite weights.
+    Attributes:
+      kind: Hugging Face's `model_type`.
+      vocabulary: number of tokens.
+      width: of the transformer.
+      hidden: width of the MLP.
+      depth: number of layers.
+      heads: of each layer's attention.
+      context: the longest sequence, in tokens.
+      types: number of token types; with fewer than two, `Sentences.first` is not used.
+      offset: number of the first position.
+      epsilon: added to the variance by the norms.
+      activation: of the MLP, one of `ACTIVATIONS`.
+      pooling: what the head reads: the mean of all tokens, the first token (`cls`), or
+        the first token after one more dense layer (`pooler`), as Hugging Face's
+        classifiers do.
+      classes: outputs of the head.
+      dtype: of the activations; parameters keep their dtypes.
+      remat: recompute a layer's activations for the gradient.
+      attention: `xla`, or `cudnn` for flash attention on a GPU in bfloat16. The latter
+        has no forward-mode derivatives, so it serves training, not Hermite weights.
     """
 
     kind: Kind = "bert"
@@ -82,10 +85,11 @@ class BertConfig:
 class Sentences(NamedTuple):
     """Sentences, or pairs of them, as tokens, with the special ones. All int32.
 
-    tokens: `[B, L]`, padded at the end with any tokens.
-    count: `[B]`, the tokens that are not padding.
-    first: `[B]`, the tokens of the first sentence of a pair, its special ones included.
-      Default: all.
+    Attributes:
+      tokens: `[B, L]`, padded at the end with any tokens.
+      count: `[B]`, the tokens that are not padding.
+      first: `[B]`, the tokens of the first sentence of a pair, its special ones
+        included. Default: all.
     """
 
     tokens: Array
@@ -96,8 +100,9 @@ class Sentences(NamedTuple):
 class Hidden(NamedTuple):
     """What some first layers make of sentences, for the other layers to read.
 
-    states: `[B, L, D]`, in the model's `dtype`.
-    count: `[B]`, int32, the tokens that are not padding.
+    Attributes:
+      states: `[B, L, D]`, in the model's `dtype`.
+      count: `[B]`, int32, the tokens that are not padding.
     """
 
     states: Array
@@ -261,6 +266,11 @@ def pool(x_BLD: Array, count_B: Array, pooling: Pooling) -> Array:
     """The mean of the tokens that are not padding, or the first one, `[B, D]`.
 
     The mean accumulates in float32.
+
+    Args:
+      x_BLD: the last hidden states.
+      count_B: the tokens that are not padding.
+      pooling: see `BertConfig`.
     """
     if pooling != "mean":
         return x_BLD[:, 0]

@@ -13,9 +13,10 @@ from potara_jax.models.weights import Table
 class Family(NamedTuple):
     """Vision Transformers that Hugging Face stores alike.
 
-    table: where their parameters are stored.
-    config_of, description_of: their configuration from a `config.json`, and back, as
-      `vit.config_of` and `vit.description_of`.
+    Attributes:
+      table: where their parameters are stored.
+      config_of: their configuration from a `config.json`, as `vit.config_of`.
+      description_of: the `config.json` of a configuration, as `vit.description_of`.
     """
 
     table: Table
@@ -47,7 +48,8 @@ _FAMILIES = {
 def family_of(description: Mapping[str, Any]) -> Family:
     """The family of the model that a `config.json` describes.
 
-    Raises `ValueError` if it is none of them.
+    Raises:
+      ValueError: it is none of them.
     """
     kind = description.get("model_type")
     if kind not in _FAMILIES:

@@ -37,7 +37,11 @@ class RopeScaling:
     A rotation that takes more than `original / low` tokens is slowed by `factor`; one
     that takes fewer than `original / high` stays; between the two, it is interpolated.
 
-    original: the context of the pre-training, in tokens.
+    Attributes:
+      factor: by which the slow rotations are slowed.
+      low: turns in the original context, of the fastest rotation that is slowed fully.
+      high: turns in the original context, of the slowest rotation that stays.
+      original: the context of the pre-training, in tokens.
     """
 
     factor: float = 8.0
@@ -50,26 +54,28 @@ class RopeScaling:
 class LlamaConfig:
     """Sizes and variants of a Llama.
 
-    vocabulary: number of tokens.
-    width: of the residual stream.
-    hidden: width of the SwiGLU.
-    depth: number of layers.
-    heads: number of query heads.
-    key_heads: number of key and value heads, which the query heads share.
-    head_width: default `width / heads`.
-    epsilon: added to the mean square by the norms.
-    theta, scaling: of the rotary positions.
-    tied: use the embedding as the output head too.
-    biases: give query, key and value biases (Qwen2).
-    head_norms: normalise query and key (Qwen3).
-    context: the longest sequence of the training, in tokens.
-    frozen: number of first layers that are a module of their own, `frozen_layers`,
-      which no adapter is in.
-    dtype: of the activations; parameters keep their dtypes.
-    remat: recompute a layer's activations for the gradient.
-    attention: `xla`, or `cudnn` for flash attention on a GPU in bfloat16. The latter
-      has no forward-mode derivatives, so it serves training and decoding, not Hermite
-      weights.
+    Attributes:
+      vocabulary: number of tokens.
+      width: of the residual stream.
+      hidden: width of the SwiGLU.
+      depth: number of layers.
+      heads: number of query heads.
+      key_heads: number of key and value heads, which the query heads share.
+      head_width: default `width / heads`.
+      epsilon: added to the mean square by the norms.
+      theta: the base of the rotary positions' periods.
+      scaling: of the rotary positions, for a longer context.
+      tied: use the embedding as the output head too.
+      biases: give query, key and value biases (Qwen2).
+      head_norms: normalise query and key (Qwen3).
+      context: the longest sequence of the training, in tokens.
+      frozen: number of first layers that are a module of their own, `frozen_layers`,
+        which no adapter is in.
+      dtype: of the activations; parameters keep their dtypes.
+      remat: recompute a layer's activations for the gradient.
+      attention: `xla`, or `cudnn` for flash attention on a GPU in bfloat16. The latter
+        has no forward-mode derivatives, so it serves training and decoding, not Hermite
+        weights.
     """
 
     vocabulary: int = 128256
@@ -144,9 +150,11 @@ def rotate(x_BLNH: Array, position_BL: Array, frequency: np.ndarray) -> Array:
 
 
 class Placement(NamedTuple):
-    """Positions of tokens, `[B, L]`, and which other tokens each attends to.
+    """Where tokens stand, and which other tokens each attends to.
 
-    `mask`: `[B, 1, L, L or S]`, or None for plain causal attention.
+    Attributes:
+      position: of every token, `[B, L]`.
+      mask: `[B, 1, L, L or S]`, or None for plain causal attention.
     """
 
     position: Array
@@ -244,12 +252,13 @@ def _norm(config: LlamaConfig, name: str) -> nn.RMSNorm:
 class Text(NamedTuple):
     """Sequences of tokens.
 
-    tokens: `[B, L]`, padded at the end.
-    at: `[B, A]`, the positions whose next token is predicted.
-    segment: `[B, L]`, the number of the text that a token belongs to, where several
-      texts share a row. A token attends to earlier ones of its text, and of text 0,
-      which all others continue. Default: each row is one text.
-    hidden: `[B, L, D]`, what the frozen layers compute of the tokens, if it is known.
+    Attributes:
+      tokens: `[B, L]`, padded at the end.
+      at: `[B, A]`, the positions whose next token is predicted.
+      segment: `[B, L]`, the number of the text that a token belongs to, where several
+        texts share a row. A token attends to earlier ones of its text, and of text 0,
+        which all others continue. Default: each row is one text.
+      hidden: `[B, L, D]`, what the frozen layers compute of the tokens, if it is known.
     """
 
     tokens: Array

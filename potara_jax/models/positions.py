@@ -53,6 +53,10 @@ def cubic(inputs: int, outputs: int) -> np.ndarray:
     Output `i` lies at `(i + 1/2) inputs / outputs - 1/2`, between the second and the
     third of the four inputs that it weighs; inputs beyond an end are the last one.
     Keys 1981, "Cubic convolution interpolation for digital image processing".
+
+    Args:
+      inputs: their number.
+      outputs: their number.
     """
     places = (np.arange(outputs) + 0.5) * inputs / outputs - 0.5
     before = np.floor(places).astype(int)
@@ -75,7 +79,8 @@ def _kernel(distance: np.ndarray) -> np.ndarray:
 def grid_of(description: Mapping[str, Any]) -> Grid:
     """The grid that the positions of a model with this `config.json` are for.
 
-    Raises `ValueError` unless its `image_size` is a single number that holds a patch.
+    Raises:
+      ValueError: its `image_size` is no single number that holds a patch.
     """
     size, patch = description["image_size"], description["patch_size"]
     if isinstance(size, list):

@@ -22,9 +22,12 @@ _SECONDS_BETWEEN_SAVES = 10.0
 
 
 class Progress(NamedTuple):
-    """Pre-training after some steps: the parameters, the optimiser's state, the losses.
+    """Pre-training after some steps.
 
-    `losses`: `[steps]`, of which the first `done` are known.
+    Attributes:
+      done: the number of steps.
+      carry: the parameters and the optimiser's state.
+      losses: `[steps]`, of which the first `done` are known.
     """
 
     done: Array
@@ -35,7 +38,9 @@ class Progress(NamedTuple):
 class Keeper(NamedTuple):
     """Keeps the progress of a pre-training that may be interrupted.
 
-    `load(like)`: what was saved, of the structure of `like`, or None. `save(progress)`.
+    Attributes:
+      load: `load(like)`, what was saved, of the structure of `like`, or None.
+      save: `save(progress)` keeps it in place of what was saved.
     """
 
     load: Callable[[Progress], Progress | None]
@@ -45,8 +50,10 @@ class Keeper(NamedTuple):
 class Listener(NamedTuple):
     """Hears of the steps.
 
-    `on_step(done, loss)`: from time to time. `on_pace(done, seconds)`: once, after the
-    first steps, with the seconds of one.
+    Attributes:
+      on_step: `on_step(done, loss)`, from time to time.
+      on_pace: `on_pace(done, seconds)`, once, after the first steps, with the seconds
+        of one.
     """
 
     on_step: Callable[[int, float], None]

@@ -30,13 +30,15 @@ _FILES = (
 class Form(NamedTuple):
     """How a model and its adapters are written.
 
-    table: where its parameters are stored. None for a model that is not in Hugging
-      Face's library; its adapters keep its modules' paths, with dots.
-    config: its `config.json`.
-    files: the texts of its other files, by name.
-    sites, scale: of the adapters.
-    checkpoint: the folder or name that the model was loaded from, or None.
-    task: PEFT's `task_type`.
+    Attributes:
+      table: where its parameters are stored. None for a model that is not in Hugging
+        Face's library; its adapters keep its modules' paths, with dots.
+      config: its `config.json`.
+      files: the texts of its other files, by name.
+      sites: the adapted modules.
+      scale: of the adapters.
+      checkpoint: the folder or name that the model was loaded from, or None.
+      task: PEFT's `task_type`.
     """
 
     table: Table | None
@@ -69,6 +71,11 @@ def as_peft(adapter: Adapter, form: Form, *, transformers: int = NEWEST) -> Adap
 
     A module that the model scans over its layers becomes one module per layer. The
     paths are the names of the modules in a major version of transformers.
+
+    Args:
+      adapter: of one client.
+      form: how the model is written.
+      transformers: the major version that loads it.
     """
     modules: Adapter = {}
     for path, entry in adapter.items():
@@ -179,7 +186,14 @@ def write_base(
 ) -> None:
     """Write a whole checkpoint.
 
-    Raises `ValueError` if the folder exists and holds anything but this checkpoint.
+    Args:
+      folder: of the checkpoint.
+      params: of the model.
+      form: how the model is written.
+      dtype: of the tensors.
+
+    Raises:
+      ValueError: the folder exists and holds anything but this checkpoint.
     """
     with folders.atomic_folder(folder) as new:
         _write(new, params, form, dtype)

@@ -46,10 +46,11 @@ ACTIVATIONS = {"gelu": gelu, "gelu_new": tanh_gelu}
 class ViTConfig:
     """Sizes of a Vision Transformer.
 
-    width, depth, heads: of the transformer.
-
     Attributes:
       patch: side of a square patch, in pixels.
+      width: of the transformer.
+      depth: number of layers.
+      heads: of each layer's attention.
       mlp_ratio: width of the MLP over `width`; two thirds of it if it is gated.
       classes: outputs of the head.
       epsilon: added to the variance by the norms.
@@ -105,6 +106,12 @@ def attend(
     """Attention of heads `[B, L, N, H]` over all tokens.
 
     cuDNN has no gradient for an odd number of tokens, so these get one more.
+
+    Args:
+      query: `[B, L, N, H]`.
+      key: `[B, L, N, H]`.
+      value: `[B, L, N, H]`.
+      implementation: see `ViTConfig.attention`.
     """
     if implementation == "cudnn" and query.shape[1] % 2:
         return attend_padded(query, key, value, implementation)
@@ -261,6 +268,11 @@ def matmul_of_patches(
     """The convolution whose windows do not overlap, as one matrix product.
 
     As a convolution it took 3 % of a round of ViT-B/16 on an H200.
+
+    Args:
+      image_BHWC: images; what is beyond their whole patches is left out.
+      kernel_PPCD: of square patches.
+      precision: of the product.
     """
     side, _, colours, width = kernel_PPCD.shape
     batch, height, across, _ = image_BHWC.shape
@@ -489,7 +501,12 @@ def check_transformer(given: Mapping[str, Any]) -> None:
 def first_layers(given: Mapping[str, Any], layers: int | None) -> int:
     """The number of blocks to use of those that a `config.json` describes.
 
-    Raises `ValueError` if it has fewer.
+    Args:
+      given: the content of a `config.json`.
+      layers: the number that is asked for; default: all.
+
+    Raises:
+      ValueError: the model has fewer.
     """
     depth = given["num_hidden_layers"]
     if layers is not None and not 1 <= layers <= depth:

@@ -80,12 +80,14 @@ class Rule(NamedTuple):
 class Table(NamedTuple):
     """A model's rules.
 
-    ignored: `fnmatch` patterns of tensors in the files that the model does not use.
-    prefix: of all names; missing in checkpoints of the model without its head.
-    renamed: what transformers 5 calls modules whose names in the files are older: parts
-      of names, and what stands in their places, in order. Several things stand for a
-      module that is split into equal parts of its outputs.
-    older: ends of names, and what older files have in their places.
+    Attributes:
+      rules: from the names of tensors in the files to parameters.
+      ignored: `fnmatch` patterns of tensors in the files that the model does not use.
+      prefix: of all names; missing in checkpoints of the model without its head.
+      renamed: what transformers 5 calls modules whose names in the files are older:
+        parts of names, and what stands in their places, in order. Several things stand
+        for a module that is split into equal parts of its outputs.
+      older: ends of names, and what older files have in their places.
     """
 
     rules: Sequence[Rule]
@@ -99,6 +101,10 @@ class Table(NamedTuple):
 
         The names of tensors in checkpoints are the same in all versions; an adapter's
         are those of the modules. A module that is split has several.
+
+        Args:
+          name: of the module in the files.
+          transformers: the major version.
         """
         names = [name]
         for before, *parts in self.renamed if transformers >= 5 else ():
@@ -233,7 +239,11 @@ class File(NamedTuple):
 
 
 def open_all(folder: Path) -> dict[str, File]:
-    """The file of each tensor, by name; raises `ValueError` if one is damaged."""
+    """The file of each tensor, by name.
+
+    Raises:
+      ValueError: a file is damaged.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; name one with {CONFIG} in it")
     files: dict[str, File] = {}
@@ -467,7 +477,11 @@ def check_numbers(description: Mapping[str, Any], *names: str) -> None:
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the `config.json` of a folder; raises `ValueError` if it has none."""
+    """Read the `config.json` of a folder.
+
+    Raises:
+      ValueError: the folder has none.
+    """
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} holds no {CONFIG}; name a Hugging Face folder")
@@ -475,7 +489,11 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read the JSON object of a file; raises `ValueError` if it holds none."""
+    """Read the JSON object of a file.
+
+    Raises:
+      ValueError: the file holds none.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

