@@ -74,6 +74,10 @@ def parent_phases(at: Context, *, marks: int = 0) -> ParentPhases:
 
     If the federated phase goes on to `federated.longer_rounds`, its model at
     `federated.rounds` is kept.
+
+    Args:
+      at: the cell.
+      marks: the number of rounds after which the federated phase is scored.
     """
     experiment, problem = at.experiment, at.problem
     settings = experiment.federated

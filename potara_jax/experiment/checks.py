@@ -13,9 +13,17 @@ def require_that(good: bool, name: str, value: Any, expected: str) -> None:
 
 
 def require_one_of(value: str, name: str, known: Any) -> None:
-    """Raise `ValueError` if a name is not among the known ones.
+    """Check that a name is among the known ones.
 
     Those with spaces, which need quotes in a shell, are shown with them.
+
+    Args:
+      value: the name.
+      name: of the setting, for the message.
+      known: all names.
+
+    Raises:
+      ValueError: it is none of them.
     """
     shown = [f"'{each}'" if " " in each else each for each in known]
     require_that(value in known, name, value, f"one of {', '.join(shown)}")

@@ -61,6 +61,10 @@ class Context(NamedTuple):
         """The result of `measure()`, a tree of arrays; one that took long is kept.
 
         If the run is interrupted in the cell, it goes on from what is kept.
+
+        Args:
+          name: of the file that the result is kept in.
+          measure: computes it.
         """
         kept = self.store.kept(self.cell, name)
         if kept is not None:

@@ -42,8 +42,16 @@ class Experiment:
       summary: one line on what it is.
       source: settings of its data and model, a frozen dataclass, or None. It may have a
         method `check(experiment)` that raises `ValueError`.
-      cells ... compute: the groups of settings, see each.
+      cells: a group of settings, see `Cells`.
+      lora: see `Lora`.
+      training: see `Training`.
+      federated: see `Federated`.
+      participation: see `Participation`.
+      communication: see `Communication`.
+      local: see `Local`.
+      merging: see `Merging`.
       pretraining: None where the base is always a checkpoint.
+      compute: see `Compute`.
       presets: changes (as `set` takes them) that jobs start from, by the job's name.
       tuned: for each algorithm, keyword arguments that a search has chosen:
         `local_rate` and those of its factory.
@@ -82,7 +90,8 @@ class Experiment:
     def replace(self, **changes: Any) -> Experiment:
         """The experiment with some of its groups, or other attributes, replaced.
 
-        Raises `ValueError` for a group of another type, which its problem cannot use.
+        Raises:
+          ValueError: a group has another type, which its problem cannot use.
         """
         for name in {SOURCE, *GROUPS} & set(changes):
             known, given = getattr(self, name), changes[name]
@@ -133,7 +142,8 @@ class Experiment:
     def restored(self, settings: Mapping[str, Any]) -> Experiment:
         """The experiment with settings as `settings()` gave them; others are ignored.
 
-        Raises `ValueError` if a value is not of its setting's type.
+        Raises:
+          ValueError: a value is not of its setting's type.
         """
         return self.set({n: settings[n] for n in self.settings() if n in settings})
 

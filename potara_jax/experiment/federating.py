@@ -72,9 +72,16 @@ def make_algorithm(
 ) -> Algorithm:
     """A registered algorithm with the experiment's training.
 
-    local_rate: the clients' learning rate, in place of the experiment's. Raises
-    `ValueError` for a name that is not registered, or if the experiment's wire makes no
-    sense for the algorithm.
+    Args:
+      experiment: whose training.
+      task: what the clients learn.
+      name: of the algorithm.
+      local_rate: the clients' learning rate, in place of the experiment's.
+      **hyperparameters: of the algorithm.
+
+    Raises:
+      ValueError: the name is not registered, or the experiment's wire makes no sense
+        for the algorithm.
     """
     known = algorithms()
     require_one_of(name, "the algorithm", known)
@@ -174,8 +181,13 @@ def on_all_devices(experiment: Experiment, problem: Problem) -> Problem:
 
 
 def model_rank(algorithm: Algorithm, problem: Problem) -> int | None:
-    """The rank of an algorithm's model; None if it is not a single adapter of the
-    unchanged base.
+    """The rank of an algorithm's model.
+
+    None if it is not a single adapter of the unchanged base.
+
+    Args:
+      algorithm: of the rounds.
+      problem: what it learns.
     """
     federation = next(iter(problem.federations.values()))
     shared = Shared(problem.base, federation.pool)
@@ -184,8 +196,15 @@ def model_rank(algorithm: Algorithm, problem: Problem) -> int | None:
 
 
 def check_mergeable(experiment: Experiment, problem: Problem) -> None:
-    """Raise `ValueError` if the federated model is not a single adapter to merge, or if
-    privacy is on and cannot be accounted for.
+    """Check that the federated model can be merged, and privacy be accounted for.
+
+    Args:
+      experiment: with its settings.
+      problem: what is learned.
+
+    Raises:
+      ValueError: the federated model is not a single adapter, or privacy is on and
+        cannot be accounted for.
     """
     name, rank = experiment.federated.algorithm, experiment.lora.rank
     algorithm = make_algorithm(experiment, problem.task, name)
@@ -201,8 +220,11 @@ def check_mergeable(experiment: Experiment, problem: Problem) -> None:
 
 
 def check(experiment: Experiment) -> None:
-    """Raise `ValueError` for conditions that cannot be met: all clients are newcomers,
-    a client's rank is too large, or privacy is on and cannot be accounted for.
+    """Check that an experiment's conditions can be met.
+
+    Raises:
+      ValueError: all clients are newcomers, a client's rank is too large, or privacy is
+        on and cannot be accounted for.
     """
     size(conditions(experiment), experiment.cells.clients)
     for rank in experiment.federated.ranks:
@@ -231,10 +253,17 @@ def check_private(experiment: Experiment, algorithm: Algorithm) -> None:
 
 
 def epsilon(experiment: Experiment, phase: Phase) -> float | None:
-    """Epsilon of a phase's rounds; None without privacy, or if the algorithm declares
-    that its server takes more than the clients' sum.
+    """Epsilon of a phase's rounds.
 
-    Raises `ValueError` for an algorithm that declares nothing.
+    None without privacy, or if the algorithm declares that its server takes more than
+    the clients' sum.
+
+    Args:
+      experiment: with its settings.
+      phase: with its rounds.
+
+    Raises:
+      ValueError: the algorithm declares nothing.
     """
     if phase.wire.privacy is None or phase.algorithm.sum_only is False:
         return None

@@ -20,9 +20,12 @@ Pair = tuple[Any, Any]  # federated and local adapters [C, ...]
 
 
 class LabelPrior(NamedTuple):
-    """A cell's correction: every client's bias `[C, K]`, and whether it helps.
+    """A cell's correction by the clients' class shares.
 
-    `losses`: on held-out samples. `used`: whether the merges of the table have it.
+    Attributes:
+      bias: every client's, `[C, K]`.
+      losses: on held-out samples.
+      used: whether the merges of the table have it.
     """
 
     bias: jax.Array

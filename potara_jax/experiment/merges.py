@@ -42,10 +42,14 @@ _ROUNDING = 1e-5  # of a weight in float32
 class Merges(NamedTuple):
     """What was measured on a cell's pair of models.
 
-    `pair`: the models that are merged, the federated ones corrected by `prior` if the
-    experiment says so. `measured`: by weighing. `losses` `[C, T]` at `points` `[T]`
-    along the segments. `interval`: of Potara's weight over bootstrap samples, `[C]`
-    each.
+    Attributes:
+      pair: the models that are merged, the federated ones corrected by `prior` if the
+        experiment says so.
+      measured: by weighing.
+      losses: along the segments, `[C, T]`.
+      points: of the segments, `[T]`.
+      interval: of Potara's weight over bootstrap samples, `[C]` each.
+      prior: the correction, if examples have classes.
     """
 
     pair: Pair
@@ -96,9 +100,16 @@ def _interval(at: Context, pair: Pair) -> tuple[jax.Array, jax.Array]:
 
 
 def check_bounds(name: str, weight: Any) -> None:
-    """Raise `ValueError` if a weight is outside [0, 1] and not registered as unbounded.
+    """Check that a weight is in [0, 1], unless it is registered as unbounded.
 
     One that is not a number is let through: its client's model has diverged.
+
+    Args:
+      name: of the weight.
+      weight: as `Measured` has it.
+
+    Raises:
+      ValueError: it is outside.
     """
     if not registry.weights()[name].bounded:
         return

@@ -17,9 +17,11 @@ from potara_jax.merging import registry
 class Weighing(NamedTuple):
     """A merge weight, and the samples that it is measured on.
 
-    samples: `none`, or the client's `train`ing or `heldout` examples. space: where
-    curvature is measured, for weights that measure it. per: whether there is one weight
-    per `client` or per `module`.
+    Attributes:
+      weight: its name.
+      samples: `none`, or the client's `train`ing or `heldout` examples.
+      space: where curvature is measured, for weights that measure it.
+      per: whether there is one weight per `client` or per `module`.
     """
 
     weight: str
@@ -35,8 +37,12 @@ class Weighing(NamedTuple):
 
 
 class Combination(NamedTuple):
-    """How two models are merged: a merge, in a space (by default its best), to a rank
-    (by default the exact one).
+    """How two models are merged.
+
+    Attributes:
+      merge: its name.
+      space: where they are merged; by default the merge's best.
+      rank: of the result; by default the exact one.
     """
 
     merge: str = "linear"
@@ -84,6 +90,10 @@ def merged_methods(experiment: Experiment, task: Task) -> tuple[Method, ...]:
     """The merged rows, in order: those that are selected and that the task allows.
 
     By default these are a first choice, and all of the user's own merges and weights.
+
+    Args:
+      experiment: with its settings.
+      task: what the clients learn.
     """
     named = experiment.merging.methods
     default = registry.default(logits=task.logits is not None)

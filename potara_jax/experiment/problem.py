@@ -24,8 +24,9 @@ def silent(line: str) -> None:
 class Resources(NamedTuple):
     """What making a problem may use; it never changes the problem.
 
-    `cache`: folder where pre-trained bases are kept; None keeps nothing on disk.
-    `log(line)`: shows the user a line.
+    Attributes:
+      cache: folder where pre-trained bases are kept; None keeps nothing on disk.
+      log: `log(line)` shows the user a line.
     """
 
     cache: Path | None = None
@@ -35,8 +36,11 @@ class Resources(NamedTuple):
 class Writer(NamedTuple):
     """How a model writes answers to prompts.
 
-    `write(base, adapter, prompts [B, L], counts [B], length) -> [B, length]`: tokens by
-    greedy decoding, then `stop`. `text(tokens)`: as text.
+    Attributes:
+      write: `write(base, adapter, prompts [B, L], counts [B], length) -> [B, length]`,
+        tokens by greedy decoding, then `stop`.
+      text: `text(tokens)`, the tokens as text.
+      stop: the token after an answer.
     """
 
     write: Callable[[Params, Adapter, jax.Array, jax.Array, int], jax.Array]
@@ -47,9 +51,12 @@ class Writer(NamedTuple):
 class Split(NamedTuple):
     """A model in two: the first layers, which nothing changes, and the others.
 
-    `layers`: the number of the first ones, of `depth`. `below(base, inputs)`: what they
-    make of a batch's inputs `[B, ...]`, a pytree. `task`: what clients learn on the
-    others, which read that in place of the inputs.
+    Attributes:
+      layers: the number of the first ones.
+      depth: the number of all.
+      below: `below(base, inputs)`, what the first layers make of a batch's inputs
+        `[B, ...]`, a pytree.
+      task: what clients learn on the others, which read that in place of the inputs.
     """
 
     layers: int
@@ -61,8 +68,10 @@ class Split(NamedTuple):
 class ClientContents(NamedTuple):
     """Readable names of what clients hold.
 
-    `kind`: what a stratum is: class, task or client. `names`: of the strata; `clients`:
-    of the clients. If empty, they are numbered.
+    Attributes:
+      kind: what a stratum is: class, task or client.
+      names: of the strata. If empty, they are numbered.
+      clients: names of the clients. If empty, they are numbered.
     """
 
     kind: str = "class"

@@ -97,7 +97,11 @@ def table_rows(
 ) -> list[Row]:
     """Every row of the table, scored, oracles last.
 
-    longer: the federated phase to its last round, if that is a row too.
+    Args:
+      at: the cell.
+      parents: the results of the three phases.
+      merges: what was measured on the models.
+      longer: the federated phase to its last round, if that is a row too.
     """
     federated, local, tuned = (cost(at, outcome) for outcome in parents)
     tuned, both = together(federated, tuned), together(federated, local)
@@ -149,8 +153,17 @@ def largest_class_of(at: Context, train: Ragged, test: Weighted) -> Scores | Non
 def prior_rows(
     at: Context, pair: Pair, merges: Merges, federated: Cost, both: Cost
 ) -> list[Row]:
-    """The federated model corrected by the clients' class shares, alone and merged by
-    the default weight, not yet scored; none where examples have no classes.
+    """The federated model corrected by the clients' class shares, not yet scored.
+
+    One row alone; and one merged by the default weight, unless all merges have the
+    correction. None where examples have no classes.
+
+    Args:
+      at: the cell.
+      pair: the federated and the local models.
+      merges: what was measured on the models.
+      federated: what the federated model costs.
+      both: what both models cost.
     """
     prior = merges.prior
     if prior is None:

@@ -37,6 +37,10 @@ Entry = registry.MergeEntry | registry.WeightEntry
 def check_methods(experiment: Experiment, problem: Problem) -> None:
     """Trace the merged rows whose weight or merge is the user's.
 
+    Args:
+      experiment: with its settings.
+      problem: what is learned.
+
     Raises:
       ValueError: the task does not provide what a selected row needs; or a weight or a
         merge fails, or returns anything but weights or adapters. The message names it

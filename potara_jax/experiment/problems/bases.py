@@ -103,7 +103,12 @@ def activation_dtype(precision: str) -> str:
 def first_adapted(settings: Lora, depth: int) -> int:
     """The first layer, of `depth`, in which modules may be adapted.
 
-    Raises `ValueError` if more of the last layers are asked for.
+    Args:
+      settings: which layers are adapted.
+      depth: the number of layers.
+
+    Raises:
+      ValueError: more of the last layers are asked for.
     """
     last = settings.last_layers
     good = last is None or last <= depth

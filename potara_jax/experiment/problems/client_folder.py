@@ -122,7 +122,12 @@ def num_upstream(source: Source, clients: int) -> int:
 def narrowed(source: Source, *, of_texts: bool) -> ClientTexts | ClientImages:
     """The settings that matter to clients with texts, or to clients with images.
 
-    Raises `ValueError` if one is set that matters to the others alone.
+    Args:
+      source: the user's settings.
+      of_texts: whether the clients have texts; otherwise they have images.
+
+    Raises:
+      ValueError: a setting matters to the others alone.
     """
     kind, other = ClientTexts if of_texts else ClientImages, ClientFolder()
     names = [field.name for field in dataclasses.fields(kind)]
@@ -140,10 +145,13 @@ _USERS = ("client", "user", "client_id", "user_id", "author", "speaker")
 class Client(NamedTuple):
     """Where a client's examples are.
 
-    name: of the client. path: of its file or folder, or of the file of all users.
-    of_texts: whether its examples are texts; otherwise they are images. user: its name
-    in LEAF's files, or in a column of a file of records; None for a file or folder of
-    its own. column: that column.
+    Attributes:
+      name: of the client.
+      path: of its file or folder, or of the file of all users.
+      of_texts: whether its examples are texts; otherwise they are images.
+      user: its name in LEAF's files, or in a column of a file of records; None for a
+        file or folder that is the client's alone.
+      column: that column.
     """
 
     name: str
@@ -163,7 +171,8 @@ class Clients(NamedTuple):
 def find(data: Sequence[Path]) -> list[Client]:
     """The clients of a folder, in the order of their names, or the users in a file.
 
-    Raises `ValueError` unless there are two or more, all with texts or all with images.
+    Raises:
+      ValueError: there are fewer than two, or some have texts and others images.
     """
     if len(data) != 1 or not data[0].exists():
         names = " ".join(map(str, data)) or "empty"
@@ -269,8 +278,9 @@ _OF_TEXTS = {
 def resolve(experiment: Experiment) -> Experiment:
     """The experiment with the number of clients, and settings for their kind of data.
 
-    Raises `ValueError` if there are fewer clients than it needs, or a setting is of the
-    other kind.
+    Raises:
+      ValueError: there are fewer clients than it needs, or a setting is of the other
+        kind.
     """
     clients = find(experiment.source.data)
     of_texts = clients[0].of_texts

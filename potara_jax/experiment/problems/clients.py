@@ -35,7 +35,13 @@ _FEWEST = 10  # examples of a client
 def of_texts(experiment: Experiment, clients: Clients, resources: Resources) -> Problem:
     """A problem of a Llama, for clients with texts.
 
-    Raises `ValueError` if a client has too few examples.
+    Args:
+      experiment: with its settings.
+      clients: with the clients' files.
+      resources: what making the problem may use.
+
+    Raises:
+      ValueError: a client has too few examples.
     """
     everyone = [*clients.upstream, *clients.federated]
     groups = read_texts(everyone, texts.fields_of(experiment.source), resources.log)
@@ -78,7 +84,13 @@ def read_texts(
 ) -> list[list[Example]]:
     """The examples of every client; those with labels share them.
 
-    Raises `ValueError` that names a file that cannot be used.
+    Args:
+      clients: where their examples are.
+      fields: names of the files' fields, by what they mean.
+      log: receives lines for the user.
+
+    Raises:
+      ValueError: a file cannot be used; the message names it.
     """
     parts = [
         (number, part)
@@ -168,7 +180,13 @@ def of_images(
 ) -> Problem:
     """A problem of a ViT, for clients with images.
 
-    Raises `ValueError` if a client has too few images, or all have one class.
+    Args:
+      experiment: with its settings.
+      clients: with the clients' folders.
+      resources: what making the problem may use.
+
+    Raises:
+      ValueError: a client has too few images, or all have one class.
     """
     source = experiment.source
     everyone = [*clients.upstream, *clients.federated]

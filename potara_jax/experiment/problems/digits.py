@@ -39,7 +39,12 @@ class HandwrittenDigits:
 def dealt(experiment: Experiment, images: Digits) -> Federations:
     """Federations of clients with upright images.
 
-    Raises `ValueError` if there are too few images for this many clients.
+    Args:
+      experiment: with its settings.
+      images: of the base and of the clients.
+
+    Raises:
+      ValueError: there are too few images for this many clients.
     """
 
     def federate(heterogeneity: str, seed: int, *, size: int | None) -> Federation:

@@ -71,6 +71,12 @@ def model(
     """A Llama of bytes that learns short examples when it is read.
 
     They belong to the tasks that it sees, and none of them is a client's.
+
+    Args:
+      experiment: with its settings.
+      examples: which it learns; they belong to the tasks that it sees, and none of them
+        is a client's.
+      resources: what making the problem may use.
     """
     tokenizer, settings = tokens.of_bytes(), bases.settings_of(experiment)
     known = {example.prompt for example in examples}

@@ -192,7 +192,8 @@ def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
 def loaded(checkpoint: str) -> LanguageModel:
     """A Llama or Qwen of Hugging Face; its parameters are loaded when it is read.
 
-    Raises `ValueError` if it is neither, or cannot be loaded.
+    Raises:
+      ValueError: it is neither, or cannot be loaded.
     """
     folder = weights.folder_of(checkpoint)
     description = weights.read_config(folder)

@@ -20,8 +20,12 @@ _ROUND = 50
 class Scale(NamedTuple):
     """What bases of a kind of data have by default.
 
-    `small`, `large`: width and depth on a device below and above `enough` operations a
-    second. `tokens`: of an example, about. `steps`: of pre-training, at most.
+    Attributes:
+      small: width and depth on a slow device.
+      large: width and depth on a fast device.
+      tokens: of an example, about.
+      steps: of pre-training, at most.
+      enough: the operations a second from which a device is fast.
     """
 
     small: tuple[int, int]

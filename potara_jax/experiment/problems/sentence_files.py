@@ -69,7 +69,8 @@ def files_of(experiment: Experiment) -> list[Path]:
 def find(source: SentenceFiles) -> dict[str, list[Path]]:
     """The files of every task, by its name.
 
-    Raises `ValueError` if there are none, or none of a task that the user names.
+    Raises:
+      ValueError: there are none, or none of a task that the user names.
     """
     groups: dict[str, list[Path]] = {}
     for path in _paths(source.data):
@@ -93,7 +94,12 @@ def _paths(data: Sequence[Path]) -> Iterator[Path]:
 def read(experiment: Experiment, resources: Resources) -> list[SentenceTask]:
     """The tasks, with no sentence twice.
 
-    Raises `ValueError` that names a file that is damaged, or a task that is too small.
+    Args:
+      experiment: with the files' names.
+      resources: what making the problem may use.
+
+    Raises:
+      ValueError: a file is damaged, or a task is too small; the message names it.
     """
     source, seed = experiment.source, bases.settings_of(experiment).seed
     groups = find(source)

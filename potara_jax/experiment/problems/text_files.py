@@ -93,7 +93,12 @@ def read(
 ) -> tuple[list[Example], list[list[Example]]]:
     """The base's examples, and the clients' of every task; no text is in both.
 
-    Raises `ValueError` that names a file that is damaged or too small.
+    Args:
+      experiment: with the files' names.
+      resources: what making the problem may use.
+
+    Raises:
+      ValueError: a file is damaged or too small; the message names it.
     """
     source, seed = experiment.source, bases.settings_of(experiment).seed
     fields, log = texts.fields_of(source), resources.log

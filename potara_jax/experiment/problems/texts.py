@@ -68,7 +68,8 @@ def check(source: TextModel) -> None:
 def fields_of(source: TextModel) -> dict[str, str]:
     """The names of the files' fields that the user gives, by what they mean.
 
-    Raises `ValueError` for what is no such name.
+    Raises:
+      ValueError: something is no such name.
     """
     pairs = [each.partition("=") for each in source.fields]
     known = {*(role for f in text.FORMS for role in (*f.names, *f.optional))}

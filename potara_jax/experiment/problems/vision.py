@@ -70,8 +70,13 @@ def problem(
 ) -> Problem:
     """A problem of a ViT, whose parameters are read once all else is checked.
 
-    Raises `ValueError` if the model has no module for a target, or the rank is too
-    large.
+    Args:
+      experiment: with its settings.
+      model: the base.
+      federations: of the clients.
+
+    Raises:
+      ValueError: the model has no module for a target, or the rank is too large.
     """
     settings, compute = experiment.lora, experiment.compute
     dtype = bases.activation_dtype(compute.precision)
