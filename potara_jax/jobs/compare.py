@@ -59,9 +59,16 @@ class Compare:
             require_one_of(name, "algorithms", algorithms())
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
-        """Raise `ValueError` if the federated model or a row cannot be merged, if no
-        model can have twice its rank, or if privacy is on and an algorithm does not
-        declare what its server takes.
+        """Check that every row can be merged, and privacy be accounted for.
+
+        Args:
+          experiment: with its settings.
+          problem: what is learned.
+
+        Raises:
+          ValueError: the federated model or a row cannot be merged, no model can have
+            twice its rank, or privacy is on and an algorithm does not declare what its
+            server takes.
         """
         federating.check_mergeable(experiment, problem)
         trials.check_methods(experiment, problem)

@@ -50,9 +50,13 @@ _TITLES = {"fdlora": "fdlora, plain mean"}
 
 
 class Contender(NamedTuple):
-    """An algorithm's phase, and how newcomers join it.
+    """An algorithm, and how newcomers join it.
 
-    personal: clients keep something. mergeable: its model is an adapter.
+    Attributes:
+      phase: its rounds.
+      joining: the rounds in which newcomers join, if any.
+      personal: clients keep something.
+      mergeable: its model is an adapter.
     """
 
     phase: Phase
@@ -65,9 +69,12 @@ Contenders = Mapping[str, Contender]
 
 
 class Trained(NamedTuple):
-    """What a cell has trained: Potara's parents; every algorithm, to the last round.
+    """What a cell has trained.
 
-    `doubled`: the federated, local and fine-tuned models of rank 2r.
+    Attributes:
+      parents: Potara's.
+      outcomes: of every algorithm, to the last round.
+      doubled: the federated, local and fine-tuned models of rank 2r.
     """
 
     parents: Parents
@@ -80,9 +87,15 @@ def records(
 ) -> list[Record]:
     """Every row, as `results.json` has it, with what it reaches at Potara's budgets.
 
-    `kind`: an algorithm, a pipeline of several phases, a merge, Potara with another
-    parent, an algorithm's model corrected by class shares, a bound, or the local
-    parent, which trains for less than the budget.
+    A row's `kind` is an algorithm, a pipeline of several phases, a merge, Potara with
+    another parent, an algorithm's model corrected by class shares, a bound, or the
+    local parent, which trains for less than the budget.
+
+    Args:
+      at: the cell.
+      contenders: all algorithms, by name.
+      trained: what the cell has trained.
+      rows: of the table.
     """
     budget = _largest(row.cost for row in rows if row.merge)
     begun = next(row for row in rows if row.name == "local")

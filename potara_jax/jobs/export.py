@@ -29,10 +29,13 @@ _FEW = 2  # examples that show whether two models are the same
 class ExportOptions:
     """How models are written.
 
-    folded: whole models that transformers loads, with the adapters in their weights;
-      otherwise adapters that PEFT and vLLM load, and the base beside them. dtype: of
-      the tensors. transformers: the major version that loads the adapters; a ViT's
-      modules have other names in 4 and 5. overwrite: replace existing models.
+    Attributes:
+      folded: whole models that transformers loads, with the adapters in their weights;
+        otherwise adapters that PEFT and vLLM load, and the base beside them.
+      dtype: of the tensors.
+      transformers: the major version that loads the adapters; a ViT's modules have
+        other names in 4 and 5.
+      overwrite: replace existing models.
     """
 
     folded: bool = False
@@ -49,7 +52,14 @@ def check_free(
 ) -> dict[tuple[Cell, int], Path]:
     """The folder of every client's model.
 
-    Raises `ValueError` if one exists and may not be replaced, or holds something else.
+    Args:
+      out: the folder of all models.
+      cells: of the run.
+      clients: their numbers.
+      options: how models are written.
+
+    Raises:
+      ValueError: a folder exists and may not be replaced, or holds something else.
     """
     folders = {
         (cell, client): out / cell.name / f"client-{client:03d}"
@@ -74,8 +84,17 @@ def write_models(
 
     Adapters are `[C, ...]`. Below `out`, writes `CELL/client-000` and so on, and `base`
     unless the model is a checkpoint. A bias of the logits becomes one of the model's
-    head. Raises `ValueError` for models that cannot be exported, or folders that cannot
-    be written.
+    head.
+
+    Args:
+      problem: with its base, and how to write it.
+      adapters: every client's, by cell.
+      out: the folder of all models.
+      clients: the numbers of those to write.
+      options: how models are written.
+
+    Raises:
+      ValueError: models cannot be exported, or folders cannot be written.
     """
     published = problem.form
     if published is None:

@@ -57,22 +57,22 @@ def personalise(
 ) -> Result:
     """Train a federated and a local adapter for every client, and merge them.
 
-    Nothing touches the disk. The same key gives the same bytes.
+    Nothing touches the disk. The same key gives the same bytes. Zou et al. 2026, arXiv
+    2602.18658.
 
     Args:
       task: what the clients learn: `classification(model)`, or `objective(...)` of your
         own loss.
-      base: the model's parameters, or all its variables (`{"params": ...,
-        "batch_stats": ...}`); they stay frozen.
+      base: the model's parameters, or all its variables
+        (`{"params": ..., "batch_stats": ...}`); they stay frozen.
       clients: who holds what, see `Federation.of`.
       lora: the adapters.
       federated: the federated model: its algorithm and rounds.
       local: the rounds that each client trains alone.
       training: what a client does in a round.
       merging: how the models are merged. Default: `potara factor`, `potara core`,
-        `uniform` and the default weight, which is `tempered_bayes` for a
-        classification and `hermite_bayes` for another loss, with the empirical Fisher
-        information.
+        `uniform` and the default weight, which is `tempered_bayes` for a classification
+        and `hermite_bayes` for another loss, with the empirical Fisher information.
       participation: who takes part in a round.
       communication: compression and privacy of uploads.
       compute: how many clients are trained at once.
@@ -85,8 +85,6 @@ def personalise(
     Raises:
       ValueError: a setting is invalid, LoRA cannot adapt the model, or labels are no
         classes of it.
-
-    Source: Zou et al. 2026, arXiv 2602.18658.
     """
     keys.check(key)
     check_task(task)

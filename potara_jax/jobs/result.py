@@ -103,7 +103,8 @@ class Result:
     def adapters(self) -> Mapping[str, Adapter]:
         """Every client's adapter `[C, ...]`, by method, of the only cell.
 
-        Raises `ValueError` if there are several cells: see `adapters_of`.
+        Raises:
+          ValueError: there are several cells, see `adapters_of`.
         """
         if len(self.cells) > 1:
             names = ", ".join(cell.name for cell in self.cells)

@@ -118,7 +118,9 @@ def _explained(method: str) -> str:
 def table(results: Results, method: str) -> Table:
     """A row for every client of the first seed, grouped by heterogeneity.
 
-    method: a row of the results that says how sure its weights are.
+    Args:
+      results: of a run.
+      method: a row of the results that says how sure its weights are.
     """
     groups, entries, shown = [], _entries(results), _shown(results, method)
     for name, methods in by_heterogeneity(results).items():

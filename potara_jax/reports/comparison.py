@@ -69,9 +69,12 @@ OVER = "* spends more bytes or local steps than Potara core: it cannot spend les
 class Entry(NamedTuple):
     """A method's row of the table: its scores at Potara core's budgets.
 
-    equal_bytes, equal_steps: with only the bytes, or only the local steps, limited.
-    newcomers: mean score of clients that joined late.
-    over: whether the method spends more than Potara core.
+    Attributes:
+      summary: its scores.
+      equal_bytes: the score with only the bytes limited.
+      equal_steps: the score with only the local steps limited.
+      newcomers: mean score of clients that joined late.
+      over: whether the method spends more than Potara core.
     """
 
     summary: Summary

@@ -57,6 +57,11 @@ def illustrate(
     """Draw the figures, by the names of their files, that the results have data for.
 
     A file appears whole or not at all. The same results give the same bytes.
+
+    Args:
+      drawings: by the names of their files.
+      results: of a run.
+      folder: where the files go.
     """
     folder.mkdir(parents=True, exist_ok=True)
     figures = []
@@ -151,6 +156,11 @@ def log_axis(
     """A logarithmic axis with plain numbers at `subs` times powers of ten.
 
     Matplotlib labels logarithmic axes with formulas, which are not parsed here.
+
+    Args:
+      axes: of the figure.
+      name: of the axis.
+      subs: what powers of ten are multiplied by.
     """
     set_scale = {"x": axes.set_xscale, "y": axes.set_yscale}[name]
     set_scale("log", nonpositive="mask")

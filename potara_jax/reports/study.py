@@ -132,7 +132,10 @@ def table(
 ) -> Table:
     """One row per weight: by samples and their number, the best first.
 
-    number: of samples, beside the weights that need none; default: all of them.
+    Args:
+      results: of a study.
+      number: of samples, beside the weights that need none; default: all of them.
+      notes: below the table.
     """
     shown = [
         setting

@@ -58,7 +58,11 @@ def finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raises `ValueError`, which names the file, if it is not one."""
+    """Read a JSON file.
+
+    Raises:
+      ValueError: it is not one; the message names it.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -98,7 +102,8 @@ DATA = "data_digest"
 def digest(paths: Sequence[Path]) -> str:
     """A digest of files, and of all files in folders.
 
-    Raises `ValueError` if a name is not UTF-8.
+    Raises:
+      ValueError: a name is not UTF-8.
     """
     total = hashlib.blake2b(digest_size=16)
     for path in paths:
@@ -130,7 +135,8 @@ def _encoded(path: Path) -> bytes:
 def locked(folder: Path) -> Generator[None]:
     """Lock a folder, which is made, and removed again if nothing is put into it.
 
-    Raises `ValueError` if another process has locked it.
+    Raises:
+      ValueError: another process has locked it.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)

@@ -50,9 +50,12 @@ _FILES = (
 class RunFolder(NamedTuple):
     """A store in a folder.
 
-    path: the folder. warn: takes lines for the user. profile: whether phases are
-    traced. config: settings that determine the results. replaces: whether `begin`
-    removes another run, of which nothing is shown.
+    Attributes:
+      path: the folder.
+      warn: takes lines for the user.
+      profile: whether phases are traced.
+      config: settings that determine the results.
+      replaces: whether `begin` removes another run, of which nothing is shown.
     """
 
     path: Path
@@ -129,7 +132,12 @@ class RunFolder(NamedTuple):
     def adapters(self, cell: Cell, method: str) -> Adapter:
         """What is kept of a method: every client's adapter `[C, ...]`.
 
-        Raises `ValueError` if nothing is kept, or it is damaged.
+        Args:
+          cell: of the run.
+          method: a row of its table.
+
+        Raises:
+          ValueError: nothing is kept, or it is damaged.
         """
         path = self._adapters(cell, method)
         if not path.is_file():
@@ -164,6 +172,11 @@ class RunFolder(NamedTuple):
         """Keep a tree of arrays that took long to compute, until the cell is finished.
 
         A tree with types of the user's is not kept.
+
+        Args:
+          cell: of the run.
+          name: of the file.
+          value: the tree.
         """
         with contextlib.suppress(TypeError):
             files.write_bytes(self._measured(cell, name), trees.to_bytes(value))
@@ -243,8 +256,18 @@ def open_folder(
 ) -> RunFolder:
     """The run folder for a configuration, new or to be continued.
 
-    Nothing is written until it begins. Raises `ValueError` if it holds files that are
-    not a run's, or a run with another configuration; the message names the difference.
+    Nothing is written until it begins.
+
+    Args:
+      path: of the folder.
+      config: settings that determine the results.
+      rerun: whether another run in the folder is replaced.
+      profile: whether phases are traced.
+      warn: takes lines for the user.
+
+    Raises:
+      ValueError: the folder holds files that are not a run's, or a run with another
+        configuration; the message names the difference.
     """
     known = path / "config.json"
     replaces = known.exists() and (rerun or not _has_begun(path))

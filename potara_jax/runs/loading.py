@@ -14,11 +14,11 @@ def load_file(path: Path) -> ModuleType:
     """Import a Python file, whose name need not be that of a module.
 
     Args:
-        path: the file, such as one that registers an algorithm.
+      path: the file, such as one that registers an algorithm.
 
     Raises:
-        ValueError: it is missing or no Python file, or running it raises; the message
-            is one line that names the file and the line.
+      ValueError: it is missing or no Python file, or running it raises; the message is
+        one line that names the file and the line.
     """
     path = path.expanduser().resolve()
     if not path.is_file():

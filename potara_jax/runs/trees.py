@@ -18,7 +18,8 @@ _PACKAGE = "potara_jax."
 def to_bytes(tree: Any) -> bytes:
     """A tree as the content of a file.
 
-    Raises `TypeError` for what is neither an array nor a container of the module.
+    Raises:
+      TypeError: something is neither an array nor a container of the module.
     """
     leaves: list[np.ndarray] = []
     structure = json.dumps(_packed(tree, leaves))
@@ -30,7 +31,11 @@ def to_bytes(tree: Any) -> bytes:
 
 
 def from_bytes(content: bytes) -> Any:
-    """The tree in a file's content; raises any error where that is damaged."""
+    """The tree in a file's content.
+
+    Raises:
+      Exception: the content is damaged; which one depends on the damage.
+    """
     with np.load(io.BytesIO(content)) as file:
         leaves = [jnp.asarray(file[str(n)]) for n in range(len(file.files) - 1)]
         return _unpacked(json.loads(str(file[_STRUCTURE])), leaves)

@@ -44,7 +44,9 @@ def scores(metric: Metric) -> Drawing:
 def draw(results: Results, *, parents: tuple[str, ...] = ()) -> Figure | None:
     """Dots for seeds, a marker for their mean.
 
-    parents: methods the better of which is shown as a line.
+    Args:
+      results: of a run.
+      parents: methods the better of which is shown as a line.
     """
     groups, metric = by_heterogeneity(results), metric_of(results)
     if not groups:
