@@ -133,7 +133,12 @@ def truncate(entry: Entry, *, rank: int) -> Entry:
 
 
 class Basis(NamedTuple):
-    """Orthonormal columns `left` `[..., D, R']` and rows `right` `[..., R', K]`."""
+    """Orthonormal bases of some deltas together.
+
+    Attributes:
+      left: columns, `[..., D, R']`.
+      right: rows, `[..., R', K]`.
+    """
 
     left: Array
     right: Array

@@ -27,9 +27,11 @@ _MAX_CLASSES = 1000  # more are no classes, but numbers such as prices
 
 
 class Batch(NamedTuple):
-    """Examples: `inputs` `[B, ...]` and `labels`, `[B]` (int32) where they are classes.
+    """Examples; either field may be a pytree of arrays with the leading axis.
 
-    Either may be a pytree of arrays, each with the leading axis.
+    Attributes:
+      inputs: `[B, ...]`.
+      labels: `[B]`, int32, where they are classes.
     """
 
     inputs: Any
@@ -37,11 +39,14 @@ class Batch(NamedTuple):
 
 
 class Ragged(NamedTuple):
-    """Each client's examples: `index` `[C, N]` into the pool, `count` `[C]`, int32.
+    """Each client's examples. Inside a client's function the client axis is gone.
 
-    Only the first `count` indices of a client are real. `share` `[C]`, float32: the
-    part of a round's local steps that a client takes; default: all. Inside a client's
-    function the client axis is gone: `[N]` and scalars.
+    Attributes:
+      index: places in the pool, `[C, N]`, int32; only the first `count` of a client are
+        real.
+      count: the number of each client's examples, `[C]`, int32.
+      share: the part of a round's local steps that a client takes, `[C]`, float32;
+        default: all.
     """
 
     index: Array
@@ -50,9 +55,11 @@ class Ragged(NamedTuple):
 
 
 class Weighted(NamedTuple):
-    """Each client's test: `index` `[C, M]` into the pool, `weight` `[C, M]` float32.
+    """Each client's test. Its weights follow the client's distribution.
 
-    A client's weights sum to one and follow its distribution; padding weighs nothing.
+    Attributes:
+      index: places in the pool, `[C, M]`, int32.
+      weight: `[C, M]`, float32, which sum to one; padding weighs nothing.
     """
 
     index: Array

@@ -23,7 +23,13 @@ _UNITS = (("km", "m", 1000), ("m", "cm", 100), ("cm", "mm", 10), ("kg", "g", 100
 
 
 class Task(NamedTuple):
-    """`word` begins a prompt; `draw(rng, long)` gives its input; `answer(input)`."""
+    """A task: what an answer has to do with an input.
+
+    Attributes:
+      word: begins a prompt.
+      draw: `draw(rng, long)` gives an input.
+      answer: `answer(input)`, what is right.
+    """
 
     word: str
     draw: Callable[[Rng, bool], str]

@@ -31,10 +31,14 @@ Log = Callable[[str], None]
 
 
 class Example(NamedTuple):
-    """A prompt, the options that may follow it, and the index of the right one.
+    """A prompt, and the options that may follow it.
 
-    With one option there is nothing to choose: the model must write the answer. `place`
-    is the file and the line that an example comes from.
+    Attributes:
+      prompt: the text before the answer.
+      options: possible answers. With one option there is nothing to choose: the model
+        must write the answer.
+      gold: the index of the right one.
+      place: the file and the line that it comes from.
     """
 
     prompt: str

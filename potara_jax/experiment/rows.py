@@ -67,10 +67,20 @@ class Cost(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the table: a model for every client `[C, ...]`, and its cost.
+    """A row of the table.
 
-    `weighing`, `merge` and `parent` say how a merged model was made; `interval` and
-    `gains` how sure its weight is, see `Measured`.
+    Attributes:
+      name: of the method.
+      models: one for every client, `[C, ...]`.
+      cost: what the method spends.
+      weight: of the federated models, if they are merged.
+      scores: of the models, once they are measured.
+      oracle: whether it looks at test data.
+      weighing: which weight a merged model has.
+      merge: what has merged it.
+      parent: what is merged in place of Potara's federated model.
+      interval: how sure the weight is, see `Measured`.
+      gains: how sure it is to be better than both models, see `Measured`.
     """
 
     name: str

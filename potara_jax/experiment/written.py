@@ -26,8 +26,11 @@ _WRITTEN_AT_ONCE = 32  # each needs a cache: 65 MB for a 3B model that reads 570
 class Prompts(NamedTuple):
     """A client's free-form test examples, repeated to length `K`.
 
-    `prompts` `[K, L]` of `counts` `[K]` tokens; `answers` `[K, A]`, padded with -1;
-    `weight` `[K]`, zero for a repetition.
+    Attributes:
+      prompts: tokens, `[K, L]`.
+      counts: the numbers of the prompts' tokens, `[K]`.
+      answers: tokens, `[K, A]`, padded with -1.
+      weight: `[K]`, zero for a repetition.
     """
 
     prompts: np.ndarray

@@ -46,11 +46,15 @@ class Members(NamedTuple):
 class Report(NamedTuple):
     """What happened in a round, for each client of the cohort.
 
-    `cohort` `[c]` are the clients. `losses` `[c, S]` are NaN for steps that were not
-    done. `finite` `[c]` is false for a client that was left out because its update was
-    not finite, `arrived` `[c]` is false for any that was left out. `bytes_down` and
-    `bytes_up` `[c]` are what a client received and sent; `bytes_announced` (a scalar)
-    is what each of all clients received.
+    Attributes:
+      cohort: the clients, `[c]`.
+      losses: of their steps, `[c, S]`; NaN for steps that were not done.
+      finite: `[c]`, false for a client that was left out because its update was not
+        finite.
+      arrived: `[c]`, false for any client that was left out.
+      bytes_down: what a client received, `[c]`.
+      bytes_up: what a client sent, `[c]`.
+      bytes_announced: what each of all clients received, a scalar.
     """
 
     cohort: Array

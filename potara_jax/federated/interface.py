@@ -23,8 +23,11 @@ Model = Any
 class Shared(NamedTuple):
     """What is the same for all clients.
 
-    `base` and `pool`; `round` counts from 0; `common` is what the server has announced,
-    see `Algorithm.common`.
+    Attributes:
+      base: the frozen parameters.
+      pool: all examples.
+      round: its number, from 0.
+      common: what the server has announced, see `Algorithm.common`.
     """
 
     base: Params

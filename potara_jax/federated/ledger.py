@@ -14,8 +14,11 @@ Array = jax.Array
 class Part(NamedTuple):
     """A payload of which only a part travels; its other entries are padding.
 
-    `kept` of every `of` entries travel, such as a client's rank of the largest rank.
-    Both are int32; `kept` may differ by client.
+    Attributes:
+      value: the payload.
+      kept: how many of every `of` entries travel, such as a client's rank, int32; it
+        may differ by client.
+      of: such as the largest rank, int32.
     """
 
     value: Any

@@ -21,7 +21,12 @@ Array = jax.Array
 
 
 class Privacy(NamedTuple):
-    """The norm `clip`, and the standard deviation of the sum's noise over `clip`."""
+    """How changes are clipped, and their sum made noisy.
+
+    Attributes:
+      clip: the largest norm of a client's change.
+      noise: the standard deviation of the sum's noise over `clip`.
+    """
 
     clip: float
     noise: float

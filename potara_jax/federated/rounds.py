@@ -40,9 +40,15 @@ Array = jax.Array
 class Round:
     """A round of an algorithm under some conditions, compiled once for every turn.
 
-    `round(shared, progress, examples, key, number) -> (progress, report)`. `programs`
-    are jitted, one a turn, with all clients' states on the device; `host_programs` with
-    the cohort's alone.
+    Called as `round(shared, progress, examples, key, number) -> (progress, report)`.
+
+    Attributes:
+      algorithm: of the rounds.
+      conditions: who takes part.
+      wire: compression and privacy.
+      layout: see `Layout`.
+      programs: jitted, one a turn, with all clients' states on the device.
+      host_programs: jitted, one a turn, with the cohort's states alone.
     """
 
     algorithm: Algorithm

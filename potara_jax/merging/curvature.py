@@ -50,7 +50,12 @@ class Curvature(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """One example's scores `rows` `[Q, ...]`, and their weighted `mean` `[...]`."""
+    """One example's scores.
+
+    Attributes:
+      rows: a score for each label, `[Q, ...]`.
+      mean: their weighted mean, `[...]`.
+    """
 
     rows: Tree
     mean: Tree

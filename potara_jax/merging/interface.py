@@ -103,10 +103,14 @@ class Measured(NamedTuple):
 
 
 class Estimator(NamedTuple):
-    """A merge weight: `measure(client)`, then `decide(measured [C], counts [C])`.
+    """A merge weight.
 
-    `decide` turns all clients' measurements and numbers of samples into their
-    `Measured`, for weights that clients choose together; None: `measure` returns it.
+    Attributes:
+      name: of the weight.
+      measure: `measure(client)`, what one client measures.
+      decide: `decide(measured [C], counts [C])` turns all clients' measurements and
+        numbers of samples into their `Measured`, for weights that clients choose
+        together; None: `measure` returns it.
     """
 
     name: str

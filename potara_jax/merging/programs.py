@@ -26,9 +26,11 @@ MakeMerge = Merge | Callable[[Client], Merge] | None
 
 
 class Samples(NamedTuple):
-    """Every client's samples: `examples`, leaves `[C, N, ...]`, and `count` `[C]`.
+    """Every client's samples.
 
-    Only the first `count` examples of a client are real.
+    Attributes:
+      examples: leaves `[C, N, ...]`; only the first `count` of a client are real.
+      count: `[C]`.
     """
 
     examples: Example
@@ -58,8 +60,14 @@ class Clients(NamedTuple):
 class Merged(NamedTuple):
     """Merged adapters, and what was measured of their weights, see `Measured`.
 
-    Every leaf has the client axis `C`. `weight` is `[C]`, or a dictionary by module
-    path, or a pytree like the coordinates.
+    Every leaf has the client axis `C`.
+
+    Attributes:
+      adapter: the merged ones.
+      weight: `[C]`, or a dictionary by module path, or a pytree like the coordinates.
+      curvature: what the weight came from, if it is from curvature.
+      interval: of the weight's posterior, if the weight says so.
+      gains: whether some weight beats both models, if the weight says so.
     """
 
     adapter: Adapter

@@ -79,11 +79,14 @@ class Variant(NamedTuple):
 class Work(NamedTuple):
     """What a weight's cost depends on.
 
-    `classes` that a Fisher is taken of: the task's for the exact one, else 1; adapted
-    `modules`, `points` of a grid, `steps` of a gradient descent.
-
     Costs are counted, not timed: a backward pass is two forward passes, a
     Jacobian-vector product is one beside its forward pass.
+
+    Attributes:
+      classes: that a Fisher is taken of: the task's for the exact one, else 1.
+      modules: the number of adapted modules.
+      points: of a grid.
+      steps: of a gradient descent.
     """
 
     classes: int

@@ -40,7 +40,12 @@ _FLOATS = "F64", "F32", "F16", "BF16"  # as safetensors names them
 
 
 class Conversion(NamedTuple):
-    """How a parameter is stored: `to_file(x)`, and back, `from_file(x, shape)`."""
+    """How a parameter is stored.
+
+    Attributes:
+      to_file: `to_file(x)`, the tensor of a parameter.
+      from_file: `from_file(x, shape)`, and back.
+    """
 
     to_file: Callable[[Any], Any]
     from_file: Callable[[Any, tuple[int, ...]], Any]
@@ -65,10 +70,16 @@ PATCHES = Conversion(
 
 
 class Rule(NamedTuple):
-    """A parameter's path in our model and its name in the files.
+    """Where a parameter is stored.
 
-    `*` stands for a layer's number. If only the name has one, the parameter has a
-    leading axis of layers, whose numbers begin at `first`.
+    In both names, `*` stands for a layer's number. If only the name in the files has
+    one, the parameter has a leading axis of layers.
+
+    Attributes:
+      ours: its path in our model.
+      theirs: its name in the files.
+      conversion: how it is stored.
+      first: the number of the first layer on that axis.
     """
 
     ours: str

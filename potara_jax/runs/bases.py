@@ -56,7 +56,9 @@ def cached_base(
 class Part(NamedTuple):
     """A file that keeps a tree of arrays while a base is trained.
 
-    `log` takes a line for the user.
+    Attributes:
+      path: of the file.
+      log: takes a line for the user.
     """
 
     path: Path
