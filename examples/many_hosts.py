@@ -2,10 +2,10 @@
 
 One host: `python examples/many_hosts.py OUT`. Several, each with its RANK from 0:
 `python examples/many_hosts.py OUT HOST:PORT NUMBER RANK`, at the first host's address.
-With Slurm, on a TPU pod or on GKE, `jax.distributed.initialize()` takes no arguments.
 """
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -15,7 +15,7 @@ from flax import linen as nn
 from safetensors.numpy import save_file
 
 import potara_jax as pj
-from potara_jax.clients import Layout, make_mesh
+from potara_jax.clients import Layout, check_hosts, joined, make_mesh
 
 
 class Network(nn.Module):
@@ -36,16 +36,16 @@ def main(out, *, adapters=64, steps=50):
     """Train, and write `part-RANK.safetensors`: the adapters on this host's devices."""
     rng, key, model = np.random.default_rng(0), jax.random.key(0), Network()
     inputs = rng.normal(size=(adapters, 30, 4)).astype("float32")
-    # Examples, base and key are the same on all hosts.
+    base = model.init(key, jnp.zeros((1, 4)))["params"]
+    check_hosts(steps=steps, base=base, inputs=inputs, key=key)
     trained, losses = pj.train_adapters(
         pj.objective(model, squared_error),
-        model.init(key, jnp.zeros((1, 4)))["params"],
+        base,
         [(x, x[:, i % 4]) for i, x in enumerate(inputs)],
         lora=pj.Lora(rank=2, targets=("hidden",), whole=("out",)),
         steps=steps,
         layout=Layout(mesh=make_mesh()),
         key=key,
-        progress=False,
     )
     here = trained["hidden"]["a"].addressable_shards  # those of this host's devices
     parts = {str(x.index[0].start or 0): np.asarray(x.data) for x in here}
@@ -55,6 +55,6 @@ def main(out, *, adapters=64, steps=50):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        jax.distributed.initialize(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
-    main(sys.argv[1])
+    here = sys.argv[2:]
+    with joined(here[0], *map(int, here[1:])) if here else nullcontext():
+        main(sys.argv[1])

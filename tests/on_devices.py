@@ -13,10 +13,14 @@ import json
 import os
 import re
 import sys
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
 
 import jax
 import numpy as np
 
+from potara_jax.clients import hosts
 from potara_jax.clients.axis import AT_ONCE, Layout, over_clients
 from potara_jax.clients.mesh import make_mesh, replicated, split_base
 from potara_jax.federated import rounds
@@ -102,6 +106,30 @@ def streamed_on_devices() -> dict:
     return {name: streamed(name, Layout(1, make_mesh())) for name in NAMES}
 
 
+def between_hosts() -> dict:
+    """What hosts say of each other, and rounds that go on from a file of the first."""
+    given, layout = problem(COUNTS), Layout(1, make_mesh())
+    hosts.check_hosts(base=given.shared.base, rounds=ROUNDS, key=jax.random.key(0))
+    try:
+        hosts.check_hosts(rounds=ROUNDS + jax.process_index())
+        difference = ""
+    except hosts.HostsDiffer as error:
+        difference = str(error)
+    step = rounds.make_round(algorithm("scaffold"), layout=layout)
+    args = step, given.shared, given.examples
+    begin, key = start(algorithm("scaffold"), given), jax.random.key(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rounds.npz"
+        for at, progress, _ in rounds.iterate(*args, begin, key, last=ROUNDS):
+            if at < ROUNDS - 1:
+                hosts.save(path, at + 1, progress)
+        whole = values(progress)
+        done, kept = hosts.restore(path, start(algorithm("scaffold"), given))
+    *_, last = rounds.iterate(*args, kept, key, first=done, last=ROUNDS)
+    resumed = values(last.progress)
+    return {"differ": difference, "done": done, "same": resumed == whole}
+
+
 def alone() -> dict:
     """Clients that train for themselves, on the mesh and on one device."""
     given, results = problem(COUNTS), {}
@@ -147,6 +175,7 @@ def base_split() -> dict:
 CHECKS = {
     "rounds": rounds_on_devices,
     "streamed": streamed_on_devices,
+    "hosts": between_hosts,
     "alone": alone,
     "collectives": collectives,
     "base": base_split,
@@ -158,9 +187,8 @@ def main(checks: str, address: str | None = None, process: str = "0") -> None:
     count = 4 if address else 8
     here = f" --xla_force_host_platform_device_count={count}"
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + here
-    if address:
-        jax.distributed.initialize(address, 2, int(process))
-    results = {check: CHECKS[check]() for check in checks.split(",")}
+    with hosts.joined(address, 2, int(process)) if address else nullcontext():
+        results = {check: CHECKS[check]() for check in checks.split(",")}
     if process == "0":
         print(json.dumps(results))
 

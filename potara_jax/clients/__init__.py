@@ -7,6 +7,7 @@ on one frozen base.
 
 from potara_jax.clients.adapters import train_adapters
 from potara_jax.clients.axis import AUTO, Layout, over_clients
+from potara_jax.clients.hosts import HostsDiffer, check_hosts, joined
 from potara_jax.clients.mesh import make_mesh
 from potara_jax.clients.model_task import ModelTask, classification, objective
 from potara_jax.clients.task import Metric, Task
@@ -14,12 +15,15 @@ from potara_jax.clients.training import Train
 
 __all__ = [
     "AUTO",
+    "HostsDiffer",
     "Layout",
     "Metric",
     "ModelTask",
     "Task",
     "Train",
+    "check_hosts",
     "classification",
+    "joined",
     "make_mesh",
     "objective",
     "over_clients",

@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental.multihost_utils import process_allgather
 
 from potara_jax import keys
 from potara_jax.adapters import lora as lora_layers
 from potara_jax.adapters.lora import Adapter, Array, Params
 from potara_jax.clients.axis import AUTO, Layout, over_clients
 from potara_jax.clients.fitting import jit_over_clients
-from potara_jax.clients.mesh import by_client, everywhere, put
+from potara_jax.clients.mesh import by_client, everywhere, put, whole
 from potara_jax.clients.model_task import ModelTask, check_task
 from potara_jax.clients.task import Task
 from potara_jax.clients.training import batch_index
@@ -166,13 +165,7 @@ def _train(
             losses.append(block[:, : last - first])
             if report:
                 report(last, steps, float(losses[-1].mean()))
-    return state, np.concatenate([_on_every_host(block) for block in losses], axis=1)
-
-
-def _on_every_host(x: Array) -> np.ndarray:
-    """An array that may be spread over hosts, whole."""
-    spread = not x.is_fully_addressable
-    return np.asarray(process_allgather(x, tiled=True) if spread else x)
+    return state, np.concatenate([whole(block) for block in losses], axis=1)
 
 
 def _advance(

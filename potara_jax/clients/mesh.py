@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -63,7 +64,18 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         words = _put(jax.random.key_data(x), sharding)
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
-    return jax.device_put(np.asarray(x), sharding)
+    whole_x = np.asarray(x)  # whose equality `device_put` would check in every call
+    return jax.make_array_from_callback(x.shape, sharding, lambda at: whole_x[at])
+
+
+def whole(x: Any) -> np.ndarray:
+    """An array as NumPy has it, also one that is spread over hosts.
+
+    Every host calls it, as the others send their parts.
+    """
+    here = not isinstance(x, jax.Array) or x.is_fully_addressable
+    at_hand = here or x.is_fully_replicated
+    return np.asarray(x if at_hand else process_allgather(x, tiled=True))
 
 
 def by_client(mesh: Mesh, clients: int) -> NamedSharding:

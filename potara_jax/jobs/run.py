@@ -119,6 +119,12 @@ def _check_kinds(experiment: object, job: object) -> None:
 
 def check(experiment: Experiment, job: Job) -> None:
     """Raise `ValueError` for invalid settings of an experiment or a job."""
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"a run uses the devices of one host, and JAX has {jax.process_count()} "
+            "processes: leave out jax.distributed, or train with train_adapters or "
+            "federated.make_round, see docs/hosts.md"
+        )
     check_types(job, f"{job.name}.")
     experiment.check()
     methods.check(experiment)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 # Clients of their own are computed one by one in all of them: the same program.
 ONE_BY_ONE = Layout(1)
-BOTH = ("rounds", "streamed")  # what two processes are also asked
+BOTH = ("rounds", "streamed", "hosts")  # what two processes are also asked
 ON_ITS_OWN = {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -94,6 +94,19 @@ def test_streamed_rounds_are_those_of_one_device(where, name):
     found, expected = where("streamed")[name], on_devices.streamed(name, ONE_BY_ONE)
     for mine, theirs in zip(expected, found, strict=True):
         np.testing.assert_allclose(theirs, mine, rtol=1e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize("where", [on_eight_devices, on_two_processes])
+def test_rounds_go_on_from_what_the_first_host_has_kept(where):
+    result = where("hosts")
+    assert result["done"] == on_devices.ROUNDS - 1
+    assert result["same"]
+
+
+def test_hosts_say_where_they_differ():
+    assert on_eight_devices("hosts")["differ"] == ""  # one host
+    line = "hosts differ: rounds is 3 on host 0, 4 on host 1: give all of them the same"
+    assert on_two_processes("hosts")["differ"] == line
 
 
 def test_clients_of_their_own_are_the_same_to_the_bit():
