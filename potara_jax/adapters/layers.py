@@ -19,6 +19,8 @@ Array = jax.Array
 Shape = tuple[int, ...]
 Axes = tuple[Sequence[int], Sequence[int]]  # contracted and produced
 
+INT8_SCALE = "int8_scale"  # beside a kernel in int8, see `precision.to_int8`
+
 
 class Site(NamedTuple):
     """One kernel that can be adapted.

@@ -39,7 +39,15 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from potara_jax.adapters import of_nnx
-from potara_jax.adapters.layers import Array, Layer, Site, added, kind_of, site_of
+from potara_jax.adapters.layers import (
+    INT8_SCALE,
+    Array,
+    Layer,
+    Site,
+    added,
+    kind_of,
+    site_of,
+)
 
 Params = Mapping[str, Any]
 Entry = dict[str, Array]
@@ -49,7 +57,6 @@ Model = nn.Module | nnx.Module
 Interceptor = Callable[..., Any]  # as `flax.linen.intercept_methods` takes it
 
 _PARAMS, _LORA = "params", "lora"
-INT8_SCALE = "int8_scale"  # beside a kernel in int8, see `precision.to_int8`
 _SCALE = _PARAMS, INT8_SCALE
 
 

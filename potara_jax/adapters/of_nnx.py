@@ -20,7 +20,7 @@ from flax import linen as nn
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from potara_jax.adapters.layers import Array, Layer, added, kind_of
+from potara_jax.adapters.layers import INT8_SCALE, Array, Layer, added, kind_of
 
 Path = tuple[Any, ...]
 Factors = Mapping[str, Mapping[str, Array]]
@@ -65,6 +65,9 @@ def bind(
       scale: the factor of every delta.
       observe: called with every adapted layer's path, kind, description and input.
       watch: functions that are called with what the modules of some paths read.
+
+    Raises:
+      ValueError: when called, where `variables` are not those of the model.
     """
     evaluated = nnx.clone(model)
     evaluated.eval()
@@ -75,15 +78,23 @@ def bind(
     def apply(
         variables: Mapping[str, Any], factors: Factors, *inputs: Any, **kwargs: Any
     ) -> Any:
-        values = {
+        values: dict[str, Any] = {
             name: flatten_dict(dict(variables.get(name, {})), sep="/")
             for name in _COLLECTIONS.values()
         }
         filled = [(path, _filled(path, variable, values)) for path, variable in flat]
         called: Any = nnx.merge(graph, nnx.from_flat_state(filled))
-        for path, entry in factors.items():
-            layer = module_at(called, paths[path])
-            _put(called, paths[path], _Adapted(layer, entry, scale, path, observe))
+        codes = _int8_scales(values["params"])
+        for path in {**factors, **codes}:
+            adapted = _Adapted(
+                module_at(called, paths[path]),
+                factors.get(path, {}),
+                scale=scale,
+                path=path,
+                int8_scale=codes.get(path),
+                observe=observe,
+            )
+            _put(called, paths[path], adapted)
         for path in watch.keys() & paths.keys():
             module = module_at(called, paths[path])
             _put(called, paths[path], _Watched(module, watch[path]))
@@ -102,39 +113,62 @@ def _collection(variable: Any) -> str | None:
 
 
 def _filled(path: Path, variable: Any, values: Mapping[str, Any]) -> Any:
+    """A variable with its value in the base, if it is of those that a base has."""
     collection = _collection(variable)
-    return (
-        variable.replace(values[collection][_joined(path)]) if collection else variable
-    )
+    if collection is None:
+        return variable
+    value = values[collection].get(_joined(path))
+    shape = variable.get_value().shape
+    if value is None or value.shape != shape:
+        given = "nothing" if value is None else f"{list(value.shape)}"
+        raise ValueError(
+            f"the base has {given} at '{_joined(path)}' in {collection}, where the "
+            f"model has {list(shape)}: make it by variables(model)"
+        )
+    return variable.replace(value)
+
+
+def _int8_scales(params: Mapping[str, Array]) -> dict[str, Array]:
+    """The units of the kernels that are in int8, by module path."""
+    ends = f"/{INT8_SCALE}"
+    named = {path: x for path, x in params.items() if path.endswith(ends)}
+    return {path.removesuffix(ends): x for path, x in named.items()}
 
 
 # --- Adapted layers ------------------------------------------------------------------
 
 
 class _Adapted(nnx.Module):
-    """A layer with factors beside it, in its place."""
+    """A layer with factors, or with the units of its kernel in int8, in its place."""
 
     def __init__(
         self,
         layer: nnx.Module,
         entry: Mapping[str, Array],
+        *,
         scale: float,
         path: str,
+        int8_scale: Array | None,
         observe: Observe | None,
     ) -> None:
         self.layer = layer
         self.factors = nnx.Dict({k: nnx.Param(value) for k, value in entry.items()})
+        self.int8_scale = None if int8_scale is None else nnx.Param(int8_scale)
         self.scale, self.path, self.observe = scale, path, observe
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
         layer: Any = self.layer
         y: Array = layer(x, *args, **kwargs)
+        if self.int8_scale is not None:
+            y = y * self.int8_scale.get_value().astype(y.dtype)
+        factors = {k: v.get_value().astype(y.dtype) for k, v in self.factors.items()}
+        if not factors:
+            return y
         linen = as_linen(layer)
         kind = None if linen is None else kind_of(linen)
         assert linen is not None and kind is not None, "only such layers are adapted"
         if self.observe is not None:
             self.observe(self.path, kind, linen, x)
-        factors = {k: v.get_value().astype(y.dtype) for k, v in self.factors.items()}
         return y + self.scale * added(kind, linen, x.astype(y.dtype), factors, y.shape)
 
 
@@ -186,5 +220,8 @@ def as_linen(layer: Any) -> nn.Module | None:
             kernel_dilation=layer.kernel_dilation,
             feature_group_count=layer.feature_group_count,
             mask=layer.mask,
+            dtype=layer.dtype,
+            precision=layer.precision,
+            conv_general_dilated=layer.conv_general_dilated,
         )
     return None

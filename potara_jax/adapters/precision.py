@@ -11,14 +11,8 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from potara_jax.adapters.lora import (
-    INT8_SCALE,
-    Array,
-    Params,
-    Site,
-    flat_params,
-    with_params,
-)
+from potara_jax.adapters.layers import INT8_SCALE
+from potara_jax.adapters.lora import Array, Params, Site, flat_params, with_params
 
 
 def to_bfloat16(base: Params) -> Params:

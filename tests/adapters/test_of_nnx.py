@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import nnx
 
 import potara_jax as pj
-from potara_jax.adapters import lora, of_nnx
+from potara_jax.adapters import lora, of_nnx, precision
 from tests.helpers import assert_close
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6, 6, 2)), jnp.float32)
@@ -96,6 +96,26 @@ def test_a_head_that_is_trained_whole_replaces_the_bases():
     entries = {"query": adapter()["query"], **head}
     applies = [lora.bind(model, scale=1.0) for model in (MODEL, TWIN)]
     assert_close(*(apply(BASE, entries, X) for apply in applies), atol=1e-5)
+
+
+def test_a_base_in_int8_computes_what_it_does_in_linen():
+    small = precision.to_int8(BASE, SITES)
+    some = {path: adapter()[path] for path in ("query", "head")}
+    ours, expected = (
+        lora.bind(model, scale=0.7)(small, some, X) for model in (MODEL, TWIN)
+    )
+    assert_close(ours, expected, atol=1e-5)
+    assert_close(ours, lora.bind(MODEL, scale=0.7)(BASE, some, X), atol=0.2)
+
+
+def test_a_base_of_another_model_is_refused_with_the_array():
+    apply = lora.bind(MODEL, scale=1.0)
+    head = BASE["params"]["head"]
+    wider = {"params": BASE["params"] | {"head": head | {"bias": jnp.zeros(4)}}}
+    with pytest.raises(ValueError, match=r"has \[4\] at 'head/bias' .* has \[3\]"):
+        apply(BASE | wider, {}, X)
+    with pytest.raises(ValueError, match="nothing at 'norm/mean' in batch_stats"):
+        apply(BASE["params"], {}, X)
 
 
 def test_what_layers_read_is_that_of_the_linen_model():
