@@ -69,7 +69,7 @@ def records(
     folder = Path(folder).expanduser()
     options = {"data_dir": folder, "file_format": "array_record"}
     kind = builders.BUILDERS.get(name)
-    path = folder / (kind.name if kind else name.split("/")[0])
+    path = folder / (kind.name if kind else name)
     advice = ""
     if path.exists():
         advice = f"delete {path}, which is incomplete, damaged or of another version; "

@@ -97,6 +97,17 @@ def test_a_missing_data_set_is_named_in_one_line(tmp_path, monkeypatch):
     assert "\n" not in message and "delete" not in message
 
 
+def test_other_data_sets_of_a_folder_are_not_to_be_deleted(tmp_path, monkeypatch):
+    raw_sets.downloads(monkeypatch, raw_sets.TEXTS["glue/sst2"](tmp_path / "raw", 6))
+    catalogue.texts(SOURCES["glue/sst2"], "train", tmp_path)
+    raw_sets.downloads(monkeypatch, tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="data set glue/qqp is not in") as error:
+        catalogue.texts(SOURCES["glue/qqp"], "train", tmp_path)
+    message = str(error.value)
+    assert f"copy {tmp_path / 'glue' / 'qqp'} here" in message
+    assert "delete" not in message
+
+
 def test_a_damaged_data_set_is_named(tmp_path, monkeypatch):
     raw_sets.downloads(monkeypatch, raw_sets.TEXTS["bool_q"](tmp_path / "raw", 6))
     source = SOURCES["bool_q"]
