@@ -9,7 +9,7 @@ The tokenizer is a Hugging Face folder's: WordPiece, byte-level BPE or Unigram, 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from potara_jax.data import tokens
 
 VOCABULARY = "vocab.txt"
 _SHORTEST = 8  # tokens of a bucket
+_BATCH = 10_000  # sentences that are encoded at once
 
 Sentence = str | tuple[str, str]
 
@@ -135,17 +136,37 @@ def encode(
     Raises:
       ValueError: the context leaves no room beside the special tokens.
     """
-    encodings = _cut(tokenizer, context).encode_batch(list(sentences))
-    longest = max((len(x.ids) for x in encodings), default=0)
+    cut = _cut(tokenizer, context)
+    rows = [_row(x) for x in _in_batches(cut, sentences)]
+    longest = max((len(row.tokens) for row in rows), default=0)
     length = min(context, bucket(longest))
     encoded = Encoded(
-        np.full((len(encodings), length), pad, np.int32),
-        np.array([len(x.ids) for x in encodings], np.int32),
-        np.array([x.type_ids.count(0) for x in encodings], np.int32),
+        np.full((len(rows), length), pad, np.int32),
+        np.array([len(row.tokens) for row in rows], np.int32),
+        np.array([row.first for row in rows], np.int32),
     )
-    for row, encoding in zip(encoded.tokens, encodings, strict=True):
-        row[: len(encoding.ids)] = encoding.ids
-    return encoded, sum(bool(x.overflowing) for x in encodings)
+    for place, row in zip(encoded.tokens, rows, strict=True):
+        place[: len(row.tokens)] = row.tokens
+    return encoded, sum(row.cut for row in rows)
+
+
+class _Row(NamedTuple):
+    """A sentence or a pair: its tokens, those of its first type, and if it was cut."""
+
+    tokens: np.ndarray
+    first: int
+    cut: bool
+
+
+def _row(encoding: Any) -> _Row:
+    tokens = np.array(encoding.ids, np.int32)
+    return _Row(tokens, encoding.type_ids.count(0), bool(encoding.overflowing))
+
+
+def _in_batches(tokenizer: Any, sentences: Sequence[Sentence]) -> Iterator[Any]:
+    """The encodings of sentences, one by one; each takes many times its tokens."""
+    for start in range(0, len(sentences), _BATCH):
+        yield from tokenizer.encode_batch(list(sentences[start : start + _BATCH]))
 
 
 def _cut(tokenizer: Any, context: int) -> Any:
@@ -162,9 +183,17 @@ def _cut(tokenizer: Any, context: int) -> Any:
     return other
 
 
+def stripped(sentence: Sentence) -> Sentence:
+    """A sentence without spaces around it, or a pair of such."""
+    if isinstance(sentence, str):
+        return sentence.strip()
+    first, second = sentence
+    return first.strip(), second.strip()
+
+
 def lengths(sentences: Sequence[Sentence], tokenizer: Any) -> np.ndarray:
     """The tokens of every sentence, special ones included, `[P]`."""
-    return np.array([len(x.ids) for x in tokenizer.encode_batch(list(sentences))])
+    return np.array([len(x.ids) for x in _in_batches(tokenizer, sentences)])
 
 
 def bucket(length: int) -> int:

@@ -87,6 +87,35 @@ def test_other_tokenizers_keep_their_special_tokens(make, tmp_path):
     np.testing.assert_array_equal(encoded.first, encoded.count)  # one type of tokens
 
 
+def test_a_pair_has_the_separators_of_its_model(tmp_path):
+    bert = sentences.from_folder(write(tmp_path), CONFIG)
+    encoded, _ = sentences.encode([("good", "bad")], bert, context=8)
+    # [CLS] a [SEP] b [SEP]
+    assert encoded.tokens.tolist() == [[2, 4, 3, 5, 3, 0, 0, 0]]
+    for roberta in (byte_level(), unigram()):
+        first, second = (roberta.encode(x).ids[1:-1] for x in TEXTS[:2])
+        encoded, _ = sentences.encode([(TEXTS[0], TEXTS[1])], roberta, context=64)
+        expected = [0, *first, 2, 2, *second, 2]  # <s> a </s></s> b </s>
+        assert encoded.tokens[0, : encoded.count[0]].tolist() == expected
+
+
+def test_many_sentences_are_encoded_in_batches(tmp_path, monkeypatch):
+    tokenizer = sentences.from_folder(write(tmp_path), CONFIG)
+    texts = ["good", ("bad", "film"), "bad films .", "good " * 9, "film"]
+    whole, cut = sentences.encode(texts, tokenizer, context=10)
+    monkeypatch.setattr(sentences, "_BATCH", 2)
+    again, again_cut = sentences.encode(texts, tokenizer, context=10)
+    assert cut == again_cut == 1
+    for one, other in zip(whole, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert sentences.lengths(texts, tokenizer).tolist() == [3, 5, 6, 11, 3]
+
+
+def test_spaces_around_a_sentence_or_a_pair_are_stripped():
+    assert sentences.stripped(" a b ") == "a b"
+    assert sentences.stripped(("a ", " b")) == ("a", "b")
+
+
 def test_long_sentences_lose_their_ends_and_are_counted(tmp_path):
     tokenizer = sentences.from_folder(write(tmp_path), CONFIG)
     texts = ["good " * 9, "bad", ("film " * 9, "bad bad")]
