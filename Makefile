@@ -44,13 +44,17 @@ SMALL_sentences := --out runs/sentences-small --data $(FILES)/sentences \
 	--cells.clients 6 --training.steps 2 \
 	--federated.rounds 2 --local.rounds 2 --merging.samples 4 --merging.grid-points 3 \
 	--merging.methods uniform
+SMALL_glue := --out runs/glue-small --tasks cola mrpc --data-dir $(FILES)/sets \
+	--checkpoint $(FILES)/roberta --context 48 --cells.seeds 0 --training.steps 2 \
+	--training.batch-size 8 --federated.rounds 2 --local.rounds 2 --merging.samples 4 \
+	--merging.grid-points 3 --merging.methods uniform --compute.precision float32
 SMALL_bench := --out runs/bench-small --clients 2 --depth 1 --repeats 1 --max-clients 4
 SMALL_bench-accelerator := --out runs/bench-accelerator-small --tiny
 EXTRA = $(if $(small),$(SMALL_$@))
 MAKE_FILES = $(if $(small),$(FILES)/.made)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all test-oldest lint docs wheel digits tasks cifar100 dinov2 commonsense flan compare study bench bench-accelerator flower test-flower clean
+.PHONY: help install test test-all test-oldest lint docs wheel digits tasks sentences cifar100 dinov2 glue commonsense flan compare study bench bench-accelerator flower test-flower clean
 
 help:  ## show this
 	@echo "targets (settings: PYTHON=$(PYTHON) JAX=$(JAX) VENV=$(VENV) ARGS= small=)"
@@ -115,6 +119,9 @@ cifar100: install $(MAKE_FILES)  ## ViT-B/16 on CIFAR-100, as in the paper (down
 
 dinov2: install $(MAKE_FILES)  ## DINOv2-S on CIFAR-100, in a size for 2 cores: make dinov2 DATA="FILE.npz ..."
 	$(BIN)/potara run dinov2 $(if $(DATA),--data $(DATA)) $(EXTRA) $(ARGS)
+
+glue: install $(MAKE_FILES)  ## RoBERTa-base on a task of GLUE: make glue ARGS="--tasks mnli" (downloads; an accelerator)
+	$(BIN)/potara run glue $(EXTRA) $(ARGS)
 
 commonsense: install $(MAKE_FILES)  ## Llama-3.2-3B on eight commonsense tasks (downloads; an accelerator)
 	$(BIN)/potara run commonsense $(EXTRA) $(ARGS)

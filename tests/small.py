@@ -3,8 +3,8 @@
     python -m tests.small FOLDER
 
 In the folder: `sets`, prepared by tensorflow-datasets from files as their authors
-publish them; `llama`, `vit` and `bert`, Hugging Face folders with random weights;
-`sentences`, files of texts and labels.
+publish them; `llama`, `vit`, `bert` and `roberta`, Hugging Face folders with random
+weights; `sentences`, files of texts and labels.
 """
 
 import gzip
@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import decoders, pre_tokenizers
+from tokenizers import decoders, pre_tokenizers, processors
 
-from potara_jax.data import catalogue, prompts
+from potara_jax.data import catalogue, glue, prompts
 from potara_jax.models import bert, llama, vit, weights
 from tests.data import raw_sets
 
@@ -61,6 +61,16 @@ _BERT = {
     "max_position_embeddings": 32,
     "type_vocab_size": 2,
 }
+_ROBERTA = _BERT | {
+    "model_type": "roberta",
+    "vocab_size": 264,
+    "num_hidden_layers": 1,
+    "max_position_embeddings": 66,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+}
+_GLUE = ("cola", "mrpc")  # one of sentences, and one of pairs
 _WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "plot", "dull"]
 _WORDS += ["fine", "who", "where", "why", "is"]
 # The labels of a task, and a word of each.
@@ -75,6 +85,7 @@ def sets(folder: Path, examples: int) -> None:
     """Write all data sets of the catalogue, with a number of examples per split."""
     sources = {**prompts.COMMONSENSE, **prompts.FLAN}
     splits = {source.name: source.train for source in sources.values()}
+    splits |= {glue.TASKS[name].data_set: "train" for name in _GLUE}
     raw = {n: raw_sets.TEXTS[n](folder / "raw" / n, examples) for n in splits}
     path, _ = raw_sets.cifar(folder / "raw" / "cifar", 10 * examples, classes=10)
     for name, files in (raw | {"cifar100": path}).items():
@@ -84,10 +95,11 @@ def sets(folder: Path, examples: int) -> None:
 
 
 def models(folder: Path) -> None:
-    """Write a Llama, a ViT and a BERT."""
+    """Write a Llama, a ViT, a BERT and a RoBERTa."""
     language_model(folder / "llama")
     vision_model(folder / "vit")
     encoder(folder / "bert")
+    roberta(folder / "roberta")
 
 
 def language_model(folder: Path) -> None:
@@ -95,7 +107,7 @@ def language_model(folder: Path) -> None:
     config, text = llama.config_of(_LLAMA), llama.Text(*(jnp.zeros((1, 4), int),) * 2)
     params = jax.jit(llama.Llama(config).init)(jax.random.key(0), text)["params"]
     weights.save(folder, params, llama.TABLE, _LLAMA)
-    _bytes_tokenizer().save(str(folder / "tokenizer.json"))
+    _bytes_tokenizer("<begin>", "<end>", "<pad>").save(str(folder / "tokenizer.json"))
 
 
 def vision_model(folder: Path) -> None:
@@ -110,13 +122,28 @@ def vision_model(folder: Path) -> None:
 
 def encoder(folder: Path) -> None:
     """Write a BERT without a head, and the vocabulary of its WordPiece tokenizer."""
-    model = bert.Bert(bert.config_of(_BERT, pooling="mean"))
+    _encoder(folder, _BERT)
+    (folder / "vocab.txt").write_text("\n".join(_WORDS) + "\n")
+
+
+def roberta(folder: Path) -> None:
+    """Write a RoBERTa without a head, and its byte-level tokenizer."""
+    _encoder(folder, _ROBERTA)
+    special = "<s>", "<pad>", "</s>", "<unk>"
+    tokenizer = _bytes_tokenizer(*special, first=True)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _encoder(folder: Path, description: dict) -> None:
+    model = bert.Bert(bert.config_of(description, pooling="mean"))
     tokens, count = jnp.zeros((1, 4), int), jnp.ones(1, int)
     init = jax.jit(model.init)
     params = init(jax.random.key(0), bert.Sentences(tokens, count))["params"]
     body = {name: x for name, x in params.items() if name != "head"}
-    weights.save(folder, body, bert.table_of(model.config), _BERT)
-    (folder / "vocab.txt").write_text("\n".join(_WORDS) + "\n")
+    weights.save(folder, body, bert.table_of(model.config), description)
 
 
 def sentences(folder: Path, number: int) -> None:
@@ -147,13 +174,15 @@ def with_config(source: Path, target: Path, change: dict) -> Path:
     return folder
 
 
-def _bytes_tokenizer() -> tokenizers.Tokenizer:
+def _bytes_tokenizer(*special: str, first: bool = False) -> tokenizers.Tokenizer:
+    """A token per byte, after or before the special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate(alphabet)}
+    letters = [*special, *alphabet] if first else alphabet
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<begin>", "<end>", "<pad>"])
+    tokenizer.add_special_tokens([*special])
     return tokenizer
 
 

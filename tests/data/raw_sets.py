@@ -188,6 +188,39 @@ sst2 = glue(
     {"SST-2": ["sentence", "label"]},
     lambda i: {"sentence": f"film {i}", "label": str(i % 2)},
 )
+_ENTAILMENT = ("entailment", "not_entailment")
+qnli = glue(
+    {"QNLI": ["index", "question", "sentence", "label"]},
+    lambda i: {"index": str(i), "question": f"who is {i}?", "sentence": f"{i} is.",
+               "label": _ENTAILMENT[i % 2]},
+)  # fmt: skip
+rte = glue(
+    {"RTE": ["index", "sentence1", "sentence2", "label"]},
+    lambda i: {"index": str(i), "sentence1": f"It is {i}.", "sentence2": f"{i}.",
+               "label": _ENTAILMENT[i % 2]},
+)  # fmt: skip
+
+
+def cola(folder, n):
+    """Only the test part names its columns."""
+    for split, noun in (("train", "bee"), ("dev", "ant")):
+        mark = lambda i: f"{i % 2}\t{'' if i % 2 else '*'}"
+        rows = [f"gj04\t{mark(i)}\tThe {noun} is {i}." for i in range(n)]
+        lines(folder / "CoLA" / f"{split}.tsv", rows)
+    rows = ["index\tsentence", *[f"{i}\tThe {i} was." for i in range(n)]]
+    lines(folder / "CoLA" / "test.tsv", rows)
+    return folder
+
+
+def mrpc(folder, n):
+    """One file for training and validation, which a list of ids tells apart."""
+    names = "Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"
+    row = lambda i: f"{i % 2}\t{i}\t{i + 1}\tThe {i} is.\tIt is the {i}."
+    paths = {name: folder / f"{name}.txt" for name in ("dev_ids", "train", "test")}
+    lines(paths["dev_ids"], [f"{i}\t{i + 1}" for i in range(n, 2 * n)])
+    lines(paths["train"], ["\ufeff" + "\t".join(names), *map(row, range(2 * n))])
+    lines(paths["test"], ["\ufeff" + "\t".join(names), *map(row, range(n))])
+    return paths
 
 
 def squad(folder, n):
@@ -220,6 +253,10 @@ TEXTS = {
     "glue/qqp": qqp,
     "glue/mnli": mnli,
     "glue/sst2": sst2,
+    "glue/qnli": qnli,
+    "glue/rte": rte,
+    "glue/cola": cola,
+    "glue/mrpc": mrpc,
     "squad/v1.1": squad,
 }
 

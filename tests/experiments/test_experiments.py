@@ -20,6 +20,7 @@ from potara_jax.experiments import (
     commonsense,
     digits,
     flan,
+    glue,
     images,
     sentences,
     text,
@@ -96,7 +97,7 @@ def check_parts(federation, clients):
 
 def test_the_experiments_are_the_files():
     users = ["clients", "images", "sentences", "text"]
-    public = ["cifar100", "commonsense", "digits", "dinov2", "flan", "tasks"]
+    public = ["cifar100", "commonsense", "digits", "dinov2", "flan", "glue", "tasks"]
     assert sorted(ALL) == sorted(users + public)
     assert all(name == experiment.name for name, experiment in ALL.items())
     assert all(isinstance(experiment, Experiment) for experiment in ALL.values())
@@ -284,6 +285,22 @@ def test_sentences_of_one_task_are_dealt_by_their_labels(files):
     assert problem.contents.names == ("0", "1", "2")
     assert problem.federations["0.5", 0].proportions.shape == (2, 3)
     assert problem.base["head"]["kernel"].shape == (32, 3)
+
+
+def test_glue_deals_one_task_and_tests_on_what_it_calls_validation(files):
+    changes = {
+        "source.tasks": ("mrpc",),
+        "source.data_dir": files / "sets",
+        "source.checkpoint": str(files / "roberta"),
+        "cells.clients": 2,
+    }
+    experiment, problem = made(glue, CELLS | changes)
+    assert problem.contents.names == ("not_equivalent", "equivalent")
+    federation = problem.federations["0.5", 0]
+    assert federation.pool.labels.shape == (60,)
+    test = np.asarray(federation.test.index)[np.asarray(federation.test.weight) > 0]
+    assert test.min() >= 30
+    assert files / "roberta" / "tokenizer.json" in experiment.files(experiment)
 
 
 # --- Natural clients -----------------------------------------------------------------

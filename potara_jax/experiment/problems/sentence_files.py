@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from potara_jax.data import records, text
+from potara_jax.data.sentences import Sentence
 from potara_jax.data.text import Example
 from potara_jax.experiment.checks import require_at_least, require_that
 from potara_jax.experiment.experiment import Experiment
@@ -48,12 +49,21 @@ class SentenceFiles:
 
 
 class SentenceTask(NamedTuple):
-    """A task: its name, the names of its classes, and its examples."""
+    """A task of sentences, or of pairs.
+
+    Attributes:
+      name: what it is called.
+      classes: their names.
+      sentences: the examples.
+      labels: the class of each.
+      num_tests: the last examples, which only tests may use. 0: any may be tested.
+    """
 
     name: str
     classes: tuple[str, ...]
-    sentences: list[str]
-    labels: list[int]
+    sentences: Sequence[Sentence]
+    labels: Sequence[int]
+    num_tests: int = 0
 
 
 def files_of(experiment: Experiment) -> list[Path]:

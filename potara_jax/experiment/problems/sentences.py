@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +34,10 @@ from potara_jax.experiment.problem import (
     adapter_maker,
 )
 from potara_jax.experiment.problems import bases, federations
-from potara_jax.experiment.problems.sentence_files import SentenceFiles, SentenceTask
+from potara_jax.experiment.problems.sentence_files import SentenceTask
 from potara_jax.experiment.settings import Lora
 from potara_jax.models import bert, publishing, weights, wheels
-from potara_jax.models.bert import Bert, BertConfig, Hidden, Sentences
+from potara_jax.models.bert import Bert, BertConfig, Hidden, Pooling, Sentences
 from potara_jax.models.publishing import Form
 
 Array = jax.Array
@@ -46,6 +46,19 @@ _HEAD, _POOLER = "head", "pooler"
 _WHOLE, _LONGEST = 0.95, 128
 _EXCLUDED = -1e9  # the logit of another task's class
 _OPTIONS = "tokenizer_config.json"
+
+
+class Source(Protocol):
+    """What a problem of sentences reads of an experiment's source."""
+
+    @property
+    def checkpoint(self) -> str: ...
+    @property
+    def pooling(self) -> Pooling: ...
+    @property
+    def context(self) -> int | None: ...
+    @property
+    def test_examples(self) -> int | None: ...
 
 
 class Inputs(NamedTuple):
@@ -79,7 +92,7 @@ def problem(
     """A problem of a checkpoint that learns tasks of sentences.
 
     Args:
-      experiment: its source is a `SentenceFiles`.
+      experiment: its source is a `Source`.
       tasks: the sentences and their classes.
       resources: the cache, and the log.
 
@@ -89,7 +102,7 @@ def problem(
     Raises:
       ValueError: the checkpoint cannot be loaded, or has no module for a target.
     """
-    source: SentenceFiles = experiment.source
+    source: Source = experiment.source
     settings, compute = experiment.lora, experiment.compute
     names = class_names(tasks)
     model = loaded(source, len(names), resources)
@@ -104,7 +117,9 @@ def problem(
     lora.check_rank(sites, settings.rank)
     kernels = lora.find_sites(module, example, targets=".*")
     pool, task = encoded(experiment, tasks, model, resources)
-    cells = dealt(experiment, pool, task, same=_same_texts(tasks))
+    cells = dealt(
+        experiment, pool, task, same=_same_texts(tasks), testing=_testing(tasks)
+    )
     base = model.read()
     return Problem(
         task=_task(module, _allowed(tasks), sites, settings.scale),
@@ -220,7 +235,7 @@ def _form(
 # --- The checkpoint ------------------------------------------------------------------
 
 
-def loaded(source: SentenceFiles, classes: int, resources: Resources) -> Encoder:
+def loaded(source: Source, classes: int, resources: Resources) -> Encoder:
     """A Hugging Face encoder with a new head of zeros.
 
     Args:
@@ -318,7 +333,7 @@ def encoded(
     return Batch(inputs, jnp.asarray(labels, jnp.int32)), owner
 
 
-def choose_context(texts: Sequence[str], tokenizer: Any) -> int:
+def choose_context(texts: Sequence[sentences.Sentence], tokenizer: Any) -> int:
     """What 19 of 20 sentences need, at most 128 tokens."""
     lengths = sentences.lengths(texts, tokenizer)
     usual = int(np.quantile(lengths, _WHOLE, method="inverted_cdf"))
@@ -327,13 +342,27 @@ def choose_context(texts: Sequence[str], tokenizer: Any) -> int:
 
 def _same_texts(tasks: Sequence[SentenceTask]) -> np.ndarray:
     """Numbers `[P]` that are equal for equal sentences, also of several tasks."""
-    texts = (sentence.strip() for task in tasks for sentence in task.sentences)
-    known: dict[str, int] = {}
+    known: dict[sentences.Sentence, int] = {}
+    texts = (sentences.stripped(x) for task in tasks for x in task.sentences)
     return np.array([known.setdefault(text, len(known)) for text in texts], int)
 
 
+def _testing(tasks: Sequence[SentenceTask]) -> np.ndarray | None:
+    """Which examples only tests may use, `[P]`, unless no task says so."""
+    if not any(task.num_tests for task in tasks):
+        return None
+    before = [len(task.labels) - task.num_tests for task in tasks]
+    pairs = zip(tasks, before, strict=True)
+    return np.concatenate([np.arange(len(task.labels)) >= n for task, n in pairs])
+
+
 def dealt(
-    experiment: Experiment, pool: Batch, task: np.ndarray, *, same: np.ndarray
+    experiment: Experiment,
+    pool: Batch,
+    task: np.ndarray,
+    *,
+    same: np.ndarray,
+    testing: np.ndarray | None = None,
 ) -> Federations:
     """Deal sentences to clients: by their tasks, or else by their classes.
 
@@ -342,11 +371,15 @@ def dealt(
       pool: `P` sentences.
       task: `[P]`, the task of every sentence.
       same: `[P]`, equal for equal sentences, which belong to one part of the split.
+      testing: `[P]`, true for the examples that only tests may use. Every client is
+        tested on all of its strata, weighted to its proportions. Default: on as many
+        as the source says, from a fifth of all examples.
 
     Returns:
       The federations by cell; their proportions are of classes.
     """
     labels = np.asarray(pool.labels)
+    test = experiment.source.test_examples if testing is None else None
 
     def make(heterogeneity: str, seed: int, *, size: int | None) -> Federation:
         federation = dealing.dealt(
@@ -356,7 +389,8 @@ def dealt(
             seed,
             clients=experiment.cells.clients,
             heldout=experiment.merging.samples,
-            test=experiment.source.test_examples,
+            test=test,
+            testing=testing,
             apart=experiment.cells.apart_from,
             same=same,
             size=size,
