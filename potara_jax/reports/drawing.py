@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import matplotlib.style
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from potara_jax.reports import document
 from potara_jax.reports.formats import label
@@ -25,8 +28,11 @@ DASHED = (0, (4, 3))
 _DPI = 130
 _SOFTWARE = "potara_jax"  # in a file's first bytes, which marks it as a report's
 _HEAD = 200
+_SIZE = 9  # points, of letters
+_DIGIT, _SPACE = 0.64 * _SIZE, 0.4 * _SIZE  # points, of a digit and between labels
+_MANY = 99  # ticks, so that no power of ten lacks one
 _LOOK = {
-    "font.size": 9,
+    "font.size": _SIZE,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
@@ -151,23 +157,61 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def log_axis(
-    axes: Axes, name: Literal["x", "y"], *, subs: Sequence[float] = (1,)
+    axes: Axes,
+    name: Literal["x", "y"],
+    *,
+    subs: Sequence[float] = (1,),
+    at: Sequence[float] | None = None,
 ) -> None:
-    """A logarithmic axis with plain numbers at `subs` times powers of ten.
+    """A logarithmic axis with plain numbers, none over its neighbours.
 
     Matplotlib labels logarithmic axes with formulas, which are not parsed here.
 
     Args:
       axes: of the figure.
       name: of the axis.
-      subs: what powers of ten are multiplied by.
+      subs: where ticks are, times powers of ten.
+      at: where ticks are in their place.
     """
     set_scale = {"x": axes.set_xscale, "y": axes.set_yscale}[name]
     set_scale("log", nonpositive="mask")
     axis = {"x": axes.xaxis, "y": axes.yaxis}[name]
-    axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_locator(
+        LogLocator(subs=subs, numticks=_MANY) if at is None else FixedLocator(at)
+    )
+    axis.set_major_formatter(
+        FuncFormatter(lambda x, _: f"{x:g}" if x in _labelled(axis) else "")
+    )
     axis.set_minor_locator(NullLocator())
+
+
+def _labelled(axis: Axis) -> list[float]:
+    """The ticks that a logarithmic axis has room to label, the roundest ones."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = [float(x) for x in axis.get_majorticklocs() if low <= x <= high]
+    return next(each for each in _ever_rounder(ticks) if _fit(axis, each))
+
+
+def _ever_rounder(ticks: list[float]) -> Iterator[list[float]]:
+    """All; then 1, 2 and 5 times powers of ten; then powers ever further apart."""
+    parts = [f"{x:e}".split("e") for x in ticks]
+    round_ = [(float(digits), int(power)) for digits, power in parts]
+    pairs = list(zip(ticks, round_, strict=True))
+    yield ticks
+    yield [x for x, (digits, _) in pairs if digits in (1, 2, 5)]
+    for apart in itertools.count(1):
+        yield [x for x, (digits, n) in pairs if digits == 1 and n % apart == 0]
+
+
+def _fit(axis: Axis, ticks: list[float]) -> bool:
+    """Whether labels at these ticks leave space between them."""
+    across = axis is axis.axes.xaxis
+    box, dpi = axis.axes.bbox, axis.axes.figure.dpi
+    length = (box.width if across else box.height) * 72 / dpi  # points
+    places = length * np.log10(ticks) / np.ptp(np.log10(axis.get_view_interval()))
+    widths = [len(f"{x:g}") * _DIGIT if across else _SIZE for x in ticks]
+    pairs = itertools.pairwise(zip(places, widths, strict=True))
+    return all(y - x > (v + w) / 2 + _SPACE for (x, v), (y, w) in pairs)
 
 
 def legend(figure: Figure, entries: Mapping[str, Artist]) -> None:

@@ -55,7 +55,8 @@ def _panel(
     if len(counts) == 1:
         _totals(part.subplots(), counts, title=title).set_xlabel("client")
         return
-    above, below = part.subplots(2, 1, sharex=True, height_ratios=(1, 3.5))
+    ratios = 1, min(max(len(counts) / 3, 1.5), 3.5)
+    above, below = part.subplots(2, 1, sharex=True, height_ratios=ratios)
     _totals(above, counts, title=title)
     above.tick_params(bottom=False)
     mesh = _shades(below, counts, largest)

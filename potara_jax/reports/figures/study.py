@@ -93,8 +93,7 @@ def draw_samples(results: Results) -> Figure:
     for axes, kind in zip(panels, _KINDS, strict=True):
         for name, group in _lines(settings, kind).items():
             entries[name] = _line_with_band(axes, group, _look(name))
-        drawing.log_axis(axes, "x")
-        axes.set_xticks(numbers, [str(n) for n in numbers])
+        drawing.log_axis(axes, "x", at=numbers)
         axes.set_xlabel("samples of a client")
     drawing.legend(figure, entries)
     return figure
