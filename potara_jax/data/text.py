@@ -39,12 +39,14 @@ class Example(NamedTuple):
         must write the answer.
       gold: the index of the right one.
       place: the file and the line that it comes from.
+      pair: the two sentences that the prompt joins, where it does.
     """
 
     prompt: str
     options: tuple[str, ...]
     gold: int = 0
     place: str = ""
+    pair: tuple[str, str] | None = None
 
 
 def silent(line: str) -> None:
@@ -273,9 +275,10 @@ def _labelled(path: Path, rows: Records, keys: Keys) -> list[Example]:
 
 def _pairs(path: Path, rows: Records, keys: Keys) -> list[Example]:
     """Two sentences, one below the other."""
-    names = keys["first"], keys["second"]
-    prompts = ["\n".join(_text(path, *row, name) for name in names) for row in rows]
-    return _with_labels(path, rows, prompts, keys)
+    first, second = keys["first"], keys["second"]
+    pairs = [(_text(path, *row, first), _text(path, *row, second)) for row in rows]
+    examples = _with_labels(path, rows, ["\n".join(pair) for pair in pairs], keys)
+    return [x._replace(pair=pair) for x, pair in zip(examples, pairs, strict=True)]
 
 
 def _with_labels(

@@ -220,7 +220,8 @@ def test_pairs_of_sentences_are_read(tmp_path):
         for label in (0, 2)
     ]
     first, second = bare(text.read(written(tmp_path / "a.jsonl", lines)))
-    assert first == Example("a\nb\nlabel:", ("0", "2"), 0) and second.gold == 1
+    expected = Example("a\nb\nlabel:", ("0", "2"), 0, pair=("a", "b"))
+    assert first == expected and second.gold == 1
 
 
 def test_other_names_are_given(tmp_path):

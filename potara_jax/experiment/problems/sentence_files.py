@@ -132,6 +132,6 @@ def _task(name: str, examples: Sequence[Example]) -> SentenceTask:
     return SentenceTask(
         name,
         examples[0].options,
-        [example.prompt.removesuffix(text.LABEL) for example in examples],
+        [x.pair or x.prompt.removesuffix(text.LABEL) for x in examples],
         [example.gold for example in examples],
     )

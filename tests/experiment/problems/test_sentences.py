@@ -175,6 +175,20 @@ def test_files_of_one_name_are_one_task_and_a_sentence_is_kept_once(tmp_path):
     ]
 
 
+def test_two_sentences_of_a_file_are_a_pair_to_the_model(tmp_path):
+    rows = [
+        {"premise": f"film {n}", "hypothesis": "a\nplot", "label": n % 2}
+        for n in range(30)
+    ]
+    (tmp_path / "nli.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    experiment = EXPERIMENT.set({"source.data": (tmp_path,)})
+    (task,) = sentence_files.read(experiment, Resources())
+    assert len(task.sentences) == 30
+    for sentence, label in zip(task.sentences, task.labels, strict=True):
+        first, second = sentence
+        assert second == "a\nplot" and int(first.split()[1]) % 2 == label
+
+
 def test_the_user_is_told_which_tasks_there_are(tmp_path):
     write(tmp_path / "a.jsonl", ["x", "y"])
     (tmp_path / "b.jsonl").write_text(
