@@ -13,15 +13,10 @@ LEFT_OUT = (  # their docstrings are in another form yet
     "clients/hosts.py",
     "clients/mesh.py",
     "experiment/phases.py",
-    "flower/client.py",
-    "flower/client_app.py",
-    "flower/deployment.py",
-    "flower/messages.py",
-    "flower/server.py",
-    "flower/server_app.py",
+    "flower/",
     "jobs/run.py",
 )
-FILES = sorted({*PACKAGE.rglob("*.py")} - {PACKAGE / name for name in LEFT_OUT})
+FILES = {str(path.relative_to(PACKAGE)): path for path in PACKAGE.rglob("*.py")}
 ORDER = ("", "Args", "Attributes", "Returns", "Yields", "Raises", "Examples")
 ENTRY = r"  \*{0,2}[\w.]+: "
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -30,7 +25,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 def definitions(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, Definition]]:
     """The public classes, functions and methods of a module or class."""
     for node in body:
-        if isinstance(node, Definition) and not node.name.startswith("_"):
+        if isinstance(node, Definition) and re.match("[^_]|__init__", node.name):
             yield prefix + node.name, node
             if isinstance(node, ast.ClassDef):
                 yield from definitions(node.body, f"{prefix}{node.name}.")
@@ -64,13 +59,16 @@ def faults(node: Definition, text: str) -> Iterator[str]:
         yield "the summary takes more than a line"
     if list(parts) != [name for name in ORDER if name in parts]:
         yield f"the sections' order is {list(parts)}"
+    bare = re.sub(r"`[^`]*`", "", text.partition("\nExamples:")[0])
+    if "`" in bare or re.search(r"^(?!    ).*\[([A-Z]\w*|\.\.\.)(, |\])", bare, re.M):
+        yield "a shape or a name is not between backticks"
     if re.search(r"\braises `?\w+Error|^Raises\b|\. Raises\b", prose, re.M):
         yield "what it raises stands outside Raises"
     if re.search(r"^Returns\b|\. Returns\b", prose, re.M):
         yield "what it returns stands outside Returns"
     for name in ("Args", "Attributes", "Raises"):
-        for line in parts.get(name, ()):
-            if not re.match(rf"{ENTRY}|    \S", line):
+        for place, line in enumerate(parts.get(name, ())):
+            if not re.match(rf"{ENTRY}|    \S" if place else ENTRY, line):
                 yield f"in {name}: '{line}'"
     for name in ("Returns", "Yields"):
         if not re.match(r"  \S", parts.get(name, ["  x"])[0]):
@@ -92,8 +90,8 @@ def faults(node: Definition, text: str) -> Iterator[str]:
                 yield f"'{name}' is described outside {kind}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_docstrings_describe_all_or_nothing(path):
+@pytest.mark.parametrize("name", sorted(n for n in FILES if not n.startswith(LEFT_OUT)))
+def test_docstrings_describe_all_or_nothing(name):
     """In Google's sections.
 
     A function with several parameters and more to say than a line describes them all,
@@ -101,8 +99,8 @@ def test_docstrings_describe_all_or_nothing(path):
     a section, entries are indented by two, and a summary is one line.
     """
     wrong = [
-        f"{name}: {fault}"
-        for name, node in definitions(ast.parse(path.read_text()).body, "")
+        f"{place}: {fault}"
+        for place, node in definitions(ast.parse(FILES[name].read_text()).body, "")
         for fault in faults(node, ast.get_docstring(node) or "")
     ]
     assert wrong == []
@@ -123,10 +121,13 @@ BAD = (
     ("['x', 'scale'] in place of", GOOD.replace("factor:", "scale:")),
     ("['x'] in place of", GOOD.replace("  factor:", "    factor:")),
     ("in Args: '     it may", GOOD.replace("    it may", "     it may")),
+    ("in Raises: '    Value", GOOD.replace("  ValueError", "    ValueError")),
     ("in Raises: 'Smith 2020.'", GOOD + "\nSmith 2020.\n"),
     ("outside Raises", GOOD.replace("\n\n", "\n\nRaises `ValueError` at -1.\n\n", 1)),
     ("outside Returns", GOOD.replace("\n\n", "\n\nReturns it.\n\n", 1)),
     ("summary takes more", GOOD.replace("The product.", "The product\nof both.")),
+    ("between backticks", GOOD.replace("`[B]`", "[B, D]")),
+    ("between backticks", GOOD.replace("`[B]`", "`[B]")),
     ("order is", GOOD + "\nReturns:\n  It.\n"),
     ("Returns is not", GOOD.replace("Raises:\n", "Returns:\n    It.\n\nRaises:\n")),
     ("'x' is described outside", "The product; `x` `[B]`: of numbers."),

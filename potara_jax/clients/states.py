@@ -21,13 +21,13 @@ class ClientStates:
         """Allocate all clients' arrays, or map their files into memory.
 
         Args:
-            like: one client's pytree, of arrays or of their shapes.
-            clients: `C`.
-            folder: where the arrays are files, so that they may be larger than memory;
-                existing files are kept. Default: in memory.
+          like: one client's pytree, of arrays or of their shapes.
+          clients: `C`.
+          folder: where the arrays are files, so that they may be larger than memory;
+            existing files are kept. Default: in memory.
 
         Raises:
-            ValueError: the folder holds the states of another federation.
+          ValueError: the folder holds the states of another federation.
         """
         self.clients = clients
         self._structure = jax.tree.structure(like)

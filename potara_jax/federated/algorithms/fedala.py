@@ -120,12 +120,12 @@ def _until_settled(
     """The weights after passes until the losses at their ends settle, and all losses.
 
     Args:
-        learn: a pass, which gives its losses `[S]`.
-        weights: to begin with.
-        shape: of all losses, the number of passes at most and `S`; those of passes that
-            are not made are NaN.
-        limit: passes of this client, at most.
-        threshold: of the last losses' standard deviation.
+      learn: a pass, which gives its losses `[S]`.
+      weights: to begin with.
+      shape: of all losses, the number of passes at most and `S`; those of passes that
+        are not made are NaN.
+      limit: passes of this client, at most.
+      threshold: of the last losses' standard deviation.
     """
     passes = shape[0]
 
