@@ -4,22 +4,23 @@
     potara run glue --tasks mnli --out runs/glue-mnli
     potara run glue --tasks sst2 qnli qqp mnli rte mrpc cola --cells.clients 7 \\
         --cells.heterogeneity tasks
-    potara compare glue --algorithms fedit ffa fedsa rolora
+    potara compare glue --algorithms ffa fedsa rolora
 
-The federation is that of FFA-LoRA (arXiv 2403.12313) and FedSA-LoRA (arXiv 2410.01463):
-one task at a time, its training examples dealt to three clients by Dirichlet 0.5, rank
-8 on query and value; `--tasks` chooses it among SST-2 (the default), QNLI, QQP, MNLI,
-RTE, MRPC and CoLA. Several tasks are dealt together; to run all in turn, run the second
-command for each. The classifier is trained whole, sent, and merged with the adapter.
+The federation is that of FedSA-LoRA's code (arXiv 2410.01463), which compares itself
+with FFA-LoRA (arXiv 2403.12313): the training examples of one task at a time, dealt to
+three clients by Dirichlet 0.5, and rank 8 on query and value. `--tasks` names SST-2
+(the default), QNLI, QQP, MNLI, RTE, MRPC or CoLA; the second command, for each of them,
+runs all. The classes of several tasks are dealt together, or one task to a client, as
+in the third. The classifier is trained whole, sent, and merged with the adapter.
 
 The labels of GLUE's tests are not public, so its validation is the test (MNLI: the
-matched one), on which every client's classes are weighted to its proportions. Scores
-are accuracies, of CoLA too, for which GLUE takes Matthews's correlation.
+matched one), in which a client's classes weigh as much as among its training examples.
+Scores are accuracies, of CoLA too, for which GLUE takes Matthews's correlation.
 
-The papers' figures are in their tables, and are not of this model: the code of
-FedSA-LoRA names RoBERTa-large, 1000 rounds of ten steps on 128 examples by SGD, and a
-classifier of each client's own. Rounds, steps and rates here are this project's, by
-AdamW, and were not searched.
+The papers' figures are in their tables. FedSA-LoRA's are not of this model: its code
+names RoBERTa-large, 1000 rounds of ten steps on 128 examples by SGD, the whole
+validation for every client, and a classifier that is not sent. Rounds, steps and rates
+are this project's, by AdamW, and were not searched.
 
 The weights (0.5 GB) come from Hugging Face's hub, and the data sets from
 tensorflow-datasets; training needs an accelerator.
