@@ -149,10 +149,15 @@ def described(values: Mapping[str, Any]) -> Description:
     software |= {name: _version(name) for name in _PACKAGES}
     software |= {name: str(getattr(jax.config, name, None)) for name in _OPTIONS}
     software["device"] = jax.local_devices()[0].device_kind
+    return software | lines(values)
+
+
+def lines(values: Mapping[str, Any]) -> Description:
+    """Settings, keys, and arrays by their content, one line for each."""
     plain, nothing = _plain(dict(values)), lambda x: x is None
     leaves = jax.tree_util.tree_leaves_with_path(plain, is_leaf=nothing)
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
-    return software | {name(path): _line(leaf) for path, leaf in leaves}
+    return {name(path): _line(leaf) for path, leaf in leaves}
 
 
 def difference(each: Sequence[Description]) -> str:
@@ -223,6 +228,11 @@ def save(path: Path, number: int, tree: Any) -> None:
     """Write arrays after a number of rounds; every host calls it, the first writes.
 
     The file takes the place of the one before as a whole.
+
+    Args:
+      path: the file.
+      number: of the rounds that are done.
+      tree: what the rounds go on from, such as a `Progress`.
     """
     leaves = [whole(leaf) for leaf in jax.tree.leaves(tree)]
     if jax.process_index() != 0:
@@ -241,6 +251,10 @@ def restore(path: Path, like: Any) -> tuple[int, Any]:
     """The number and the arrays that `save` has written; 0 and `like` without a file.
 
     Every host calls it; only the first needs the file.
+
+    Args:
+      path: the file.
+      like: arrays of the same shapes, such as those of the first round.
 
     Raises:
       ValueError: the file is of other shapes.

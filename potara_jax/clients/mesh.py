@@ -43,6 +43,10 @@ def everywhere(mesh: Mesh, tree: Any) -> Any:
     """Copy arrays to every device of a mesh.
 
     Arrays that are on the mesh stay as they are, so a base stays split.
+
+    Args:
+      mesh: the devices.
+      tree: the arrays, equal on all hosts.
     """
 
     def place(x: Any) -> Any:
@@ -82,6 +86,10 @@ def by_client(mesh: Mesh, clients: int) -> NamedSharding:
     """The sharding of an array with a leading axis of clients.
 
     Every device holds all clients if the devices do not divide their number.
+
+    Args:
+      mesh: the devices.
+      clients: their number.
     """
     remainder = clients % mesh.shape[CLIENTS]
     return replicated(mesh) if remainder else NamedSharding(mesh, P(CLIENTS))
@@ -92,6 +100,10 @@ def split_base(base: Any, mesh: Mesh) -> Any:
 
     Each is split along its longest axis that the devices divide; one without such an
     axis is copied to every device. With `model` of 1, all are copied.
+
+    Args:
+      base: the arrays, equal on all hosts.
+      mesh: the devices.
     """
     size = mesh.shape[MODEL]
 

@@ -99,8 +99,15 @@ def train(
     A client that is lost under the deployment's conditions, or whose update is not
     finite, sends no arrays.
 
+    Args:
+      deployment: the federation.
+      node: the clients' examples.
+      memory: what the node has kept.
+      arrays: of the message.
+      order: what the message asks for.
+
     Raises:
-        ValueError: the server counts on arrays that the node does not have.
+      ValueError: the server counts on arrays that the node does not have.
     """
     server, view, memory = _received(deployment, node, memory, arrays, order)
     program = _program(deployment, node.layout, deployment.place(order.number))
@@ -115,6 +122,8 @@ def train(
         loss = float(np.nanmean(losses)) if finite else float("nan")
         count = int(view.examples.count[at])
         metrics = {"train-loss": loss, "arrived": int(arrived), "num-examples": count}
+        forgotten = order.accepted[at] >= 0 and f"client.{client}" not in memory
+        metrics |= {"forgotten": 1} if forgotten and jax.tree.leaves(view.rows) else {}
         replies[client] = Reply(packed(one.message) if arrived else {}, metrics)
         old = _row(view.rows.owed, at)
         owed = replaced(old, deployment.place(order.number), one.owed)

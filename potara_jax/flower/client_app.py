@@ -6,8 +6,7 @@ state, or in files of a folder on the node.
 
 from __future__ import annotations
 
-import os
-import zipfile
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from flwr.clientapp import ClientApp
 from potara_jax.flower import client
 from potara_jax.flower.client import Memory, Node, Order, Replies
 from potara_jax.flower.deployment import Deployment
-from potara_jax.flower.messages import Npy, Stored
+from potara_jax.flower.past import stored, write
 
 Answer = Callable[..., tuple[Replies, Memory]]
 MakeDeployment = Callable[[Context], Deployment]
@@ -36,21 +35,22 @@ def as_client_app(
     deployment: MakeDeployment,
     data: Callable[[Context], Node],
     *,
-    folder: Callable[[Context], Path] | None = None,
+    folder: Callable[[Context], Path | None] | None = None,
 ) -> ClientApp:
     """A `ClientApp` of a deployed federation.
 
     Args:
-        deployment: the federation, from the context's `run_config`; as the server has
-            it.
-        data: the node's clients and their examples, from the context's `node_config`.
-        folder: where the node keeps its clients' states and models, for those that are
-            large or shall outlive the node's process. Default: in the context's state.
+      deployment: the federation, from the context's `run_config`; as the server has
+        it.
+      data: the node's clients and their examples, from the context's `node_config`.
+      folder: where the node keeps its clients' states and models, for those that are
+        large or shall outlive the run or the node's process: in a folder for each
+        federation. None, or default: in the context's state.
     """
     app = ClientApp()
 
     def answered(answer: Answer, message: Message, context: Context) -> Message:
-        place = None if folder is None else folder(context)
+        place = _place(folder, message, context)
         before, order = _memory(context, place), _order(message.content["config"])
         args = deployment(context), data(context), before
         replies, after = answer(*args, _arrays(message, order), order)
@@ -123,11 +123,28 @@ def _records(replies: Replies, order: Order) -> RecordDict:
 # --- What is kept --------------------------------------------------------------------
 
 
+def _place(
+    folder: Callable[[Context], Path | None] | None, message: Message, context: Context
+) -> Path | None:
+    """Where the clients of a federation keep what they know, if not in the context.
+
+    Raises:
+      ValueError: the server's name of the federation is none.
+    """
+    place = None if folder is None else folder(context)
+    if place is None:
+        return None
+    name = str(message.content["config"]["federation"])
+    if not re.fullmatch("[0-9a-f]{16}", name):
+        raise ValueError(f"the server calls its federation {name[:40]!r}")
+    return place / name
+
+
 def _memory(context: Context, folder: Path | None) -> Memory:
     if folder is None:
         records = context.state.array_records
         return {group: dict(arrays) for group, arrays in records.items()}
-    return {path.stem: _load(path) for path in folder.glob("*.npz")}
+    return {path.stem: stored(path) for path in folder.glob("*.npz")}
 
 
 def _remember(
@@ -142,23 +159,7 @@ def _remember(
         for group, arrays in new.items():
             context.state[group] = record(arrays)
         return
-    folder.mkdir(parents=True, exist_ok=True)
     for group, arrays in new.items():
-        _save(folder, group, arrays)
+        write(folder / f"{group}.npz", arrays)
     for group in gone:
         (folder / f"{group}.npz").unlink()
-
-
-def _load(path: Path) -> dict[str, Stored]:
-    with zipfile.ZipFile(path) as file:
-        read = lambda name: Npy("", (), "numpy.ndarray", file.read(name))
-        return {name.removesuffix(".npy"): read(name) for name in file.namelist()}
-
-
-def _save(folder: Path, group: str, arrays: dict[str, Stored]) -> None:
-    """Write a file that `numpy.load` reads; it appears whole."""
-    new = folder / f".{group}.new"
-    with zipfile.ZipFile(new, "w") as file:
-        for name, array in arrays.items():
-            file.writestr(f"{name}.npy", array.data)
-    os.replace(new, folder / f"{group}.npz")

@@ -78,8 +78,8 @@ class Deployment:
     personal: how clients personalise after the rounds; default: they do not.
 
     Raises:
-        ValueError: conditions are out of their ranges, the wire makes no sense for the
-            algorithm, or its models cannot be merged.
+      ValueError: conditions are out of their ranges, the wire makes no sense for the
+        algorithm, or its models cannot be merged.
     """
 
     task: Task
@@ -198,7 +198,7 @@ class Deployment:
         the client's training is cut out of it.
 
         Raises:
-            ValueError: it depends on what only the client knows.
+          ValueError: it depends on what only the client knows.
         """
         traced, shape = self._traced(place, lambda trained: trained.reference)
         pruned, used = _pruned(traced)

@@ -84,7 +84,7 @@ def named(tree: Any) -> Arrays:
     """A pytree's leaves by name, on the host.
 
     Raises:
-        ValueError: two leaves have one name.
+      ValueError: two leaves have one name.
     """
     tree = _map_parts(_cut, tree)
     arrays: Arrays = {}
@@ -131,16 +131,16 @@ def read(
     """The pytree in a message.
 
     Args:
-        stored: arrays by name.
-        like: the pytree that is expected, of arrays or of their shapes.
-        largest: the largest magnitude of a number.
+      stored: arrays by name.
+      like: the pytree that is expected, of arrays or of their shapes.
+      largest: the largest magnitude of a number.
 
     Returns:
-        The pytree, NumPy arrays.
+      The pytree, NumPy arrays.
 
     Raises:
-        Refused: an array is missing, is not expected, has another shape or dtype, is
-            not what its bytes say, or has numbers that are not finite or too large.
+      Refused: an array is missing, is not expected, has another shape or dtype, is
+        not what its bytes say, or has numbers that are not finite or too large.
     """
     kept: list[int] = []
 
@@ -184,8 +184,14 @@ def array_of(
 ) -> np.ndarray:
     """An array of a message, from a `.npy` file's bytes; nothing is unpickled.
 
+    Args:
+      stored: arrays by name.
+      name: the array's.
+      shape: that it must have.
+      dtype: that it must have.
+
     Raises:
-        Refused: it is missing, damaged, or of another shape or dtype.
+      Refused: it is missing, damaged, or of another shape or dtype.
     """
     if name not in stored:
         raise Refused(f"'{name}' is missing")

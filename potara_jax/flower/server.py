@@ -54,7 +54,10 @@ def secret_key(deployment: Deployment) -> Array:
     """
     if deployment.wire.privacy is None:
         return deployment.key
-    return jax.random.key(secrets.randbits(32))
+    words = jax.random.key_data(deployment.key)
+    drawn = [secrets.randbits(32) for _ in range(words.size)]
+    drawn = jnp.array(drawn, words.dtype).reshape(words.shape)
+    return jax.random.wrap_key_data(drawn, impl=jax.random.key_impl(deployment.key))
 
 
 def cohort_of(
@@ -62,7 +65,11 @@ def cohort_of(
 ) -> Cohort:
     """The clients of a round, and their weights, `[c]`.
 
-    counts: of every client's examples.
+    Args:
+      deployment: the federation.
+      counts: of every client's examples.
+      key: the secret one.
+      number: of the round.
     """
     every = jnp.array([counts[client] for client in range(deployment.clients)])
     return jax.device_get(draw_cohort(deployment.conditions, every, key, number))
@@ -73,7 +80,11 @@ def news(
 ) -> dict[str, Npy]:
     """What a node must hear that has the server's state after `since` rounds.
 
-    since: -1 for a node that has nothing but the initial state.
+    Args:
+      deployment: the federation.
+      state: the server's.
+      number: of the round.
+      since: -1 for a node that has nothing but the initial state.
     """
     arrays = packed(state.server)
     read = deployment.reads[deployment.place(number)]
@@ -94,9 +105,13 @@ def orders(
 ) -> dict[int, Order]:
     """What every node is asked that has some of the clients.
 
-    homes: the clients' nodes; a client without one is left out. heard: for each node,
-    the round of the last message that it has answered; none for one that may have lost
-    what it had.
+    Args:
+      state: the server's.
+      clients: who is asked.
+      homes: the clients' nodes; a client without one is left out.
+      heard: for each node, the round of the last message that it has answered; none for
+        one that may have lost what it had.
+      number: of the round.
     """
     by_node: dict[int, list[int]] = {}
     for client in map(int, clients):
@@ -114,8 +129,10 @@ def checked(
 ) -> tuple[dict[int, Any], dict[int, str]]:
     """What clients have sent, and why what some have sent is refused.
 
-    replies: arrays by client. like: shapes of what is expected. largest: the largest
-    magnitude of a number.
+    Args:
+      replies: arrays by client.
+      like: shapes of what is expected.
+      largest: the largest magnitude of a number.
     """
     accepted: dict[int, Any] = {}
     refused: dict[int, str] = {}
@@ -131,8 +148,12 @@ def checked(
 def aggregator(deployment: Deployment, place: int) -> Callable[..., Server]:
     """`aggregate(server, cohort, messages, arrived, secret, number) -> server`, jitted.
 
-    messages: the cohort's, `[c, ...]`, zeros for one that has not arrived. arrived:
-    `[c]`. secret: the key of the noise. number: of the round.
+    Messages are the cohort's, `[c, ...]`, zeros for one that has not arrived, as
+    `arrived`, `[c]`, says. The secret is the key of the noise.
+
+    Args:
+      deployment: the federation.
+      place: of the turn among the algorithm's turns.
     """
     turn, wire = deployment.turn(place), deployment.wire
     reference = None if wire == AS_IT_IS else deployment.reference(place)
@@ -172,7 +193,13 @@ def next_state(
 ) -> State:
     """The state after a round, of which some clients' messages have arrived.
 
-    messages: by client, as `messages.read` gives them.
+    Args:
+      deployment: the federation.
+      state: before the round.
+      cohort: of the round.
+      messages: by client, as `messages.read` gives them.
+      secret: the key of the noise.
+      number: of the round.
     """
     place = deployment.place(number)
     zeros = lambda x: np.zeros(x.shape, x.dtype)
@@ -197,8 +224,12 @@ def merge_weights(
 ) -> dict[int, dict[str, Npy]]:
     """Every client's merge weight as a message, from what all of them have measured.
 
-    Nothing where each client has its weight from its samples alone. counts: of each
-    one's samples.
+    Nothing where each client has its weight from its samples alone.
+
+    Args:
+      deployment: the federation.
+      measured: what each client has sent.
+      counts: of each one's samples.
     """
     clients, decide = sorted(measured), deployment.estimator.decide
     if decide is None or not clients:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,13 +21,15 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result, Strategy
 
-from potara_jax.flower import server
+from potara_jax.flower import past, server
 from potara_jax.flower.client import Order
 from potara_jax.flower.client_app import MakeDeployment, record, suffix
 from potara_jax.flower.deployment import Deployment
 from potara_jax.flower.messages import Npy, num_bytes, packed
+from potara_jax.flower.past import File
 
 Scores = dict[int, dict[str, float]]
+Homes = Mapping[int, Sequence[int]]  # the clients of each node
 _MOST_EXAMPLES = 2**24  # float32 counts no further
 
 
@@ -63,32 +66,38 @@ def as_server_app(
     deployment: MakeDeployment,
     rounds: Callable[[Context], Rounds],
     *,
+    nodes: Callable[[Context], Homes] | None = None,
+    folder: Callable[[Context], Path | None] | None = None,
     on_end: Callable[[Context, Outcome], None] | None = None,
 ) -> ServerApp:
     """A `ServerApp` of a deployed federation.
 
     Args:
-        deployment: the federation, from the context's `run_config`; as the clients have
-            it.
-        rounds: how the rounds are led.
-        on_end: called with what the server has in the end.
+      deployment: the federation, from the context's `run_config`; as the clients have
+        it.
+      rounds: how the rounds are led.
+      nodes: which clients each node may have, by the number that Flower gives to its
+        key. Default: a client is the first node's that names it, as long as that is
+        there.
+      folder: where the server keeps what it has done, from which it goes on if it is
+        killed and started again with the same settings. None, or default: it does
+        not.
+      on_end: called with what the server has in the end.
     """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         given, settings = deployment(context), rounds(context)
-        strategy = Deployed(given, settings)
-        strategy.gather(grid)
-        result = strategy.start(
-            grid,
-            initial_arrays=record(packed(strategy.state.server)),
-            num_rounds=settings.number,
-            timeout=settings.timeout,
-        )
+        place = None if folder is None else folder(context)
+        path = None if place is None else place / "server.npz"
+        file = None if path is None else File(path, given, context.run_config)
+        homes = None if nodes is None else nodes(context)
+        strategy = Deployed(given, settings, homes=homes, file=file)
+        result = strategy.lead(grid)
         scores = strategy.finish(grid)
         if on_end:
-            on_end(context, Outcome(strategy.state.server, scores, result))
+            on_end(context, Outcome(strategy.past.state.server, scores, result))
 
     return app
 
@@ -107,11 +116,19 @@ class _Heard(NamedTuple):
 class Deployed(Strategy):
     """The strategy of a deployed federation; Flower keeps its state between rounds."""
 
-    def __init__(self, deployment: Deployment, rounds: Rounds) -> None:
-        self.deployment, self.rounds = deployment, rounds
-        self.state = server.begin(deployment)
-        self.secret = server.secret_key(deployment)
-        self.counts: dict[int, int] = {}
+    def __init__(
+        self,
+        deployment: Deployment,
+        rounds: Rounds,
+        *,
+        homes: Homes | None = None,
+        file: File | None = None,
+    ) -> None:
+        self.deployment, self.rounds, self.file = deployment, rounds, file
+        kept = None if file is None else past.load(file)
+        self.past = kept or past.begin(deployment)
+        self.begun = self.past.rounds  # of an earlier process
+        self.bound = None if homes is None else _bound(homes, deployment.clients)
         self.homes: dict[int, int] = {}
         self._enrolled: set[int] = set()
         self._queries: dict[int, str] = {}
@@ -127,18 +144,25 @@ class Deployed(Strategy):
     # --- Clients ---------------------------------------------------------------------
 
     def gather(self, grid: Grid) -> None:
-        """Wait for all clients.
+        """Wait for all clients; go on without those that were there once.
 
         Raises:
-            ValueError: some have not come in time.
+          ValueError: some have never come in time.
         """
         until = time.monotonic() + self.rounds.gather
-        while missing := set(range(self.deployment.clients)) - set(self.counts):
+        while missing := set(range(self.deployment.clients)) - set(self.homes):
             if time.monotonic() > until:
-                names = ", ".join(map(str, sorted(missing)))
-                raise ValueError(f"no node has the clients {names}: start theirs")
+                return self._without(missing)
             self._enrol(grid)
-            time.sleep(1 if len(self.counts) < self.deployment.clients else 0)
+            time.sleep(1 if len(self.homes) < self.deployment.clients else 0)
+        return None
+
+    def _without(self, missing: set[int]) -> None:
+        if unknown := missing - set(self.past.counts):
+            names = ", ".join(map(str, sorted(unknown)))
+            raise ValueError(f"no node has the clients {names}: start theirs")
+        for client in sorted(missing):
+            log(WARNING, "client %d is left out: no node has it", client)
 
     def _enrol(self, grid: Grid) -> None:
         """Ask nodes that are new which clients they have, and hear who has answered."""
@@ -166,21 +190,55 @@ class Deployed(Strategy):
             good = type(client) is type(count) is int and 0 < count < _MOST_EXAMPLES
             if not (good and 0 <= client < self.deployment.clients):
                 raise ValueError(f"it names client {client} with {count} examples")
+            if self.bound is not None and self.bound[client] != node:
+                raise ValueError(
+                    f"client {client} is bound to node {self.bound[client]}"
+                )
             if self.homes.get(client, node) != node:
                 raise ValueError(f"client {client} is on another node already")
         for client, count in zip(clients, examples, strict=True):
             self.homes[client] = node
-            self.counts.setdefault(client, count)
+            self.past.counts.setdefault(client, count)
 
     # --- Rounds ----------------------------------------------------------------------
+
+    def lead(self, grid: Grid) -> Result:
+        """The rounds that are left; the result has the metrics of all."""
+        self.gather(grid)
+        if self.begun:
+            log(INFO, "The federation goes on after round %d", self.begun)
+            self._evaluate_again(grid)
+        result = self.start(
+            grid,
+            initial_arrays=record(packed(self.past.state.server)),
+            num_rounds=max(self.rounds.number - self.begun, 0),
+            timeout=self.rounds.timeout,
+        )
+        records = lambda of: {n: MetricRecord(metrics) for n, metrics in of.items()}
+        result.arrays = record(packed(self.past.state.server))
+        result.train_metrics_clientapp = records(self.past.trained)
+        result.evaluate_metrics_clientapp = records(self.past.evaluated)
+        return result
+
+    def _evaluate_again(self, grid: Grid) -> None:
+        """Evaluate the last round, if the server was killed before it had done so."""
+        if self.begun not in self.past.evaluated:
+            nothing = ArrayRecord(), ConfigRecord()
+            messages = self.configure_evaluate(0, *nothing, grid)
+            replies = grid.send_and_receive(messages, timeout=self.rounds.timeout)
+            self.aggregate_evaluate(0, replies)
+
+    def _keep(self) -> None:
+        if self.file is not None:
+            past.save(self.file, self.past)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """The messages to a round's cohort."""
         self._enrol(grid)
-        number = server_round - 1
-        args = self.deployment, self.counts, self.secret, number
+        number = self.past.rounds
+        args = self.deployment, self.past.counts, self.past.secret, number
         self._cohort = server.cohort_of(*args)
         return self._messages("train", number, map(int, self._cohort.client))
 
@@ -188,12 +246,12 @@ class Deployed(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:
         """The server's state after a round, and what happened in it."""
-        number = server_round - 1
+        number = self.past.rounds
         heard = self._hear(replies)
         like = self.deployment.messages[self.deployment.place(number)]
         accepted = self._accepted(heard, like)
-        args = self._cohort, accepted, self.secret, number
-        self.state = server.next_state(self.deployment, self.state, *args)
+        args = self._cohort, accepted, self.past.secret, number
+        state = server.next_state(self.deployment, self.past.state, *args)
         losses = [_number(heard.metrics[c].get("train-loss")) for c in accepted]
         metrics: dict[str, Any] = {
             "train-loss": float(np.mean(losses)) if losses else float("nan"),
@@ -202,16 +260,19 @@ class Deployed(Strategy):
             "bytes-down": self._down,
             "bytes-up": sum(num_bytes(packed(x)) for x in accepted.values()),
         }
-        return record(packed(self.state.server)), MetricRecord(metrics)
+        trained = self.past.trained | {number + 1: metrics}
+        self.past = self.past._replace(state=state, rounds=number + 1, trained=trained)
+        self._keep()  # before any client hears that its message has arrived
+        return record(packed(state.server)), MetricRecord(metrics)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """The messages to all clients, in a round that is evaluated."""
-        every = self.rounds.evaluate_every
-        if not every or server_round % every:
+        every, number = self.rounds.evaluate_every, self.past.rounds
+        if not every or number % every:
             return []
-        return self._messages("evaluate", server_round, sorted(self.homes))
+        return self._messages("evaluate", number, sorted(self.homes))
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -221,7 +282,11 @@ class Deployed(Strategy):
         if not scores:
             return None
         mean = lambda name: float(np.mean([of[name] for of in scores.values()]))
-        return MetricRecord({name: mean(name) for name in ("score", "loss")})
+        metrics = {name: mean(name) for name in ("score", "loss")}
+        evaluated = self.past.evaluated | {self.past.rounds: metrics}
+        self.past = self.past._replace(evaluated=evaluated)
+        self._keep()
+        return MetricRecord({**metrics})
 
     # --- After the rounds ------------------------------------------------------------
 
@@ -229,7 +294,7 @@ class Deployed(Strategy):
         """Let clients personalise, and have the scores of their models."""
         self._enrol(grid)
         kind = "train.personalise" if self.deployment.personal else "evaluate"
-        clients, number = sorted(self.homes), self.rounds.number
+        clients, number = sorted(self.homes), self.past.rounds
         heard = self._sent(grid, self._messages(kind, number, clients))
         if self.deployment.personal is None:
             return _scores(heard.metrics)
@@ -263,7 +328,7 @@ class Deployed(Strategy):
 
         weights: of the clients' merges, in place of the server's state.
         """
-        args = self.state, clients, self.homes, self._heard, number
+        args = self.past.state, clients, self.homes, self._heard, number
         self._orders, self._down = server.orders(*args), 0
         messages = []
         for node, order in self._orders.items():
@@ -274,11 +339,12 @@ class Deployed(Strategy):
                     "clients": list(order.clients),
                     "accepted": list(order.accepted),
                     "since": order.since,
+                    "federation": self.past.federation,
                 }
             )
             content = RecordDict({"config": config})
             if weights is None:
-                new = server.news(self.deployment, self.state, number, order.since)
+                new = server.news(self.deployment, self.past.state, number, order.since)
                 content["arrays"] = record(new)
                 self._down += num_bytes(new)
             else:
@@ -320,6 +386,9 @@ class Deployed(Strategy):
         """What has arrived and is not refused; what is, is named."""
         sent = {}
         for client, arrays in heard.arrays.items():
+            if heard.metrics[client].get("forgotten") == 1:
+                reason = "its node has lost what it kept"
+                log(WARNING, "client %d begins again: %s", client, reason)
             if heard.metrics[client].get("arrived", 1) == 1:
                 sent[client] = arrays
             else:
@@ -329,6 +398,17 @@ class Deployed(Strategy):
         for client, reason in refused.items():
             log(WARNING, "client %d is refused: %s", client, reason)
         return accepted
+
+
+def _bound(homes: Homes, clients: int) -> dict[int, int]:
+    """Every client's node. Raises `ValueError` for what makes no sense."""
+    pairs = [(client, node) for node, of in homes.items() for client in of]
+    if sorted(client for client, _ in pairs) != [*range(clients)]:
+        raise ValueError(
+            f"nodes is {dict(homes)}: it must name each of the clients 0 to "
+            f"{clients - 1} once"
+        )
+    return dict(pairs)
 
 
 def _number(x: Any) -> float:

@@ -48,6 +48,8 @@ def federate(
     rounds=ROUNDS,
     folder=None,
     evaluate_every=0,
+    server_folder=None,
+    bound=None,
     **options,
 ):
     """The outcome of a federation, and its grid."""
@@ -57,6 +59,8 @@ def federate(
     server = as_server_app(
         lambda context: deployment,
         lambda context: Rounds(rounds, gather=2, evaluate_every=evaluate_every),
+        nodes=bound and (lambda context: bound),
+        folder=server_folder and (lambda context: server_folder),
         on_end=lambda context, outcome: outcomes.append(outcome),
     )
     server(grid, Context(1, 0, {}, RecordDict(), {}))
@@ -119,8 +123,75 @@ def test_a_node_keeps_its_clients_in_a_folder(tmp_path):
     outcome, grid = federate(deployment, rounds=2, folder=tmp_path)
     assert_equal(outcome.server, federate(deployment, rounds=2)[0].server)
     assert all(len(context.state) == 0 for context in grid.contexts.values())
-    files = {path.name for path in (tmp_path / "1").iterdir()}
-    assert files == {"view.npz", "heard.npz", "client.0.npz"}
+    assert files_of(tmp_path / "1").keys() == {"view.npz", "heard.npz", "client.0.npz"}
+
+
+def files_of(folder):
+    """The files of the only federation that a node has a folder of."""
+    (federation,) = folder.iterdir()
+    return {path.name: path.read_bytes() for path in federation.iterdir()}
+
+
+def kind_of(message):
+    return message.metadata.message_type
+
+
+class Killed(BaseException):
+    """The server's process ends."""
+
+
+def killed(kind, number):
+    """The server is killed when the third node answers a message."""
+
+    def spoil(grid, key, message, reply):
+        config = message.content.config_records.get("config", {})
+        if (key, kind_of(message), config.get("number")) == (3, kind, number):
+            raise Killed
+        return reply
+
+    return spoil
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A federation that nobody kills, and its first node's files."""
+    folder = tmp_path_factory.mktemp("nodes")
+    options = {"rounds": 3, "evaluate_every": 2, "folder": folder}
+    return federate(deployed("scaffold"), **options)[0], files_of(folder / "1")
+
+
+@pytest.mark.parametrize("at", [("train", 1), ("evaluate", 2)], ids=["train", "eval"])
+def test_a_killed_server_goes_on_to_the_same_bytes(at, unbroken, tmp_path):
+    deployment, (expected, files) = deployed("scaffold"), unbroken
+    options = {"rounds": 3, "evaluate_every": 2, "folder": tmp_path / "nodes"}
+    options["server_folder"] = tmp_path / "server"
+    with pytest.raises(Killed):
+        federate(deployment, spoil=killed(*at), **options)
+    outcome, grid = federate(deployment, **options)
+    first = grid.messages[len(NODES)]  # after those that ask who has which clients
+    assert first.content["config"]["number"] == at[1]
+    assert_equal(outcome.server, expected.server)
+    assert outcome.scores == expected.scores
+    assert outcome.result == expected.result
+    assert files_of(tmp_path / "nodes" / "1") == files
+
+
+def test_a_client_that_has_lost_its_state_is_named(tmp_path, caplog):
+    options = {"rounds": 2, "server_folder": tmp_path}
+    with pytest.raises(Killed):
+        federate(deployed("scaffold"), spoil=killed("train", 1), **options)
+    federate(deployed("scaffold"), **options)
+    assert "client 2 begins again: its node has lost what it kept" in caplog.text
+
+
+def test_a_server_goes_on_without_a_node_that_is_gone(tmp_path, caplog):
+    options = {"rounds": 2, "server_folder": tmp_path}
+    with pytest.raises(Killed):
+        federate(deployed("fedit"), spoil=killed("train", 1), **options)
+    outcome, _ = federate(deployed("fedit"), nodes={1: (0,), 4: (3,)}, **options)
+    metrics = outcome.result.train_metrics_clientapp
+    assert rows_of(metrics, "arrived") == [4, 2]
+    assert "client 2 is left out: no node has it" in caplog.text
 
 
 def plain_client():
@@ -167,7 +238,7 @@ def spoiled(change, *, node=3, at=1):
     """A node whose reply to the training of one round is changed."""
 
     def spoil(grid, key, message, reply):
-        training = message.metadata.message_type == "train"
+        training = kind_of(message) == "train"
         if key != node or not training or message.content["config"]["number"] != at:
             return reply
         return change(grid, reply)
@@ -267,10 +338,22 @@ def test_a_node_may_not_take_another_nodes_client(caplog):
     assert "node 2 is left out: client 1 is on another node already" in caplog.text
 
 
+def test_a_bound_client_is_its_nodes_alone(caplog):
+    claims = {9: (0, 1, 2, 3), 1: (0, 1), 2: (2, 3)}  # the ninth comes first
+    bound = {1: (0, 1), 2: (2, 3)}
+    outcome, grid = federate(deployed("fedit"), nodes=claims, bound=bound, rounds=1)
+    trained = [m.metadata.dst_node_id for m in grid.messages if kind_of(m) == "train"]
+    assert sorted(trained) == [1, 2] and sorted(outcome.scores) == [0, 1, 2, 3]
+    assert "node 9 is left out: client 0 is bound to node 1" in caplog.text
+    for wrong in ({1: (0, 1)}, {1: (0, 1, 2), 2: (2, 3)}):
+        with pytest.raises(ValueError, match="must name each of the clients 0 to 3"):
+            federate(deployed("fedit"), bound=wrong)
+
+
 def test_cohorts_are_the_simulators():
     deployment = deployed("fedit", conditions=Conditions(cohort=2, by_examples=True))
     outcome, grid = federate(deployment, rounds=2)
     progress, _ = simulated(deployment, rounds=2)
     assert_close(outcome.server, progress.server)
-    trained = [m for m in grid.messages if m.metadata.message_type == "train"]
+    trained = [m for m in grid.messages if kind_of(m) == "train"]
     assert len(trained) == 4
