@@ -59,7 +59,7 @@ def faults(node: Definition, text: str) -> Iterator[str]:
     bare = re.sub(r"`[^`]*`", "", text.partition("\nExamples:")[0])
     if "`" in bare or re.search(r"^(?!    ).*\[([A-Z]\w*|\.\.\.)(, |\])", bare, re.M):
         yield "a shape or a name is not between backticks"
-    if re.search(r"\braises `?\w+Error|^Raises\b|\. Raises\b", prose, re.M):
+    if re.search(r"\braises `|^Raises\b|\. Raises\b|[;,] `\w+Error`", prose, re.M):
         yield "what it raises stands outside Raises"
     if re.search(r"^Returns\b|\. Returns\b", prose, re.M):
         yield "what it returns stands outside Returns"
@@ -121,6 +121,7 @@ BAD = (
     ("in Raises: '    Value", GOOD.replace("  ValueError", "    ValueError")),
     ("in Raises: 'Smith 2020.'", GOOD + "\nSmith 2020.\n"),
     ("outside Raises", GOOD.replace("\n\n", "\n\nRaises `ValueError` at -1.\n\n", 1)),
+    ("outside Raises", GOOD.replace("product.", "product; `ValueError` at -1.")),
     ("outside Returns", GOOD.replace("\n\n", "\n\nReturns it.\n\n", 1)),
     ("summary takes more", GOOD.replace("The product.", "The product\nof both.")),
     ("between backticks", GOOD.replace("`[B]`", "[B, D]")),

@@ -177,7 +177,7 @@ def init(key: Array, sites: Mapping[str, Site], *, rank: int) -> Adapter:
 
 
 def check_rank(sites: Mapping[str, Site], rank: int) -> None:
-    """Raise `ValueError` where a rank is not between 1 and every site's `min(D, K)`."""
+    """Raise `ValueError` if a rank is not between 1 and every site's `min(D, K)`."""
     path, largest = min(
         ((path, min(site.factor_shape[1:])) for path, site in sites.items()),
         key=lambda item: item[1],

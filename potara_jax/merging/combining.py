@@ -112,13 +112,13 @@ AVERAGE = Merge("linear", weighted_sum, ANY)
 
 
 def check_finite(name: str, value: float) -> None:
-    """Raise `ValueError` where an option is not a finite number."""
+    """Raise `ValueError` if an option is not a finite number."""
     if not abs(value) < float("inf"):
         raise ValueError(f"{name} is {value}: it must be a finite number")
 
 
 def check_share(name: str, value: float) -> None:
-    """Raise `ValueError` where an option is not in (0, 1]."""
+    """Raise `ValueError` if an option is not in (0, 1]."""
     if not 0 < value <= 1:
         raise ValueError(f"{name} is {value}: it must be above 0 and at most 1")
 

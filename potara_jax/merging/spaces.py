@@ -192,7 +192,7 @@ def _replace(adapter: Adapter, entries: Adapter) -> Adapter:
 
 
 def check_equal_ranks(adapters: Sequence[Adapter], space: str) -> None:
-    """Raise `ValueError`, which names the module, where adapters' ranks differ."""
+    """Raise `ValueError` if adapters' ranks differ; it names the module."""
     for path, entry in adapters[0].items():
         ranks = {plain_rank(x[path]) for x in adapters} if is_factors(entry) else ()
         if len(ranks) > 1:

@@ -61,7 +61,15 @@ class Store(Protocol):
         """Keep every client's adapter `[C, ...]`."""
 
     def adapters(self, cell: Cell, method: str) -> Adapter:
-        """What was kept of a method; `ValueError` where nothing was."""
+        """What was kept of a method.
+
+        Args:
+          cell: of the run.
+          method: a row of its table.
+
+        Raises:
+          ValueError: nothing was kept of it.
+        """
 
     def methods(self, cell: Cell) -> list[str]:
         """The methods whose adapters were kept."""
@@ -137,7 +145,15 @@ class Memory:
         self._adapters[cell, method] = adapters
 
     def adapters(self, cell: Cell, method: str) -> Adapter:
-        """What was kept of a method; `ValueError` where nothing was."""
+        """What was kept of a method.
+
+        Args:
+          cell: of the run.
+          method: a row of its table.
+
+        Raises:
+          ValueError: nothing was kept of it.
+        """
         if (cell, method) not in self._adapters:
             kept = ", ".join(self.methods(cell))
             raise ValueError(f"no adapters of '{method}' were kept, only of {kept}")
