@@ -71,7 +71,8 @@ $(VENV)/.installed-$(JAX): requirements.txt pyproject.toml
 	rm -f $(VENV)/.installed-*
 	touch $@
 
-$(FILES)/.made: | install
+$(FILES)/.made: tests/small.py tests/data/raw_sets.py | install
+	rm -rf $(FILES)
 	$(BIN)/python -m tests.small $(FILES)
 	touch $@
 
