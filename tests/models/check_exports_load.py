@@ -3,12 +3,13 @@
     python -m tests.models.check_exports_load write FOLDER
     python -m tests.models.check_exports_load load FOLDER
 
-The first writes, with JAX, a ViT and a BERT: a base, an adapter for each version of
-transformers, and the same model with the adapter folded in. The second needs torch,
-transformers and peft, and no JAX: PEFT must know every key of the adapter that is for
-the version that is installed, and compute what the folded model computes. Measured with
-transformers 4.57.6 and 5.24.0 and peft 0.21.2: differences of logits of 5e-7 and 1e-7,
-where the adapters change them by 0.6 and 0.1.
+The first writes, with JAX, a ViT, a BERT and a RoBERTa: a base, an adapter for each
+version of transformers, and the same model with the adapter folded in. The second needs
+torch, transformers and peft, and no JAX: PEFT must know every key of the adapter that
+is for the version that is installed, and compute what the folded model computes.
+Measured with transformers 4.57.6 and 5.24.0 and peft 0.21.2, of the ViT and the BERT:
+differences of logits of 5e-7 and 1e-7, where the adapters change them by 0.6 and 0.1;
+of the RoBERTa, with transformers 5.17.0: 2e-7, where the adapter changes them by 1.0.
 """
 
 import json
@@ -21,7 +22,11 @@ def write(folder):
     from tests.models import test_bert
     from tests.models.test_publishing import images
 
-    models = {"vit": images()[2:], "bert": test_bert.exported("bert")}
+    models = {
+        "vit": images()[2:],
+        "bert": test_bert.exported("bert"),
+        "roberta": test_bert.exported("roberta", ("pooler", "head")),
+    }
     for name, (base, adapter, form) in models.items():
         publishing.write_base(folder / name / "base", base, form)
         publishing.write_folded(folder / name / "folded", base, adapter, form)
@@ -46,8 +51,10 @@ def load(folder):
     sentences = {"input_ids": tokens, "attention_mask": mask.long()}
     vit = transformers.ViTForImageClassification
     bert = transformers.BertForSequenceClassification
+    roberta = transformers.RobertaForSequenceClassification
     lost = load_one(folder / "vit", vit, {"pixel_values": image})
-    return lost | load_one(folder / "bert", bert, sentences)
+    lost |= load_one(folder / "bert", bert, sentences)
+    return lost | load_one(folder / "roberta", roberta, sentences)
 
 
 def load_one(folder, kind, inputs):
