@@ -263,7 +263,11 @@ class ViT(nn.Module):
 
 
 def matmul_of_patches(
-    image_BHWC: Array, kernel_PPCD: Array, *_: Any, precision: Any = None, **__: Any
+    image_BHWC: Array,
+    kernel_PPCD: Array,
+    *_others: Any,
+    precision: Any = None,
+    **__: Any,
 ) -> Array:
     """The convolution whose windows do not overlap, as one matrix product.
 
