@@ -10,6 +10,7 @@ adapter, 70 % of the local ones, and 74 % of the merged ones.
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -146,7 +147,7 @@ def supernode(out: Path, node: int) -> tuple[object, ...]:
         *(BIN / "flower-supernode", "--root-certificates", out / "server.pem"),
         *("--superlink", f"127.0.0.1:{PORT}", "--port", PORT + 1 + node),
         *("--auth-supernode-private-key", out / f"key-{node}"),
-        *("--node-config", f'data="{out}/node-{node}.npz"'),
+        *("--node-config", f'data="{out}/node-{node}.npz" keep="{out}/kept-{node}"'),
     )
 
 
@@ -165,11 +166,23 @@ def deployed(out: Path) -> Iterator[list[subprocess.Popen]]:
         )
         start("superlink", superlink(out))
         wait_for(PORT)
-        for node in range(NODES):
-            key = out / f"key-{node}.pub"
-            flwr = BIN / "flwr", "supernode", "register", key, "here"
-            call(*flwr, env=environment(out))
+        (out / "nodes").write_text(" ".join(registered(out, n) for n in range(NODES)))
         yield [start(f"node-{node}", supernode(out, node)) for node in range(NODES)]
+
+
+def registered(out: Path, node: int) -> str:
+    """Give a node's key to the server: the number it gets, and the node's clients."""
+    key = out / f"key-{node}.pub"
+    words = BIN / "flwr", "supernode", "register", key, "here", "--format", "json"
+    answer = subprocess.run(
+        [str(word) for word in words],
+        check=True,
+        env=environment(out),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    number = json.loads(answer.stdout)["node-id"]
+    return f"{number}:" + ",".join(map(str, range(node, CLIENTS, NODES)))
 
 
 def wait_for(port: int, seconds: float = 120.0) -> None:
@@ -187,7 +200,8 @@ def wait_for(port: int, seconds: float = 120.0) -> None:
 
 def run(out: Path, config: str = "") -> subprocess.Popen:
     """The app of this folder, whose log is a pipe."""
-    config = f'base="{out}/base.npz" out="{out}/digits.json" {config}'
+    files = f'base="{out}/base.npz" out="{out}/digits.json" keep="{out}/kept"'
+    config = f'{files} nodes="{(out / "nodes").read_text()}" {config}'
     words = "run", APP, "here", "--stream", "--run-config", config
     return subprocess.Popen(
         [str(word) for word in (BIN / "flwr", *words)],

@@ -66,7 +66,7 @@ def as_server_app(
     deployment: MakeDeployment,
     rounds: Callable[[Context], Rounds],
     *,
-    nodes: Callable[[Context], Homes] | None = None,
+    nodes: Callable[[Context], Homes | None] | None = None,
     folder: Callable[[Context], Path | None] | None = None,
     on_end: Callable[[Context, Outcome], None] | None = None,
 ) -> ServerApp:
@@ -77,8 +77,8 @@ def as_server_app(
         it.
       rounds: how the rounds are led.
       nodes: which clients each node may have, by the number that Flower gives to its
-        key. Default: a client is the first node's that names it, as long as that is
-        there.
+        key. None, or default: a client is the first node's that names it, as long as
+        that is there.
       folder: where the server keeps what it has done, from which it goes on if it is
         killed and started again with the same settings. None, or default: it does
         not.

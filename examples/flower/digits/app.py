@@ -2,9 +2,10 @@
 
 A node has a file of its clients' images, which it names when it is started:
 
-    flower-supernode --node-config 'data="node-0.npz"' ...
+    flower-supernode --node-config 'data="node-0.npz" keep="kept-0"' ...
 
-with `images_<c>` `[N, 8, 8, 1]` and `labels_<c>` `[N]` of its clients `c`.
+with `images_<c>` `[N, 8, 8, 1]` and `labels_<c>` `[N]` of its clients `c`, and a folder
+of what they keep between rounds.
 """
 
 import functools
@@ -73,6 +74,19 @@ def data(context):
     return Node(tuple(numbers), split)
 
 
+def nodes(context):
+    """Which clients each node may have: any, or as `nodes="NODE:0,4 NODE:1,5"` says."""
+    pairs = (pair.split(":") for pair in context.run_config["nodes"].split())
+    numbers = lambda clients: [int(client) for client in clients.split(",")]
+    return {int(node): numbers(clients) for node, clients in pairs} or None
+
+
+def folder(settings):
+    """Where the server, or a node, keeps what it has done: nowhere, or in `keep`."""
+    keep = settings.get("keep")
+    return Path(keep) if keep else None
+
+
 def rounds(context):
     """How the server leads the rounds."""
     settings = context.run_config
@@ -88,5 +102,13 @@ def write(context, outcome):
     Path(context.run_config["out"]).write_text(text + "\n", encoding="utf-8")
 
 
-server = as_server_app(deployment, rounds, on_end=write)
-client = as_client_app(deployment, data)
+server = as_server_app(
+    deployment,
+    rounds,
+    nodes=nodes,
+    folder=lambda context: folder(context.run_config),
+    on_end=write,
+)
+client = as_client_app(
+    deployment, data, folder=lambda context: folder(context.node_config)
+)
