@@ -188,6 +188,8 @@ def log_axis(
 def _labelled(axis: Axis) -> list[float]:
     """The ticks that a logarithmic axis has room to label, the roundest ones."""
     low, high = sorted(axis.get_view_interval())
+    if low <= 0:  # nothing is drawn
+        return []
     ticks = [float(x) for x in axis.get_majorticklocs() if low <= x <= high]
     return next(each for each in _ever_rounder(ticks) if _fit(axis, each))
 

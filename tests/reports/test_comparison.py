@@ -1,5 +1,9 @@
+import itertools
+
+import matplotlib.text
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from potara_jax.reports import comparison, document
 from potara_jax.reports.figures import comparison as figures
@@ -161,3 +165,58 @@ def test_a_merge_stands_beside_the_algorithm_that_it_merges():
     assert means["hermite"] == {"FedPer": pytest.approx(0.99)}
     assert means["alone"] == {"FedPer": pytest.approx(np.mean(personal) * 2 / 3)}
     assert figures.draw_parents(results()) is None
+
+
+@pytest.mark.parametrize(
+    ("heights", "places"),
+    [
+        ([0.9, 0.5, 0.1], [0.9, 0.5, 0.1]),
+        ([0.5, 0.5, 0.1], [0.55, 0.45, 0.1]),
+        ([0.6, 0.5, 0.5, 0.5], [0.675, 0.575, 0.475, 0.375]),
+        ([1.0, 1.0, 0.0, 0.0], [1.0, 0.9, 0.1, 0.0]),
+        ([], []),
+    ],
+)
+def test_names_are_as_near_to_their_lines_ends_as_a_gap_allows(heights, places):
+    assert figures.apart(heights, gap=0.1) == pytest.approx(places)
+
+
+def test_names_share_the_panel_where_it_is_too_low_for_all():
+    places = figures.apart([0.5] * 21, gap=0.1)
+    np.testing.assert_allclose(places, np.linspace(1, 0, 21), atol=1e-12)
+
+
+def test_the_names_of_lines_are_not_over_each_other():
+    figure = figures.draw_bytes(results(heterogeneities=("0.1",), seeds=1))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()
+    names = figure.axes[0].texts
+    boxes = [matplotlib.text.Text.get_window_extent(name, renderer) for name in names]
+    assert len(boxes) == 13
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def diverged(records) -> dict:
+    made = exchanged(heterogeneities=("0.1",), seeds=1)
+    chosen = [r for r in made["methods"] if r["method"] in records or not records]
+    for record in chosen:
+        record |= dict.fromkeys(("mean", "worst_decile", "equal_steps"), np.nan)
+        record["curve"] = [point | {"mean": np.nan} for point in record["curve"]]
+    for point in made["diagnostics"][0]["communication"] if not records else ():
+        point["mean"] = np.nan
+    return made
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_method_that_diverged_is_in_the_table_alone(tmp_path):
+    page = comparison.report(diverged({"Ditto"}), tmp_path)
+    assert "accuracy against bytes" in {x.title.lower() for x in page.figures}
+    assert "Ditto" in document.html(page)
+    figure = figures.draw_bytes(diverged({"Ditto"}))
+    assert "Ditto" not in {text.get_text() for text in figure.axes[0].texts}
+
+
+@pytest.mark.filterwarnings("error")
+def test_there_are_no_curves_where_all_have_diverged(tmp_path):
+    page = comparison.report(diverged({}), tmp_path)
+    assert "accuracy against bytes" not in {x.title.lower() for x in page.figures}

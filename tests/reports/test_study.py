@@ -181,3 +181,11 @@ def test_losses_are_in_their_units():
     assert rows[0].texts == ["Dirichlet 1", "0.750", "1.00", "0.250", "0.250"]
     (line,) = csv.DictReader(io.StringIO(study.csv_text(given)))
     assert float(line["loss_1"]) == 0.5
+
+
+@pytest.mark.filterwarnings("error")
+def test_weights_that_diverged_leave_their_figures_empty(tmp_path):
+    nan = float("nan")
+    given = results(cell("0.1", 0, [estimate("grid", nan), potara(0.1, nan)]))
+    page = study.report(given, tmp_path)
+    assert len(page.figures) == 3

@@ -146,9 +146,11 @@ def by_bytes(metric: Metric) -> Drawing:
     )
 
 
-def draw_bytes(results: Results) -> Figure:
+def draw_bytes(results: Results) -> Figure | None:
     """One line per method, named at its end."""
     panes = {name: paths(results, name) for name in by_heterogeneity(results)}
+    if not any(line.scores.size for each in panes.values() for line in each.values()):
+        return None
     metric = metric_of(results)
     title = f"{metric.name.capitalize()} against bytes communicated"
     figure, panels = drawing.panels(
@@ -202,20 +204,45 @@ def _on_the_way(results: Results, heterogeneity: str) -> dict[str, list[list[Rec
 
 
 def _path(curves: list[list[Record]], metric: Metric, colour: str) -> Path:
+    """Its points but for those where the models of a seed have diverged."""
     mean = lambda key: np.mean([[p[key] for p in curve] for curve in curves], 0)
-    return Path(mean("bytes") / 1e6, metric.shown(mean("mean")), colour)
+    score = metric.shown(mean("mean"))
+    known = np.isfinite(score)
+    return Path(mean("bytes")[known] / 1e6, score[known], colour)
 
 
 def _name_ends(axes: Axes, lines: dict[str, Path]) -> None:
     """Names right of the panel, in the order of the lines' ends, none over another."""
-    ends = [(y[-1], x[-1], name, colour) for name, (x, y, colour) in lines.items()]
+    seen = {name: line for name, line in lines.items() if line.scores.size}
+    ends = [(y[-1], x[-1], name, colour) for name, (x, y, colour) in seen.items()]
+    ends.sort(reverse=True)
     low, high = axes.get_ylim()
-    gap = (high - low) / 45
-    place = high + gap
-    for score, megabytes, name, colour in sorted(ends, reverse=True):
-        place = min(score, place - gap)
-        height = (place - low) / (high - low)
+    shares = [(score - low) / (high - low) for score, *_ in ends]
+    for (score, megabytes, name, colour), height in zip(
+        ends, apart(shares), strict=True
+    ):
         _name_end(axes, name, (megabytes, score), height, colour)
+
+
+def apart(heights: Sequence[float], *, gap: float = 1 / 45) -> list[float]:
+    """The nearest places in [0, 1], from the top down, at least a gap apart.
+
+    Least squares: with `u_n = place_n + n gap` that is isotonic regression, by pooling
+    neighbours whose order is wrong.
+
+    Args:
+      heights: in descending order.
+      gap: between neighbours, less where there is no room for it.
+    """
+    last = len(heights) - 1
+    gap = min(gap, 1 / max(last, 1))
+    pools: list[list[float]] = []
+    for n, height in enumerate(heights):
+        pools.append([height + n * gap])
+        while len(pools) > 1 and np.mean(pools[-2]) < np.mean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    pooled = [float(np.mean(pool)) for pool in pools for _ in pool]
+    return [min(max(u, last * gap), 1.0) - n * gap for n, u in enumerate(pooled)]
 
 
 def _name_end(
