@@ -185,7 +185,15 @@ class _Watched(nnx.Module):
 
 
 def module_at(model: nnx.Module, path: Path) -> Any:
-    """What a model has at a path; raises `AttributeError` where it has nothing."""
+    """What a model has at a path.
+
+    Args:
+      model: an NNX model.
+      path: keys and indices from it.
+
+    Raises:
+      AttributeError: it has nothing there.
+    """
     place: Any = model
     for key in path:
         place = place[key] if isinstance(key, int) else getattr(place, key)

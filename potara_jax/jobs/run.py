@@ -137,7 +137,13 @@ def configuration(
 ) -> Record:
     """What determines a run's results: its settings, and the user's files.
 
-    Raises `OSError` for files that cannot be read.
+    Args:
+      experiment: with its settings.
+      job: what is done with it.
+      code: files of the user's code.
+
+    Raises:
+      OSError: a file cannot be read.
     """
     config = {"experiment": experiment.name, "job": job.name}
     config |= {f"{job.name}.{k}": _listed(v) for k, v in vars(job).items()}
