@@ -79,6 +79,13 @@ def test_an_nnx_model():
     assert logits.shape == (48, 3)
 
 
+def test_a_cnn_of_flaxs_tutorial():
+    result = example("nnx_digits").main(clients=4, rounds=2, steps=40)
+    means = {row["method"]: row["mean"] for row in result.results["methods"]}
+    assert means["base"] < means["tempered_bayes"]
+    assert set(result.adapters["uniform"]) == {"conv", "linear", "head"}
+
+
 def test_two_hosts_train_half_of_the_adapters_each(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
