@@ -181,6 +181,7 @@ class Deployed(Strategy):
                 config = reply.content["config"]
                 self._add(node, config["clients"], config["examples"])
                 self._enrolled.add(node)
+                log(INFO, "node %d has the clients %s", node, [*config["clients"]])
             except (KeyError, TypeError, ValueError) as error:
                 log(WARNING, "node %d is left out: %s", node, error)
         self._queries = waiting
