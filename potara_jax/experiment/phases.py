@@ -48,12 +48,17 @@ class Budget(NamedTuple):
 class Phase(NamedTuple):
     """Rounds of an algorithm, and when its models are scored and kept.
 
-    `round`: by `make_round`. `rounds`: their number. `marks`: rounds after which the
-    models are scored by `evaluate(shared, models, test)`, which gives a pytree of
-    `[C, ...]` and can be traced in the first two; `keep`: those of the marks whose
-    models are kept. `budget`: models are also scored after the last round within its
-    bytes, and within its steps. `clients`: whose models are scored and returned;
-    default: all.
+    Attributes:
+      name: of the phase.
+      round: by `make_round`.
+      rounds: their number.
+      evaluate: `evaluate(shared, models, test)` gives a pytree of `[C, ...]` and can be
+        traced in the first two.
+      marks: rounds after which the models are scored.
+      keep: those of the marks whose models are kept.
+      budget: models are also scored after the last round within its bytes, and within
+        its steps.
+      clients: whose models are scored and returned; default: all.
     """
 
     name: str
@@ -95,10 +100,13 @@ _ENDS = -1, -2  # the slots of the last round within the bytes, and within the s
 
 
 class Mark(NamedTuple):
-    """A phase after some rounds, for the phase's clients `[C]`.
+    """A phase after some rounds, for the phase's clients.
 
-    `round`: the number of rounds done; `scores`: the clients' scores; `received`: the
-    bytes `[C]` that each received last to have its model; `seconds` until then.
+    Attributes:
+      round: the number of rounds done.
+      scores: the clients' scores, `[C]`.
+      received: the bytes that each received last to have its model, `[C]`.
+      seconds: until then.
     """
 
     round: jax.Array
@@ -110,10 +118,15 @@ class Mark(NamedTuple):
 class Outcome(NamedTuple):
     """The results of a phase: its clients' models, and what they cost.
 
-    `models`: stacked `[C, ...]`. `shared`: what all clients know by then. `progress`:
-    the last state. `history`: one record per round. `final_bytes`: what these clients
-    receive last to have their models. `seconds`: of all rounds. `marks` and `kept`: by
-    round.
+    Attributes:
+      models: stacked, `[C, ...]`.
+      shared: what all clients know by then.
+      progress: the last state.
+      history: one record per round.
+      final_bytes: what these clients receive last to have their models.
+      seconds: of all rounds.
+      marks: by round.
+      kept: models by round.
     """
 
     models: Models
@@ -141,17 +154,17 @@ def run_phase(
     """Run all rounds of a phase, from `progress` or from where the store has it.
 
     Args:
-        phase: the rounds, and when to score.
-        progress: before the first round, with the clients' states on the device or on
-            the host. It is consumed.
-        base: the base that all clients share.
-        federation: the pool, and the clients' examples and tests.
-        key: of all rounds.
-        cell: what the phase belongs to.
-        store: keeps every round.
-        display: shows every round.
-        on_round: called with a round's record and its seconds, unless models were
-            scored while it was computed.
+      phase: the rounds, and when to score.
+      progress: before the first round, with the clients' states on the device or on the
+        host. It is consumed.
+      base: the base that all clients share.
+      federation: the pool, and the clients' examples and tests.
+      key: of all rounds.
+      cell: what the phase belongs to.
+      store: keeps every round.
+      display: shows every round.
+      on_round: called with a round's record and its seconds, unless models were scored
+        while it was computed.
     """
     view = _View(phase, Shared(base, federation.pool), federation, cell)
     progress, checkpoint = _begin(view, progress, store)
@@ -373,10 +386,10 @@ def due_slots(
     """The slots that the last round of the history fills.
 
     Args:
-        phase: its marks and budget.
-        history: one record per round.
-        clients: the number of all clients.
-        final_bytes: what all of them would receive to have their models then.
+      phase: its marks and budget.
+      history: one record per round.
+      clients: the number of all clients.
+      final_bytes: what all of them would receive to have their models then.
     """
     due = [len(history)] if len(history) in phase.marks else []
     if phase.budget is None:
