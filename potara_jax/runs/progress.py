@@ -153,7 +153,7 @@ class _Pace:
     def skip(self, rounds: int) -> None:
         """Rounds of an earlier start; their cell says nothing about others."""
         self._done += rounds
-        self._whole = False
+        self._whole = self._whole and rounds == 0
 
     def round(self) -> None:
         """One round is done; compiling comes before the first, and is no round."""
