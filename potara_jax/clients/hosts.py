@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
@@ -27,6 +26,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all, process_allga
 
 from potara_jax.adapters import folders
 from potara_jax.clients.mesh import whole
+from potara_jax.runs.versions import version
 
 Description = dict[str, str]
 _PACKAGES = ("potara_jax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -146,7 +146,7 @@ def _gathered(text: bytes) -> list[bytes]:
 def described(values: Mapping[str, Any]) -> Description:
     """This host's software and values, one line for each."""
     software = {"python": platform.python_version()}
-    software |= {name: _version(name) for name in _PACKAGES}
+    software |= {name: version(name) for name in _PACKAGES}
     software |= {name: str(getattr(jax.config, name, None)) for name in _OPTIONS}
     software["device"] = jax.local_devices()[0].device_kind
     return software | lines(values)
@@ -212,13 +212,6 @@ def _array_line(x: jax.Array | np.ndarray) -> str:
             x = jax.random.key_data(x)
     content = np.ascontiguousarray(x).tobytes()
     return f"{shape} {hashlib.sha256(content).hexdigest()[:8]}"
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 # --- Keeping -------------------------------------------------------------------------

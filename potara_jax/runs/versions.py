@@ -15,13 +15,14 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Software and device of this process."""
-    packages = {name: _version(name) for name in _PACKAGES}
+    packages = {name: version(name) for name in _PACKAGES}
     device = jax.devices()[0]
     machine = f"{jax.device_count()} x {device.platform} {device.device_kind}"
     return {"python": platform.python_version(), **packages, "device": machine}
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """A package's version, or that it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
