@@ -21,7 +21,7 @@ from benchmarks import figure, frozen, machine, merging, speed
 from benchmarks.measure import Line
 from benchmarks.merging import Sizes
 from potara_jax.runs import files
-from potara_jax.runs.versions import versions
+from potara_jax.versions import versions
 
 # As `potara` sets it; read when JAX makes its first LAPACK call.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -30,7 +30,7 @@ from potara_jax.runs import files
 from potara_jax.runs.folder import RunFolder
 from potara_jax.runs.loading import load_file
 from potara_jax.runs.store import Cell
-from potara_jax.runs.versions import versions
+from potara_jax.versions import versions
 
 _CODE = ("load", "file")  # the user's Python files, in `config.json`
 

@@ -26,7 +26,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all, process_allga
 
 from potara_jax.adapters import folders
 from potara_jax.clients.mesh import whole
-from potara_jax.runs.versions import version
+from potara_jax.versions import version
 
 Description = dict[str, str]
 _PACKAGES = ("potara_jax", "jax", "jaxlib", "flax", "optax", "numpy")

@@ -26,7 +26,7 @@ from potara_jax.runs.folder import open_folder
 from potara_jax.runs.profiling import keep_compiled
 from potara_jax.runs.progress import Display, Progress, Silent
 from potara_jax.runs.store import Cell, Memory, Store
-from potara_jax.runs.versions import versions
+from potara_jax.versions import versions
 
 
 class Refused(ValueError):

@@ -85,9 +85,10 @@ class ViTConfig:
 
 
 class Attention(nn.Module):
-    """Self-attention with separate query, key, value and output projections."""
+    """Self-attention to the first `tokens`, with separate projections."""
 
     config: ViTConfig
+    tokens: int
 
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
@@ -96,44 +97,38 @@ class Attention(nn.Module):
             nn.DenseGeneral((heads, width // heads), dtype=dtype, name=name)(x_BLD)
             for name in ("query", "key", "value")
         )
-        mixed = attend(query, key, value, self.config.attention)
+        mixed = attend(query, key, value, self.tokens, self.config.attention)
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=dtype, name="out")(mixed)
 
 
 def attend(
-    query: Array, key: Array, value: Array, implementation: Implementation
+    query: Array, key: Array, value: Array, tokens: int, implementation: Implementation
 ) -> Array:
-    """Attention of heads `[B, L, N, H]` over all tokens.
-
-    cuDNN has no gradient for an odd number of tokens, so these get one more.
+    """Attention of heads `[B, L, N, H]` to the first `tokens`; the others get zeros.
 
     Args:
       query: `[B, L, N, H]`.
       key: `[B, L, N, H]`.
       value: `[B, L, N, H]`.
+      tokens: at most `L`.
       implementation: see `ViTConfig.attention`.
     """
-    if implementation == "cudnn" and query.shape[1] % 2:
-        return attend_padded(query, key, value, implementation)
+    batch, length = query.shape[:2]
+    lengths = None if tokens == length else jnp.full(batch, tokens, jnp.int32)
     return jax.nn.dot_product_attention(
-        query, key, value, implementation=implementation
-    )
-
-
-def attend_padded(
-    query: Array, key: Array, value: Array, implementation: Implementation
-) -> Array:
-    """The same, computed with one more token, which no other attends to."""
-    batch, tokens = query.shape[:2]
-    lengths = jnp.full(batch, tokens, jnp.int32)
-    longer = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (query, key, value))
-    mixed = jax.nn.dot_product_attention(
-        *longer,
+        query,
+        key,
+        value,
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
         implementation=implementation,
     )
-    return mixed[:, :tokens]
+
+
+def _even(x_BLD: Array, implementation: Implementation) -> Array:
+    """One more token where cuDNN has no gradient: for an odd number of them."""
+    odd = implementation == "cudnn" and x_BLD.shape[1] % 2
+    return jnp.pad(x_BLD, ((0, 0), (0, 1), (0, 0))) if odd else x_BLD
 
 
 class MLP(nn.Module):
@@ -187,15 +182,16 @@ def _norm(config: ViTConfig, name: str) -> nn.LayerNorm:
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block."""
+    """A pre-norm transformer block, which attends to the first `tokens`."""
 
     config: ViTConfig
+    tokens: int
 
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
         config, mlp = self.config, GatedMLP if self.config.gated else MLP
         normed = _norm(config, "norm_1")(x_BLD)
-        mixed = Attention(config, name="attention")(normed)
+        mixed = Attention(config, self.tokens, name="attention")(normed)
         x_BLD = x_BLD + _scaled(config, mixed, "scale_1")
         normed = _norm(config, "norm_2")(x_BLD)
         return x_BLD + _scaled(config, mlp(config, name="mlp")(normed), "scale_2")
@@ -225,9 +221,12 @@ class ViT(nn.Module):
         """
         config = self.config
         x_BLD = inputs if start else self._embedded(inputs)
+        tokens = x_BLD.shape[1]
+        x_BLD = _even(x_BLD, config.attention)
         block = nn.remat(Block) if config.remat else Block
         for index in range(start, config.depth if stop is None else stop):
-            x_BLD = block(config, name=f"block_{index}")(x_BLD)
+            x_BLD = block(config, tokens, name=f"block_{index}")(x_BLD)
+        x_BLD = x_BLD[:, :tokens]
         if stop is not None:
             return x_BLD
         pooled_BD = _pooled(_norm(config, "norm")(x_BLD), config.pooling)

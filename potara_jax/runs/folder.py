@@ -36,7 +36,7 @@ from potara_jax.runs import checkpoints, files, trees
 from potara_jax.runs.checkpoints import Checkpoint
 from potara_jax.runs.profiling import T, traced
 from potara_jax.runs.store import Cell
-from potara_jax.runs.versions import versions
+from potara_jax.versions import versions
 
 _FOLDERS = (
     *("adapters", "cells", "checkpoints", "figures", "measured", "profile", "states"),

@@ -56,6 +56,18 @@ def test_what_is_found_fits_the_room(monkeypatch, room):
     assert 1 < len(seen) < 8
 
 
+@pytest.mark.parametrize("room", [2**40, 4_000_000])
+def test_many_clients_are_tried_after_few(monkeypatch, room):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(fitting, "free_memory", lambda: room)
+    monkeypatch.setattr(fitting, "_FIRST", 8)
+    found, seen = program(Layout(AUTO))
+    found(X)
+    assert len(seen) == 2
+    assert seen[0] == 8 < seen[1]
+    assert seen[1] == CLIENTS or room / 2 < temporaries(program(Layout(seen[1]))[0], X)
+
+
 def test_memory_grows_with_the_chunk_and_not_with_the_clients():
     needed = lambda clients: temporaries(
         program(Layout(8))[0], jax.ShapeDtypeStruct((clients, 8), jnp.float32)

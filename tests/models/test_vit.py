@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 
 import jax
@@ -129,19 +130,25 @@ def test_forward_equals_numpy(params, forward):
         np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_with_a_masked_token_is_the_same_and_so_is_its_gradient():
-    rng = np.random.default_rng(3)
-    query, key, value, out = (
-        jnp.asarray(rng.normal(size=(2, 5, 3, 4)), jnp.float32) for _ in range(4)
-    )
-    heads = query, key, value
+def test_a_token_more_for_cudnn_changes_neither_logits_nor_gradients(
+    params, monkeypatch
+):
+    padded = ViT(dataclasses.replace(CONFIG, attention="cudnn"))
+    plain, seen = jax.nn.dot_product_attention, set()
 
-    def with_gradient(fn):
-        loss = lambda *heads: (fn(*heads, "xla") * out).sum()
-        return fn(*heads, "xla"), jax.grad(loss, (0, 1, 2))(*heads)
+    def recorded(query, *others, implementation, **options):
+        seen.add((query.shape[1], implementation))
+        return plain(query, *others, implementation="xla", **options)
 
-    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
-    jax.tree.map(close, with_gradient(vit.attend_padded), with_gradient(vit.attend))
+    def with_gradient(model):
+        loss = lambda p: (model.apply({"params": p}, IMAGES) ** 2).sum()
+        return jax.value_and_grad(loss)(params)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
+    computed, wanted = with_gradient(padded), with_gradient(ViT(CONFIG))
+    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, computed, wanted)
+    assert seen == {(8, "cudnn"), (7, "xla")}
 
 
 @pytest.mark.parametrize("side", [4, 5])
