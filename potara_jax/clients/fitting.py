@@ -33,9 +33,9 @@ def jit_over_clients(
     The first call finds the chunk from the memory that the compiled program needs
     on top of its arguments. It tries all clients, or at most 16 on a CPU and 128
     elsewhere, and smaller chunks until one needs at most `free_memory()`. Where 128
-    leave room for more, it goes on with as many as should fit. If the device runs out of memory all
-    the same, because that which is free is in pieces, it tries half as many; not so
-    where arguments are donated, since these are lost.
+    leave room for more, it goes on with as many as should fit. If the device runs out
+    of memory all the same, because that which is free is in pieces, it tries half as
+    many; not so where arguments are donated, since these are lost.
 
     Args:
       make: makes the function for a layout.
