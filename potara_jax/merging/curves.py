@@ -2,8 +2,10 @@
 
 A curve is read where it is, not through its ends: the federated end of a client's
 segment can be so high and so steep that a cubic through both ends has its minimum far
-from the loss's own. Overconfident models are cooled by one temperature for all clients,
-since a likelihood `exp(-N loss)` that is too sharp believes few samples too much.
+from the loss's own. One temperature for all clients divides the logits: a likelihood
+`exp(-N loss)` of overconfident models believes few samples too much. It is the one that
+is right at the best weight, since merged models can be as underconfident near one end
+as they are overconfident near the other.
 
 Letters: `C` clients, `N` samples, `P` weights on the segment, `T` temperatures, `W`
 weights of the fine grid.
@@ -25,7 +27,7 @@ from potara_jax.merging.interface import Client
 from potara_jax.merging.likelihoods import Logits
 from potara_jax.merging.segment import POINTS
 
-TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
+TEMPERATURES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 _CONFIDENT = 1.645  # standard errors
 _ROUNDING = 1e-6  # of a loss in float32
 
@@ -114,11 +116,13 @@ def _fit(points: int) -> np.ndarray:
 def tempered(curves: Curves) -> tuple[Curves, Array]:
     """All clients' curves at the temperature of least loss, and the fine curves.
 
-    The temperature is that of the least loss over all clients, samples and weights of
-    the segment. The fine curves are cubic splines through the points, `[C, W]`.
+    The least loss is that of one temperature and one weight for all clients: the
+    temperature is right where the pooled curve is lowest, whatever the confidence of
+    the models elsewhere on the segment. The fine curves are cubic splines through the
+    points, `[C, W]`.
     """
-    total = (curves.count[:, None, None] * curves.loss).sum((0, 2))
-    best = jnp.argmin(total)
+    pooled = (curves.count[:, None, None] * curves.loss).sum(0)
+    best = jnp.argmin(pooled.min(1))
     loss, slope, spread, count = curves
     chosen = Curves(loss[:, best], slope[:, best], spread[:, best], count)
     return chosen, chosen.loss @ spline(curves.loss.shape[-1]).T

@@ -94,6 +94,15 @@ def test_the_temperature_is_that_of_the_least_loss_of_all_clients():
     np.testing.assert_allclose(fine[0], (FINE - 0.2) ** 2, atol=1e-5)
 
 
+def test_the_temperature_is_right_at_the_best_weight_and_not_on_average():
+    """At the second temperature the least loss is lower, though the mean is higher."""
+    low, high = [0.9, 0.8, 0.8, 0.9], [0.9, 2.0, 0.7, 0.9]
+    losses = jnp.asarray([low, high], jnp.float32)[:, None].repeat(3, 1)
+    one = curves.summarise(losses, jnp.full(3, True))
+    chosen, _ = curves.tempered(jax.tree.map(lambda x: x[None], one))
+    np.testing.assert_allclose(chosen.loss, [high])
+
+
 def weights_of(make, measured):
     return np.asarray(make(logits).decide(measured, measured.count).weight)
 

@@ -35,16 +35,16 @@ def _passes(work: Work) -> float:
 def tempered_bayes(logits: Logits, *, curve_points: int = _POINTS) -> Estimator:
     """The posterior mean weight of the loss along the segment, at one temperature.
 
-    (1) A client's cross-entropy of `logits / T`, at `curve_points` weights `w` and nine
-    temperatures `T`. (2) One `T` for all: that of the least loss over all clients,
-    samples and weights. (3) The cubic spline `l_c(w)` of a client's loss at that `T`.
-    (4) The mean of the posterior `exp(-N l_c(w)) p(w)`, with the prior `p` that all
-    clients' losses suggest (empirical Bayes, ten steps of EM). A client without
-    samples takes the mean of the prior.
+    (1) A client's cross-entropy of `logits / T`, at `curve_points` weights `w` and
+    eleven temperatures `T`. (2) One `T` for all: that of the least mean loss over all
+    clients and samples, at the weight where it is least. (3) The cubic spline `l_c(w)`
+    of a client's loss at that `T`. (4) The mean of the posterior `exp(-N l_c(w)) p(w)`,
+    with the prior `p` that all clients' losses suggest (empirical Bayes, ten steps of
+    EM). A client without samples takes the mean of the prior.
 
     With the posterior's interval, and whether a client gains, see `curves.gains`. The
     temperature is that of a label's likelihood: for answers of several tokens, of
-    a token's. Each client sends `9 (curve_points + 6) + 1` numbers.
+    a token's. Each client sends `11 (curve_points + 6) + 1` numbers.
 
     Args:
       logits: `(base, adapter, examples) -> [N, ..., K]`.
