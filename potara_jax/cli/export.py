@@ -16,7 +16,7 @@ from potara_jax.cli import catalogue
 from potara_jax.cli.jobs import CACHE
 from potara_jax.experiment.checks import require_one_of
 from potara_jax.experiment.experiment import Experiment
-from potara_jax.experiment.methods import KEPT, POTARA
+from potara_jax.experiment.methods import KEPT
 from potara_jax.experiment.problem import Problem, Resources
 from potara_jax.jobs.export import (
     Dtype,
@@ -25,6 +25,7 @@ from potara_jax.jobs.export import (
     check_free,
     write_models,
 )
+from potara_jax.merging.registry import DEFAULTS
 from potara_jax.models import weights
 from potara_jax.runs import files
 from potara_jax.runs.folder import RunFolder
@@ -48,9 +49,10 @@ class Export:
     """The run folder."""
     out: Path | None = None
     """The folder to write. Default: `export` in the run folder."""
-    method: str = POTARA
+    method: str | None = None
     """Method of the models: potara core, tempered_bayes, federated, local, or
-    `federated + label prior` of a classification."""
+    `federated + label prior` of a classification. Default: that of the default weight,
+    tempered_bayes, or hermite_bayes where the task gives a loss alone."""
     cells: tuple[str, ...] = ()
     """Which of the run's cells, such as `0.1-seed-0`. Default: all."""
     clients: tuple[int, ...] = ()
@@ -74,7 +76,9 @@ class Export:
         config = _config(self.run)
         experiment = _experiment(self.run, config)
         cells = _cells(self, experiment)
-        adapters = {c: RunFolder(self.run, log).adapters(c, self.method) for c in cells}
+        folder = RunFolder(self.run, log)
+        method = self.method or _default_method(folder, cells)
+        adapters = {cell: folder.adapters(cell, method) for cell in cells}
         clients = _clients(self, config["cells.clients"])
         out = self.out or self.run / "export"
         options = ExportOptions(
@@ -83,7 +87,7 @@ class Export:
         check_free(out, cells, clients, options)
         problem = _problem(self, experiment, log)
         number = write_models(problem, adapters, out, clients=clients, options=options)
-        log(f"{number} models of {self.method}: {out}")
+        log(f"{number} models of {method}: {out}")
 
 
 def command(words: list[str]) -> tuple[Any, None]:
@@ -163,11 +167,18 @@ def _version(run: Path) -> str:
 
 def _cells(options: Export, experiment: Experiment) -> list[Cell]:
     known = {cell.name: cell for cell in jobs.cells_of(experiment)}
-    require_one_of(options.method, "--method", KEPT)
+    if options.method is not None:
+        require_one_of(options.method, "--method", KEPT)
     for name in options.cells:
         if name not in known:
             raise ValueError(f"--cells names {name}: choose from {', '.join(known)}")
     return [known[name] for name in options.cells or known]
+
+
+def _default_method(folder: RunFolder, cells: list[Cell]) -> str:
+    """The row of the default weight that the run has."""
+    kept = (name for name in DEFAULTS if folder.has_adapters(cells[0], name))
+    return next(kept, DEFAULTS[0])
 
 
 def _clients(options: Export, number: int) -> list[int]:

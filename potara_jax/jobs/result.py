@@ -9,7 +9,7 @@ from typing import Any
 
 from potara_jax.adapters.lora import Adapter
 from potara_jax.experiment.experiment import Experiment
-from potara_jax.experiment.methods import POTARA
+from potara_jax.experiment.methods import default_method
 from potara_jax.experiment.problem import Problem
 from potara_jax.jobs.export import Dtype, ExportOptions, Transformers, write_models
 from potara_jax.jobs.job import Job, Record, cells_of
@@ -61,7 +61,7 @@ class Result:
         self,
         folder: Path | str,
         *,
-        method: str = POTARA,
+        method: str | None = None,
         clients: Sequence[int] | None = None,
         folded: bool = False,
         dtype: Dtype = "float32",
@@ -72,7 +72,7 @@ class Result:
 
         Args:
           folder: the folder to write into.
-          method: whose models, a key of `adapters`.
+          method: whose models, a key of `adapters`. Default: the default weight's.
           clients: which clients, from 0; default: all.
           folded: write whole models, with the adapters in their weights.
           dtype: of the tensors.
@@ -87,11 +87,11 @@ class Result:
             cannot be written.
         """
         options = ExportOptions(folded, dtype, transformers, overwrite)
-        adapters = {cell: self.store.adapters(cell, method) for cell in self.cells}
-        chosen = range(self.experiment.cells.clients) if clients is None else clients
-        write_models(
-            self.make_problem(), adapters, Path(folder), clients=chosen, options=options
-        )
+        problem = self.make_problem()
+        chosen = method or default_method(self.experiment, problem.task).name
+        adapters = {cell: self.store.adapters(cell, chosen) for cell in self.cells}
+        several = range(self.experiment.cells.clients) if clients is None else clients
+        write_models(problem, adapters, Path(folder), clients=several, options=options)
         return Path(folder)
 
     @property

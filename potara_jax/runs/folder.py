@@ -129,6 +129,10 @@ class RunFolder(NamedTuple):
         }
         files.write_bytes(self._adapters(cell, method), save(flat, {"method": method}))
 
+    def has_adapters(self, cell: Cell, method: str) -> bool:
+        """Whether a method's adapters are kept."""
+        return self._adapters(cell, method).is_file()
+
     def adapters(self, cell: Cell, method: str) -> Adapter:
         """What is kept of a method: every client's adapter `[C, ...]`.
 

@@ -43,7 +43,7 @@ def finished(problem, tmp_path):
     keys = jax.random.split(jax.random.key(3))
     noise = lambda x: x + jax.random.normal(jax.random.key(x.size), x.shape)
     adapters = jax.tree.map(noise, jax.vmap(problem.adapter)(keys))
-    RunFolder(folder, print).keep_adapters(CELL, "potara core", adapters)
+    RunFolder(folder, print).keep_adapters(CELL, "tempered_bayes", adapters)
     return folder, adapters
 
 
@@ -163,6 +163,14 @@ def test_a_run_of_another_version_is_told_from_one_whose_data_changed(
     (folder / "versions.json").write_text(json.dumps({"potara_jax": "0.0.9"}))
     assert export(folder) == 2
     assert "potara_jax 0.0.9 (this is " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["tempered_bayes", "hermite_bayes"])
+def test_the_default_weight_that_a_run_has_is_exported(finished, export, method):
+    folder, _ = finished
+    kept = next((folder / "adapters").rglob("*.safetensors"))
+    kept.rename(kept.with_stem(method))
+    assert export(folder, "--clients", "0") == 0
 
 
 def test_missing_data_are_named(finished, export, capsys):

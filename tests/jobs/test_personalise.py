@@ -211,7 +211,7 @@ def test_a_label_prior_is_in_every_merge_and_in_what_is_exported(tmp_path):
     folder = given.export(tmp_path / "peft", clients=[1]) / "natural-seed-0/client-001"
     head = peft.read(folder).adapter["head"]
     base = variables(Classifier())["params"]["head"]
-    kept = given.adapters["potara core"]["logit bias"]["bias"][1]
+    kept = given.adapters["tempered_bayes"]["logit bias"]["bias"][1]
     np.testing.assert_allclose(head["bias"], base["bias"] + kept, rtol=1e-5)
     np.testing.assert_allclose(head["kernel"], base["kernel"], rtol=1e-6)
 
