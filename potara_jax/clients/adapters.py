@@ -5,6 +5,7 @@ Dimension letters: `C` adapters, `S` steps, `B` batch, `N` examples (padded).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
@@ -100,11 +101,7 @@ def train_adapters(
         model, or settings do not fit it.
     """
     keys.check(key)
-    if not all(isinstance(x, int) and x >= 1 for x in (steps, batch_size)):
-        raise ValueError(
-            f"steps is {steps} and batch_size {batch_size}: both must be whole "
-            "numbers, at least 1"
-        )
+    _check_numbers(steps, batch_size, learning_rate, weight_decay)
     check_task(task)
     names = [f"data set {number}" for number in range(len(examples))]
     arrays, groups = pooled(examples, names=names)
@@ -129,6 +126,20 @@ def train_adapters(
     placed = _placed(layout, (base, pool), (state, clients, each))
     state, losses = _train(advance, *placed, steps, size, progress)
     return state.adapter, losses
+
+
+def _check_numbers(
+    steps: int, batch_size: int, rate: float | optax.Schedule, decay: float
+) -> None:
+    if not all(isinstance(x, int) and x >= 1 for x in (steps, batch_size)):
+        raise ValueError(
+            f"steps is {steps} and batch_size {batch_size}: both must be whole "
+            "numbers, at least 1"
+        )
+    if not (callable(rate) or 0 < rate < math.inf):
+        raise ValueError(f"learning_rate is {rate}: it must be above 0, and finite")
+    if not 0 <= decay < math.inf:
+        raise ValueError(f"weight_decay is {decay}: it must be 0 or more, and finite")
 
 
 def _start(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -92,15 +91,10 @@ def heldout_of(federation: Federation) -> Samples:
 
 def training_samples(at: Context) -> Samples:
     """The first training examples of every client, whose order is random."""
-    number = at.experiment.merging.samples
-    return _first(at.federation.pool, at.federation.train, number)
-
-
-@partial(jax.jit, static_argnums=2)
-def _first(pool: Batch, train: Ragged, number: int) -> Samples:
-    index, count, _ = train
-    index = jnp.pad(index[:, :number], ((0, 0), (0, max(0, number - index.shape[1]))))
-    return _gathered(pool, Ragged(index, jnp.minimum(count, number)))
+    train, number = at.federation.train, at.experiment.merging.samples
+    index = train.index[:, :number]
+    first = Ragged(index, jnp.minimum(train.count, number))
+    return _gathered(at.federation.pool, first)
 
 
 @jax.jit
