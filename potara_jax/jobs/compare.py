@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 
+from potara_jax import reports
 from potara_jax.experiment import federating, trials
 from potara_jax.experiment.cell import ParentPhases, parent_phases, train, train_parents
 from potara_jax.experiment.checks import require_one_of
@@ -34,7 +35,7 @@ from potara_jax.jobs import contenders
 from potara_jax.jobs.contenders import Contender, Trained
 from potara_jax.jobs.job import Record, best_line
 from potara_jax.jobs.table import table_results
-from potara_jax.reports import comparison, document
+from potara_jax.reports import document
 from potara_jax.reports.clients import clients_csv
 from potara_jax.reports.document import Report
 from potara_jax.runs.store import Store
@@ -125,11 +126,11 @@ class Compare:
 
     def tables(self, results: Record, store: Store) -> list[document.Table]:
         """What a terminal shows."""
-        return comparison.brief(results)
+        return reports.comparison.brief(results)
 
     def report(self, results: Record, store: Store, figures: Path) -> Report:
         """The comparison's tables and figures."""
-        return comparison.report(results, figures)
+        return reports.comparison.report(results, figures)
 
 
 def possible(

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from potara_jax import reports
 from potara_jax.adapters.lora import Adapter
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.methods import default_method
 from potara_jax.experiment.problem import Problem
 from potara_jax.jobs.export import Dtype, ExportOptions, Transformers, write_models
 from potara_jax.jobs.job import Job, Record, cells_of
-from potara_jax.reports import document, drawing
+from potara_jax.reports import document
 from potara_jax.runs import files
 from potara_jax.runs.store import Cell, Store
 
@@ -52,7 +53,9 @@ class Result:
         folder = Path(folder)
         made = self.job.report(self.results, self.store, folder / "figures")
         page = document.write(made, folder)
-        drawing.remove_others(folder / "figures", [one.path for one in made.figures])
+        reports.drawing.remove_others(
+            folder / "figures", [one.path for one in made.figures]
+        )
         for name, text in self.job.files(self.results).items():
             files.write_text(folder / name, text)
         return page

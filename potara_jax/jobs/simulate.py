@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from potara_jax import reports
 from potara_jax.evaluation.metrics import Scores, evaluator, worst_decile
 from potara_jax.experiment import federating
 from potara_jax.experiment.checks import require_at_least
@@ -29,7 +30,7 @@ from potara_jax.experiment.rows import largest_class_of
 from potara_jax.federated import HostProgress, start_on_host
 from potara_jax.federated.conditions import size
 from potara_jax.jobs.job import Record, quantity
-from potara_jax.reports import document, simulation
+from potara_jax.reports import document
 from potara_jax.reports.document import Report
 from potara_jax.runs.store import Store
 
@@ -94,11 +95,11 @@ class Simulate:
 
     def tables(self, results: Record, store: Store) -> list[document.Table]:
         """What a terminal shows."""
-        return simulation.brief(results, speed=read_speed(store))
+        return reports.simulation.brief(results, speed=read_speed(store))
 
     def report(self, results: Record, store: Store, figures: Path) -> Report:
         """Accuracy, speed and memory by round."""
-        return simulation.report(results, figures, speed=read_speed(store))
+        return reports.simulation.report(results, figures, speed=read_speed(store))
 
 
 # --- The rounds ----------------------------------------------------------------------

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from potara_jax import merging
+from potara_jax import merging, reports
 from potara_jax.adapters.lora import Adapter
 from potara_jax.clients.axis import Layout
 from potara_jax.clients.task import Task
@@ -51,7 +51,7 @@ from potara_jax.jobs.job import Record
 from potara_jax.merging import Client, Estimator, Samples, registry
 from potara_jax.merging.damping import DAMPINGS
 from potara_jax.merging.registry import WeightEntry, Work
-from potara_jax.reports import document, study
+from potara_jax.reports import document
 from potara_jax.reports.document import Report
 from potara_jax.reports.formats import Metric
 from potara_jax.runs.store import Store
@@ -125,15 +125,15 @@ class Study:
 
     def files(self, results: Record) -> Mapping[str, str]:
         """Every estimate."""
-        return {"study.csv": study.csv_text(results)}
+        return {"study.csv": reports.study.csv_text(results)}
 
     def tables(self, results: Record, store: Store) -> list[document.Table]:
         """What a terminal shows."""
-        return study.brief(results)
+        return reports.study.brief(results)
 
     def report(self, results: Record, store: Store, figures: Path) -> Report:
         """The weights in order of their regret, and figures."""
-        return study.report(results, figures)
+        return reports.study.report(results, figures)
 
 
 # --- What is weighed -----------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from potara_jax import reports
 from potara_jax.experiment import federating, trials
 from potara_jax.experiment.cell import run_cell
 from potara_jax.experiment.context import Context
@@ -15,7 +16,7 @@ from potara_jax.experiment.methods import KEPT
 from potara_jax.experiment.problem import Problem
 from potara_jax.experiment.rows import Row
 from potara_jax.jobs.job import Record, best_line
-from potara_jax.reports import document, methods
+from potara_jax.reports import document
 from potara_jax.reports.clients import clients_csv
 from potara_jax.reports.document import Report
 from potara_jax.runs.store import Memory, Store
@@ -63,11 +64,11 @@ class Table:
 
     def tables(self, results: Record, store: Store) -> list[document.Table]:
         """What a terminal shows."""
-        return methods.brief(results)
+        return reports.methods.brief(results)
 
     def report(self, results: Record, store: Store, figures: Path) -> Report:
         """The table, its figures, and how certain the weights are."""
-        return methods.report(results, figures)
+        return reports.methods.report(results, figures)
 
 
 def table_results(records: list[Record]) -> Record:

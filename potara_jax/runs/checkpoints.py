@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 _KEPT = 2
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -37,7 +36,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     tree = _pack(checkpoint)
     target = folder.resolve() / str(checkpoint.round)
     shutil.rmtree(target, ignore_errors=True)
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(target, tree)
     for old in _rounds(folder)[:-_KEPT]:
         shutil.rmtree(folder / str(old), ignore_errors=True)
@@ -63,6 +62,12 @@ def restore(folder: Path, like: Any, warn: Callable[[str], None]) -> Checkpoint 
     return None
 
 
+def _checkpointer() -> Any:
+    import orbax.checkpoint as ocp  # takes 0.3 s, and most commands need no checkpoint
+
+    return ocp.PyTreeCheckpointer()
+
+
 def _remove_unfinished(folder: Path) -> None:
     """Remove what Orbax has written of a checkpoint when its process was killed."""
     for path in folder.glob(f"*{_UNFINISHED}*"):
@@ -76,7 +81,7 @@ def _rounds(folder: Path) -> list[int]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         return checkpointer.restore(path.resolve())
 
 
