@@ -26,6 +26,8 @@ from potara_jax.experiments import (
     text,
 )
 from potara_jax.experiments import tasks as generated_tasks
+from potara_jax.federated.registry import algorithms
+from potara_jax.jobs.tune import trials
 from tests import small
 from tests.models.test_parity import FIXTURES
 
@@ -132,7 +134,9 @@ def test_experiments_of_texts_measure_drawn_labels(name):
 
 
 def test_what_was_tuned_is_read():
-    assert ALL["digits"].tuned["ffa"] == {"local_rate": 0.02}
+    tuned = ALL["digits"].tuned
+    assert set(tuned) == set(algorithms()) - {"local"}
+    assert all(options in trials(name) for name, options in tuned.items())
 
 
 # --- Problems ------------------------------------------------------------------------

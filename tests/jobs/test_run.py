@@ -96,7 +96,7 @@ def test_the_ledger_counts_what_travelled(undisturbed):
     assert merged["local_steps"] == (3 + 2) * 2
     assert merged["inference_parameters"] == 2 * per_client // 4
     weighed, corrected = by_name["tempered_bayes"], by_name["federated + label prior"]
-    numbers = 9 * (11 + 2 + 4) + 1  # nine temperatures; eleven points, slope, spread
+    numbers = 11 * (11 + 2 + 4) + 1  # temperatures; points, slope, spread
     assert weighed["bytes_up"] - merged["bytes_up"] == 3 * 4 * numbers
     assert weighed["bytes_down"] - merged["bytes_down"] == 3 * (4 + 4 + 4 + 1)
     for way in ("bytes_up", "bytes_down"):
