@@ -135,6 +135,7 @@ def test_experiments_of_texts_measure_drawn_labels(name):
 
 def test_what_was_tuned_is_read():
     tuned = ALL["digits"].tuned
+    assert tuned["ffa"] == {"local_rate": 0.01}
     assert set(tuned) == set(algorithms()) - {"local"}
     assert all(options in trials(name) for name, options in tuned.items())
 
