@@ -3,8 +3,9 @@
     python benchmarks/wires.py                    all algorithms, a Markdown table
     python benchmarks/wires.py fedit scaffold     some of them
 
-Ten clients at Dirichlet 0.5, a ViT of one block, 20 rounds, one seed: small, to show
-what a wire costs an algorithm and not how good the algorithm is. Where changes are
+Ten clients at Dirichlet 0.5, a ViT of two blocks, 20 rounds, one seed: small, to show
+what a wire costs an algorithm and not how good the algorithm is. (With one block,
+FedPer and FedRep would send nothing.) Where changes are
 clipped all clients weigh alike. `-` is a wire that makes no sense for the algorithm.
 """
 
@@ -30,7 +31,7 @@ SMALL = {
     "cells.heterogeneity": CELL[:1],
     "cells.seeds": CELL[1:],
     "cells.clients": 10,
-    "source.depth": 1,
+    "source.depth": 2,
     "federated.rounds": 20,
 }
 WIRES = {

@@ -25,6 +25,7 @@ from potara_jax.data.federation import (
 
 TASKS = "tasks"
 SHARDS = "shards"
+_EVENLY = "100"  # a concentration at which clients have all strata alike
 SHARES: Mapping[str, float] = {"train": 0.6, "heldout": 0.2, "test": 0.2}
 _WITH_TESTS: Mapping[str, float] = {"train": 0.9, "heldout": 0.1}
 _APART: Mapping[str, float] = {"train": 0.75, "heldout": 0.25}
@@ -128,6 +129,7 @@ def dealt(
     testing: np.ndarray | None = None,
     apart: Sequence[int] = (),
     same: np.ndarray | None = None,
+    kinds: int = 1,
     size: int | None = None,
 ) -> Federation:
     """Deal a pool's examples to clients, as a federation.
@@ -143,21 +145,53 @@ def dealt(
       testing: see `split`.
       apart: see `split`.
       same: see `split`.
+      kinds: in how many ways clients can see the examples; see `by_kind`. Example `p`
+        as of kind `k` has the index `p + k P`.
       size: see `federate`.
 
     Returns:
-      The federation.
+      The federation. A client's `task` is its kind where clients differ by kind.
 
     Raises:
       ValueError: there are too few examples for this many clients.
     """
     rng = generator(seed)
     parts = split(rng, strata, testing=testing, apart=apart, same=same)
-    groups = deal(rng, strata[parts.train], heterogeneity, clients=clients)
-    groups = [parts.train[group] for group in groups]
-    return federate(
-        rng, pool, strata, parts, groups, heldout=heldout, test=test, size=size
+    dealt_by, kind = by_kind(heterogeneity, clients, kinds)
+    groups = deal(rng, strata[parts.train], dealt_by, clients=clients)
+    federation = federate(
+        rng,
+        pool,
+        strata,
+        parts,
+        [parts.train[group] for group in groups],
+        heldout=heldout,
+        test=test,
+        size=size,
+        blocks=kind * len(strata),
     )
+    if dealt_by == heterogeneity:
+        return federation
+    return federation._replace(task=jnp.asarray(kind, jnp.int32))
+
+
+def by_kind(heterogeneity: str, clients: int, kinds: int) -> tuple[str, np.ndarray]:
+    """How to deal examples that clients can see in several ways, and who sees which.
+
+    With heterogeneity `tasks` the kinds go to the clients in turn, who all have the
+    same strata: they share the classes and differ in their inputs.
+
+    Args:
+      heterogeneity: see `deal`.
+      clients: number of clients.
+      kinds: number of kinds; 1 changes nothing.
+
+    Returns:
+      The heterogeneity to deal the strata by, and the clients' kinds `[C]`, else zeros.
+    """
+    if heterogeneity == TASKS and kinds > 1:
+        return _EVENLY, np.arange(clients) % kinds
+    return heterogeneity, np.zeros(clients, int)
 
 
 def deal(

@@ -7,7 +7,7 @@ only ever seen rotated by 90, 180 and 270 degrees; client images are upright.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,17 +16,10 @@ import numpy as np
 from potara_jax.data import dealing, partition
 from potara_jax.data.dealing import Parts
 from potara_jax.data.federation import Batch, Federation
+from potara_jax.data.transforms import TRANSFORMS
 
 CLASSES = 10
 _SHARES = {"upstream": 0.2, "clients": 0.8}
-
-# What each group of clients does to its images when heterogeneity is `tasks`.
-TRANSFORMS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
-    "upright": lambda x: x,
-    "mirrored": lambda x: x[:, :, ::-1],
-    "negative": lambda x: 1 - x,
-    "transposed": lambda x: x.swapaxes(1, 2),
-}
 
 
 class Digits(NamedTuple):
@@ -109,10 +102,9 @@ def federation(
       ValueError: there are too few images for this many clients.
     """
     parts, rng = split(digits, seed, apart), np.random.default_rng([seed, 2])
-    labels, by_task = digits.labels[parts.train], heterogeneity == dealing.TASKS
-    kind = "100" if by_task else heterogeneity
-    groups = _deal(rng, labels, kind, clients=clients, examples=examples)
-    tasks = np.arange(clients) % len(TRANSFORMS) * by_task
+    dealt_by, kinds = dealing.by_kind(heterogeneity, clients, len(TRANSFORMS))
+    labels = digits.labels[parts.train]
+    groups = _deal(rng, labels, dealt_by, clients=clients, examples=examples)
     federation = dealing.federate(
         rng,
         _pool(digits),
@@ -121,10 +113,10 @@ def federation(
         [parts.train[group] for group in groups],
         heldout=heldout,
         size=size,
-        blocks=tasks * len(digits.labels),
+        blocks=kinds * len(digits.labels),
         compact=False,
     )
-    return federation._replace(task=jnp.asarray(tasks, jnp.int32))
+    return federation._replace(task=jnp.asarray(kinds, jnp.int32))
 
 
 def _deal(

@@ -39,8 +39,9 @@ class Cells:
     """Every seed draws the splits, the clients, the initial factors and the batches."""
     heterogeneity: tuple[str, ...] = ("0.1", "0.5")
     """How much the clients differ. A number: Dirichlet concentration of a client's
-    classes or tasks; `shards2`: two classes or tasks each; `tasks`: one task each;
-    `natural`: the clients that the data define."""
+    classes or tasks; `shards2`: two classes or tasks each; `tasks`: one task each, or
+    of images all classes, and a transformation each; `natural`: the clients that the
+    data define."""
     clients: int = 20
     """Number of clients."""
     apart_from: tuple[int, ...] = ()

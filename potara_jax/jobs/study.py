@@ -309,8 +309,9 @@ def _curve(at: Context, pair: Pair, space: str) -> Scores:
     def scores(weight: np.float32) -> Scores:
         return _scores_once(at, pair, space, jnp.full(at.clients, weight), f"{weight}")
 
-    points = _points(at.experiment).astype(np.float32)
-    return jax.tree.map(lambda *x: np.stack(x), *map(scores, points))
+    points = list(_points(at.experiment).astype(np.float32))
+    shown = at.progress.each(f"{at.cell.name} scores of {space} merges", points)
+    return jax.tree.map(lambda *x: np.stack(x), *map(scores, shown))
 
 
 def _bounds(scores: jax.Array | None) -> Record:
@@ -377,9 +378,10 @@ def _estimates(at: Context, pair: Pair, curves: Curves) -> list[Record]:
     estimates = [_read_off(at, uniform, half, curves["delta"])]
     weighed = at.programs.once("weighed", lambda: _all_weighed(at))
     for samples in ("train", "heldout"):
-        for one in weighed:
-            if samples == "train" and one.heldout_only:
-                continue
+        trained = samples == "train"
+        usable = [one for one in weighed if not (trained and one.heldout_only)]
+        title = f"{at.cell.name} weights from {samples} samples"
+        for one in at.progress.each(title, usable):
             weights = _weights_once(at, pair, one, samples)
             check_bounds(one.fields["estimator"], weights)
             for i, number in enumerate(one.numbers):

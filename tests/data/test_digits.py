@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from potara_jax.data import digits
+from potara_jax.data.transforms import TRANSFORMS
 from tests.helpers_federated import assert_equal
 
 CLIENTS, HELDOUT = 8, 16
@@ -79,7 +80,7 @@ def test_train_images_are_dealt_to_one_client_each(images, parts, federation):
 
 
 def test_heldout_and_test_are_disjoint_from_all_training_images(federation):
-    size = len(federation.pool.labels) // len(digits.TRANSFORMS)
+    size = len(federation.pool.labels) // len(TRANSFORMS)
     image = lambda index: set((np.asarray(index) % size).ravel().tolist())
     train, heldout = (
         set().union(*(image(real(ragged, client)) for client in range(CLIENTS)))

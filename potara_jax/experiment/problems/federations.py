@@ -65,6 +65,7 @@ def dealt(
     test: int | None = None,
     testing: np.ndarray | None = None,
     same: np.ndarray | None = None,
+    kinds: int = 1,
 ) -> Federations:
     """Deal a pool's examples to clients, as federations.
 
@@ -75,6 +76,7 @@ def dealt(
       test: the maximum of test examples per client. Default: all, weighted.
       testing: `[P]`, true for examples that only tests may use.
       same: `[P]`, equal for copies, which belong to one part of the split.
+      kinds: in how many ways clients can see the examples; see `dealing.dealt`.
 
     Returns:
       The federations by cell.
@@ -92,6 +94,7 @@ def dealt(
             testing=testing,
             same=same,
             apart=experiment.cells.apart_from,
+            kinds=kinds,
             size=size,
         )
 

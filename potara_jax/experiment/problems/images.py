@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from potara_jax.data import catalogue
-from potara_jax.data.federation import Batch
+from potara_jax.data.dealing import TASKS
+from potara_jax.data.federation import Batch, Federation
 from potara_jax.data.images import Images, join, read, without_duplicates
+from potara_jax.data.transforms import TRANSFORMS
 from potara_jax.experiment.checks import (
     require_at_least,
     require_at_most,
@@ -210,7 +212,10 @@ def dealt(
     test: int,
     testing: np.ndarray | None = None,
 ) -> Federations:
-    """Deal images to clients by class, as federations.
+    """Deal images to clients by class, or by what clients do to them, as federations.
+
+    With heterogeneity `tasks` clients share the classes, and each group of them
+    transforms its images in its own way.
 
     Args:
       experiment: its cells and samples.
@@ -222,7 +227,8 @@ def dealt(
       The federations by cell.
 
     Raises:
-      ValueError: a class has too few images, or there are too many clients.
+      ValueError: a class has too few images, there are too many clients, or images that
+        are to be transposed are not square.
     """
     trained = slice(None) if testing is None else ~testing
     counts = np.bincount(images.labels[trained], minlength=len(images.names))
@@ -231,8 +237,59 @@ def dealt(
             raise ValueError(
                 f"class '{name}' has {count} images: it must have {_FEWEST} or more"
             )
-    return federations.dealt(
-        experiment, batch(images), images.labels, test=test, testing=testing
+    kinds = _kinds(experiment, images)
+    cells = federations.dealt(
+        experiment,
+        batch(images),
+        images.labels,
+        test=test,
+        testing=testing,
+        kinds=kinds,
+    )
+    return _as_seen(cells, images) if kinds > 1 else cells
+
+
+def _kinds(experiment: Experiment, images: Images) -> int:
+    """In how many ways the clients see the images."""
+    if TASKS not in experiment.cells.heterogeneity:
+        return 1
+    height, width = images.images.shape[1:3]
+    if height != width:
+        raise ValueError(
+            f"cells.heterogeneity {TASKS} transposes images, and these have {height} x "
+            f"{width} pixels: take square ones, or another heterogeneity"
+        )
+    return len(TRANSFORMS)
+
+
+def _as_seen(cells: Federations, images: Images) -> Federations:
+    """The federations, whose pool is every image as the clients that use it see it."""
+    parts = "train", "heldout", "test"
+    index = lambda federation, part: np.asarray(getattr(federation, part).index)
+    used = np.unique(
+        np.concatenate([index(f, p).ravel() for f in cells.values() for p in parts])
+    )
+    pool = _transformed(images, used)
+
+    def placed(federation: Federation, part: str) -> Any:
+        places = np.searchsorted(used, index(federation, part))
+        return getattr(federation, part)._replace(index=jnp.asarray(places, jnp.int32))
+
+    return {
+        cell: f._replace(pool=pool, **{part: placed(f, part) for part in parts})
+        for cell, f in cells.items()
+    }
+
+
+def _transformed(images: Images, used: np.ndarray) -> Batch:
+    """The images `n + k N` for images `n` of `N` under the transformations `k`."""
+    kind, place = np.divmod(used, len(images.labels))
+    seen = [
+        transform(images.images[place[kind == k]])
+        for k, transform in enumerate(TRANSFORMS.values())
+    ]
+    return batch(
+        images._replace(images=np.concatenate(seen), labels=images.labels[place])
     )
 
 

@@ -78,6 +78,56 @@ def test_images_for_tests_stay_marked_and_are_tested_alone():
         assert not mine.testing[np.asarray(index[:count])].any()
 
 
+def of_tasks(every: Images, *heterogeneity: str):
+    cells = Cells((0,), heterogeneity, clients=5)
+    experiment = Experiment("", lambda *_: None, cells=cells)
+    return images.dealt(experiment, every, test=9)
+
+
+def test_with_tasks_clients_share_the_classes_and_see_images_in_their_own_way():
+    every = labelled(np.arange(360) % 3)
+    federations = of_tasks(every, "tasks", "0.5")
+    known = {image.tobytes(): n for n, image in enumerate(every.images)}
+    back = [
+        lambda x: x,
+        lambda x: x[:, :, ::-1],
+        lambda x: 255 - x,
+        lambda x: x.swapaxes(1, 2),
+        lambda x: x,
+    ]
+    used: dict[str, set] = {"train": set(), "heldout": set(), "test": set()}
+    for (heterogeneity, _), federation in federations.items():
+        pool, labels = map(np.asarray, (federation.pool.inputs, federation.pool.labels))
+        for part, places in used.items():
+            for client, undo in enumerate(back):
+                index = np.asarray(getattr(federation, part).index[client])
+                if part != "test":
+                    index = index[: int(getattr(federation, part).count[client])]
+                seen = pool[index]
+                originals = undo(seen) if heterogeneity == "tasks" else seen
+                found = [known[x.tobytes()] for x in np.ascontiguousarray(originals)]
+                np.testing.assert_array_equal(every.labels[found], labels[index])
+                places |= set(found) if heterogeneity == "tasks" else set()
+    assert not used["train"] & (used["heldout"] | used["test"])
+    assert not used["heldout"] & used["test"]
+    assert len(used["train"]) == 216, "each image for training belongs to one client"
+    first, second = federations.values()
+    assert first.pool is second.pool, "what is frozen is computed once"
+    assert len(first.pool.labels) < 4 * len(every.labels), (
+        "what nobody sees is left out"
+    )
+    np.testing.assert_allclose(first.proportions, 1 / 3, atol=0.1)
+    assert first.task.tolist() == [0, 1, 2, 3, 0]
+
+
+def test_images_that_are_not_square_have_no_transposed_ones():
+    every = labelled(np.arange(360) % 3)
+    wide = every._replace(images=every.images[:, :4])
+    with pytest.raises(ValueError, match=r"tasks transposes .* have 4 x 8 pixels"):
+        of_tasks(wide, "tasks")
+    of_tasks(wide, "0.5")
+
+
 def mine_labels(mine: Images) -> list[int]:
     return [int(name.removeprefix("c")) for name in mine.names]
 
