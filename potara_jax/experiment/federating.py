@@ -246,6 +246,21 @@ def check_ranks(experiment: Experiment) -> None:
         )
 
 
+def check_shared(
+    experiment: Experiment, problem: Problem, algorithm: Algorithm
+) -> None:
+    """Raise `ValueError` if all modules that a problem adapts stay with the clients."""
+    numbers = size(conditions(experiment), experiment.cells.clients)
+    init = lambda key: algorithm.init(problem.adapter(key), numbers)
+    server = jax.eval_shape(init, jax.random.key(0))
+    if algorithm.name != "local" and not jax.tree.leaves(server):
+        raise ValueError(
+            f"{algorithm.name} shares nothing here: all that is trained stays with the "
+            "clients (fedper and fedrep keep the adapters of the last block private); "
+            "adapt more blocks, or take another algorithm"
+        )
+
+
 def check_private(experiment: Experiment, algorithm: Algorithm) -> None:
     """Raise `ValueError` if privacy is on and cannot be accounted for."""
     if wire_of(experiment).privacy is not None:

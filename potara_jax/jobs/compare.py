@@ -68,14 +68,15 @@ class Compare:
 
         Raises:
           ValueError: the federated model or a row cannot be merged, no model can have
-            twice its rank, or privacy is on and an algorithm does not declare what its
-            server takes.
+            twice its rank, an algorithm would share nothing, or privacy is on and an
+            algorithm does not declare what its server takes.
         """
         federating.check_mergeable(experiment, problem)
         trials.check_methods(experiment, problem)
         _check_doubled(experiment, problem)
         for name in self.algorithms or possible(experiment, problem, algorithms()):
             algorithm = federating.tuned_algorithm(experiment, problem.task, name)
+            federating.check_shared(experiment, problem, algorithm)
             if algorithm.sum_only is None:
                 federating.check_private(experiment, algorithm)
 
@@ -141,6 +142,7 @@ def possible(
     def is_possible(name: str) -> bool:
         try:
             algorithm = federating.tuned_algorithm(experiment, problem.task, name)
+            federating.check_shared(experiment, problem, algorithm)
             return algorithm.predict(problem.task) is not None
         except ValueError:
             return False

@@ -55,9 +55,10 @@ class Simulate:
         federating.check_ranks(experiment)
 
     def check_problem(self, experiment: Experiment, problem: Problem) -> None:
-        """Raise `ValueError` if privacy is on and cannot be accounted for."""
+        """Raise `ValueError` if nothing is shared, or privacy not accounted for."""
         name = experiment.federated.algorithm
         algorithm = federating.tuned_algorithm(experiment, problem.task, name)
+        federating.check_shared(experiment, problem, algorithm)
         federating.check_private(experiment, algorithm)
 
     def rounds(self, experiment: Experiment) -> int:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import potara_jax as pj
+from potara_jax.experiment.problem import Resources
 from potara_jax.experiments import digits
 from potara_jax.federated import registry
-from potara_jax.jobs import preset
+from potara_jax.jobs import compare, preset
 from potara_jax.reports import comparison
 from tests.jobs.examples import example, forget_later
 from tests.jobs.tiny import DIGITS, potara
@@ -142,6 +143,19 @@ def test_an_unknown_algorithm_is_refused(tmp_path, capsys):
     words = {"algorithms": "fedx", "out": tmp_path / "x", "cache": tmp_path}
     assert potara("compare", words) == 2
     assert "algorithms is fedx: it must be one of" in capsys.readouterr().err
+
+
+def test_an_algorithm_that_would_share_nothing_is_refused_and_left_out(
+    tmp_path, capsys
+):
+    settings = TINY | {"algorithms": "fedper", "out": tmp_path / "x"}
+    assert potara("compare", settings | {"cache": tmp_path}) == 2
+    assert "FedPer shares nothing here" in capsys.readouterr().err
+    for depth, left_out in ((1, {"fedper", "fedrep"}), (2, set())):
+        experiment = digits.EXPERIMENT.set(DIGITS | {"source.depth": depth})
+        problem = experiment.make_problem(experiment, Resources(tmp_path))
+        names = compare.possible(experiment, problem, registry.algorithms())
+        assert {*registry.algorithms()} - {*names} == left_out
 
 
 def test_modules_too_small_for_twice_the_rank_are_refused(tmp_path, capsys):
