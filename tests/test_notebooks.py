@@ -7,6 +7,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
+from tests.jobs.examples import forget_later
+
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
@@ -41,8 +43,10 @@ def run(name: str) -> dict[str, object]:
 
 
 @pytest.fixture(autouse=True)
-def no_windows():
+def without_traces(monkeypatch):
+    """No windows, and nothing registered for the tests that follow."""
     plt.switch_backend("agg")
+    forget_later(monkeypatch)
     yield
     plt.close("all")
 
