@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 # Many small programs, each run a few times: most of the time goes into compilation.
-# JAX reads these when it is imported, hence not here; it ends at one that it has no more.
+# JAX reads these when it is imported, hence not here; an unknown one ends the process.
 _FLAGS = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
