@@ -78,7 +78,7 @@ $(FILES)/.made: tests/small.py tests/data/raw_sets.py | install
 
 PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-test: install  ## run the tests but for the slow ones (5 minutes on 2 cores)
+test: install  ## run the tests but for the slow ones (6 minutes on 2 cores)
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: install  ## run all tests (10 minutes on 2 cores)
