@@ -87,7 +87,7 @@ def fedala(
             lambda old, new: jnp.where(first, old, new), received, start(weights)
         )
         adapter, losses = train(loss, begin, shared.pool, examples, key)
-        settled = state["settled"] | ~first
+        settled = state["settled"] | (shared.round != 0)
         state = {"personal": adapter, "weights": weights, "settled": settled}
         state |= {"begun": jnp.array(True)}
         return Update(state, adapter, jnp.append(before, losses), received)
