@@ -5,8 +5,8 @@
 
 Ten clients at Dirichlet 0.5, a ViT of two blocks, 20 rounds, one seed: small, to show
 what a wire costs an algorithm and not how good the algorithm is. (With one block,
-FedPer and FedRep would send nothing.) Where changes are
-clipped all clients weigh alike. `-` is a wire that makes no sense for the algorithm.
+FedPer and FedRep would send nothing.) Where changes are clipped all clients weigh
+alike. `-` is a wire that makes no sense for the algorithm.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ _FLAGS = [
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",
 ]
-if version("jaxlib").startswith(("0.9.", "0.10.", "0.11.")):
+if version("jaxlib").startswith("0.10."):
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_FLAGS))
 _COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
