@@ -29,6 +29,7 @@ Purpose = Literal[
     "states",
     # of a client in a round
     "batches",
+    "steps",
     "samples",
     "factors",
     "stragglers",

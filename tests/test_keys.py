@@ -49,7 +49,8 @@ def drawn(client, number):
     none = {"x": jnp.zeros((1, 3))}
     fresh = factors.drawn(ADAPTER, keys.subkey(key, "factors"))
     return {
-        "batches": jnp.argsort(TRAIN.batches(EXAMPLE, key).ravel()),  # places
+        "batches": jnp.argsort(TRAIN.batches(EXAMPLE, key).index.ravel()),  # places
+        "steps": jax.random.uniform(TRAIN.batches(EXAMPLE, key).key[0], (3,)),
         "samples": jax.random.uniform(keys.subkey(key, "samples"), (3,)),
         "stragglers": slowed(HALF, EXAMPLE, key).share[None],
         "dropout": lost(HALF, key)[None],

@@ -5,17 +5,21 @@ Linen models have it, by path, and every call merges a model out of a base again
 layer with factors in the place of each adapted layer, and calls it. So a base stays
 unbatched, and what a call changes in the model is forgotten.
 
-State that is neither parameters nor batch statistics, such as random streams and
-caches, stays as it is in the model. Models are called in evaluation mode: dropout and
-updates of statistics are off, as in a Linen model that is applied without random keys.
+State that is neither parameters nor batch statistics, such as caches, stays as it is in
+the model. Models are called in evaluation mode: dropout and updates of statistics are
+off, as in a Linen model that is applied without random keys. A call with `rngs={name:
+key}` has dropout, and its random streams begin with those keys; statistics stay frozen.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -58,7 +62,10 @@ def bind(
     observe: Observe | None = None,
     watch: Mapping[str, Callable[[Array], object]] = MappingProxyType({}),
 ) -> Callable[..., Any]:
-    """`apply(variables, factors, *inputs, **kwargs)` of the adapted model.
+    """`apply(variables, factors, *inputs, rngs=None, **kwargs)` of the adapted model.
+
+    `rngs` are keys by the names of the model's random streams; a stream that is not
+    among them begins with the first one. Streams of different places draw apart.
 
     Args:
       model: its state is replaced by the `variables` of a call.
@@ -76,14 +83,22 @@ def bind(
     paths = {_joined(path): path for path, _ in nnx.iter_modules(evaluated)}
 
     def apply(
-        variables: Mapping[str, Any], factors: Factors, *inputs: Any, **kwargs: Any
+        variables: Mapping[str, Any],
+        factors: Factors,
+        *inputs: Any,
+        rngs: Mapping[str, Array] | None = None,
+        **kwargs: Any,
     ) -> Any:
         values: dict[str, Any] = {
             name: flatten_dict(dict(variables.get(name, {})), sep="/")
             for name in _COLLECTIONS.values()
         }
         filled = [(path, _filled(path, variable, values)) for path, variable in flat]
+        if rngs:
+            filled = [(path, _begun(path, each, rngs)) for path, each in filled]
         called: Any = nnx.merge(graph, nnx.from_flat_state(filled))
+        if rngs:
+            called.set_attributes(deterministic=False, raise_if_not_found=False)
         codes = _int8_scales(values["params"])
         for path in {**factors, **codes}:
             adapted = _Adapted(
@@ -126,6 +141,20 @@ def _filled(path: Path, variable: Any, values: Mapping[str, Any]) -> Any:
             f"model has {list(shape)}: make it by variables(model)"
         )
     return variable.replace(value)
+
+
+def _begun(path: Path, variable: Any, rngs: Mapping[str, Array]) -> Any:
+    """A random stream's variable at its beginning; any other as it is."""
+    if isinstance(variable, nnx.RngCount):
+        return variable.replace(jnp.zeros_like(variable.get_value()))
+    if not isinstance(variable, nnx.RngKey):
+        return variable
+    key = rngs.get(variable.get_metadata("tag"), next(iter(rngs.values())))
+    if key.dtype == jnp.uint32:
+        key = jax.random.wrap_key_data(key)
+    of_place = jax.random.fold_in(key, zlib.crc32(_joined(path).encode()))
+    shape = variable.get_value().shape
+    return variable.replace(jax.random.split(of_place, shape) if shape else of_place)
 
 
 def _int8_scales(params: Mapping[str, Array]) -> dict[str, Array]:

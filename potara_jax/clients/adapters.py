@@ -23,7 +23,7 @@ from potara_jax.clients.fitting import jit_over_clients
 from potara_jax.clients.mesh import by_client, everywhere, put, whole
 from potara_jax.clients.model_task import ModelTask, check_task
 from potara_jax.clients.task import Task
-from potara_jax.clients.training import batch_index
+from potara_jax.clients.training import draw_steps, nth
 from potara_jax.data.arrays import Examples, pooled
 from potara_jax.data.federation import Batch, Ragged, pack, take
 
@@ -202,13 +202,13 @@ def _advance(
         number: Array,
     ) -> tuple[_State, Array]:
         base, pool = shared
-        draw = {"steps": steps, "batch_size": batch_size, "first": first}
-        rows = batch_index(keys.subkey(key, "batches"), examples, **draw)
+        sizes: Any = {"steps": steps, "batch_size": batch_size, "first": first}
+        draws = draw_steps(key, examples, **sizes)
         slope = jax.value_and_grad(task.objective(base))
 
         def step(i: Array, carry: tuple[_State, Array]) -> tuple[_State, Array]:
             (adapter, optimizer_state), losses = carry
-            loss, grads = slope(adapter, take(pool, rows[i]))
+            loss, grads = slope(adapter, take(pool, nth(draws, i)))
             updates, fresh = optimizer.update(grads, optimizer_state, adapter)
             updated: Any = optax.apply_updates(adapter, updates)
             return _State(updated, fresh), losses.at[i].set(loss)

@@ -13,7 +13,7 @@ from flax import errors
 
 from potara_jax.adapters import lora
 from potara_jax.adapters.lora import Model, Params, Site
-from potara_jax.clients.task import Loss, Task, of_classes, of_loss
+from potara_jax.clients.task import Loss, Task, Training, of_classes, of_loss
 from potara_jax.data.federation import Batch, take
 
 Arguments = Callable[[Any], tuple[Any, ...]]
@@ -63,6 +63,7 @@ class ModelTask:
         batch = take(pool, jnp.zeros(1, jnp.int32))
         if not self.classes:
             _traced(self.at(1.0).loss, base, batch)
+            self._check_training(base, batch)
             return
         outputs = self._outputs(base, batch)
         _check_type_of_labels(pool.labels)
@@ -74,6 +75,15 @@ class ModelTask:
                     f"{name} has the label {labels[group][wrong][0]}: the model has "
                     f"{outputs} outputs, so number the classes from 0 to {outputs - 1}"
                 )
+        self._check_training(base, batch)
+
+    def _check_training(self, base: Params, batch: Batch) -> None:
+        """Raise `ValueError` where the model cannot be called as in a training step."""
+        keyed = batch._replace(key=jax.random.key(0))
+        try:
+            _traced(self.at(1.0).loss, base, keyed)
+        except TypeError as error:
+            raise ValueError(f"training does not fit the model: {error}") from error
 
     def _outputs(self, base: Params, batch: Batch) -> int:
         """The number of the model's logits."""
@@ -162,7 +172,11 @@ def arguments_of(inputs: Any) -> tuple[Any, ...]:
 
 
 def classification(
-    model: Model, *, inputs: Arguments = arguments_of, head: str | None = None
+    model: Model,
+    *,
+    inputs: Arguments = arguments_of,
+    head: str | None = None,
+    training: Training | None = None,
 ) -> ModelTask:
     """Cross-entropy and accuracy of a model whose outputs are logits `[B, K]`.
 
@@ -173,10 +187,17 @@ def classification(
         arguments, anything else is the only one.
       head: path of the module that reads the last hidden features, for algorithms that
         compare clients by features; default: these compare logits.
+      training: for a model with dropout: `training(key)`, the keywords that a training
+        step calls the model with, where the key is the step's own, of its client and
+        round. Such as `lambda key: {"rngs": {"dropout": key}, "deterministic": False}`
+        for Linen, and `lambda key: {"rngs": {"dropout": key}}` for NNX. Everything else
+        calls the model without them. Default: it is always called so.
     """
 
     def called(apply: Callable[..., Out]) -> Callable[..., Out]:
-        return lambda base, adapter, x: apply(base, adapter, *inputs(x))
+        return lambda base, adapter, x, **kwargs: apply(
+            base, adapter, *inputs(x), **kwargs
+        )
 
     def build(scale: float, sites: Sites | None) -> Task:
         scanned = sites is None or any(site.stack for site in sites.values())
@@ -186,13 +207,18 @@ def classification(
             called(lora.bind(model, scale=scale)),
             read=None if scanned else called(read),
             features=None if features is None else called(features),
+            training=training,
         )
 
     return ModelTask(model, inputs, build, classes=True)
 
 
 def objective(
-    model: Model, loss: Loss, *, inputs: Arguments = arguments_of
+    model: Model,
+    loss: Loss,
+    *,
+    inputs: Arguments = arguments_of,
+    training: Training | None = None,
 ) -> ModelTask:
     """A loss of any kind on a model; the score is minus the loss.
 
@@ -204,6 +230,7 @@ def objective(
       inputs: from a batch's inputs to arguments that the model can be traced with, to
         find its kernels. Default: a tuple is spread over the arguments, anything else
         is the only one.
+      training: for a model with dropout, see `classification`.
     """
 
     if not callable(loss):
@@ -211,6 +238,6 @@ def objective(
 
     def build(scale: float, sites: Sites | None) -> Task:
         del sites
-        return of_loss(lora.bind(model, scale=scale), loss)
+        return of_loss(lora.bind(model, scale=scale), loss, training=training)
 
     return ModelTask(model, inputs, build)

@@ -18,6 +18,7 @@ from potara_jax.adapters.lora import Adapter, Apply, Array, Params
 from potara_jax.data.federation import Batch
 
 Loss = Callable[[Callable[..., Array], Batch], Array]
+Training = Callable[[Array], Mapping[str, Any]]
 
 
 class Metric(NamedTuple):
@@ -96,20 +97,29 @@ class Task(NamedTuple):
         )
 
 
-def of_loss(apply: Apply, loss: Loss) -> Task:
+def _calling(apply: Apply, training: Training | None, key: Array | None) -> Apply:
+    """A model as it is called in a step with a key, or where it is measured."""
+    if training is None or key is None:
+        return apply
+    return functools.partial(apply, **training(key))
+
+
+def of_loss(apply: Apply, loss: Loss, *, training: Training | None = None) -> Task:
     """A task of a loss alone; its score is minus the loss.
 
     Args:
       apply: `(base, adapter, *inputs)`, an adapted model, as `lora.bind` gives it.
       loss: `loss(model, batch) -> [B]`, of the model bound to a base and an adapter,
         which it calls as often as it needs.
+      training: see `of_classes`.
 
     Raises:
       ValueError: when traced, where the loss is not one number an example.
     """
 
     def loss_of(base: Params, adapter: Adapter, batch: Batch) -> Array:
-        values = jnp.asarray(loss(functools.partial(apply, base, adapter), batch))
+        called = _calling(apply, training, batch.key)
+        values = jnp.asarray(loss(functools.partial(called, base, adapter), batch))
         expected = jax.tree.leaves(batch)[0].shape[:1]
         if values.shape != expected:
             raise ValueError(
@@ -127,6 +137,7 @@ def of_classes(
     read: Callable[..., dict[str, Array]] | None = None,
     features: Apply | None = None,
     add: Callable[[Params, dict[str, Array]], Params] | None = None,
+    training: Training | None = None,
 ) -> Task:
     """Cross-entropy and accuracy of `apply(base, adapter, inputs) -> [B, K]`.
 
@@ -138,6 +149,8 @@ def of_classes(
       features: `(base, adapter, inputs) -> [B, F]`, see `lora.bind_input_of`; default:
         the logits.
       add: see `lora.bind_add`.
+      training: `training(key)`, with what keywords the model is called in a training
+        step; elsewhere it is called without them.
     """
     biased = _biased(apply)
 
@@ -145,21 +158,22 @@ def of_classes(
         return lambda base, adapter, batch: fn(base, _bare(adapter), batch.inputs)
 
     def logits(base: Params, adapter: Adapter, batch: Batch) -> Array:
-        return biased(base, adapter, batch.inputs).astype(jnp.float32)
+        called = _calling(biased, training, batch.key)
+        return called(base, adapter, batch.inputs).astype(jnp.float32)
 
     return of_logits(logits)._replace(
         inputs=of_inputs(read) if read else None,
         features=of_inputs(features) if features else logits,
         add=add,
-        again=lambda change: of_classes(change(biased)),
+        again=lambda change: of_classes(change(biased), training=training),
     )
 
 
 def _biased(apply: Apply) -> Apply:
     """The model whose adapters may have a bias of the logits."""
 
-    def outputs(base: Params, adapter: Adapter, *inputs: Any) -> Array:
-        logits = apply(base, _bare(adapter), *inputs)
+    def outputs(base: Params, adapter: Adapter, *inputs: Any, **kwargs: Any) -> Array:
+        logits = apply(base, _bare(adapter), *inputs, **kwargs)
         if not _has_bias(adapter):
             return logits
         return logits.astype(jnp.float32) + adapter[LOGIT_BIAS]["bias"]

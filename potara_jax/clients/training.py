@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from potara_jax.data.federation import Batch, Ragged, take
+from potara_jax.data.federation import Batch, Draws, Ragged, take
 from potara_jax.keys import subkey
 
 Array = jax.Array
@@ -44,27 +45,51 @@ class Train:
     ) -> tuple[Any, Array]:
         """Train; see the class."""
 
-        def step(carry: Any, row: Array) -> tuple[Any, Array]:
+        def step(carry: Any, draw: Draws) -> tuple[Any, Array]:
             params, state = carry
-            loss, grads = jax.value_and_grad(objective)(params, take(pool, row))
+            loss, grads = jax.value_and_grad(objective)(params, take(pool, draw))
             updates, state = self.optimizer.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), loss
 
-        carry, rows = (params, self.optimizer.init(params)), self.batches(examples, key)
-        (params, _), losses = run_steps(step, carry, rows, examples)
+        carry = params, self.optimizer.init(params)
+        draws = self.batches(examples, key)
+        (params, _), losses = run_steps(step, carry, draws, examples)
         return params, losses
 
-    def batches(self, examples: Ragged, key: Array) -> Array:
-        """Indices `[S, B]` into the pool; the same for every training with one key."""
-        steps, size = self.steps, self.batch_size
-        key = subkey(key, "batches")
-        return batch_index(key, examples, steps=steps, batch_size=size)
+    def batches(self, examples: Ragged, key: Array) -> Draws:
+        """What `S` steps draw; the same for every training with one key."""
+        return draw_steps(key, examples, steps=self.steps, batch_size=self.batch_size)
+
+
+def draw_steps(
+    key: Array,
+    examples: Ragged,
+    *,
+    steps: int,
+    batch_size: int,
+    first: Array | int = 0,
+) -> Draws:
+    """What steps draw; step `i`'s own key comes from `fold_in(key, i)`.
+
+    Args:
+      key: a client's in a round; may be used for its other purposes too.
+      examples: one client's.
+      steps: `S`.
+      batch_size: `B`.
+      first: the number of the first of these steps, where some came before.
+    """
+    sizes: Any = {"steps": steps, "batch_size": batch_size, "first": first}
+    of_step = partial(jax.random.fold_in, subkey(key, "steps"))
+    return Draws(
+        batch_index(subkey(key, "batches"), examples, **sizes),
+        jax.vmap(of_step)(first + jnp.arange(steps)),
+    )
 
 
 def run_steps(
-    step: Callable[[Any, Array], tuple[Any, Array]],
+    step: Callable[[Any, Draws], tuple[Any, Array]],
     carry: Any,
-    rows: Array,
+    draws: Draws,
     examples: Ragged,
 ) -> tuple[Any, Array]:
     """`carry` after a client's steps, and their losses.
@@ -74,23 +99,28 @@ def run_steps(
     with the most steps.
 
     Args:
-      step: `step(carry, row) -> (carry, loss)`.
+      step: `step(carry, draw) -> (carry, loss)`.
       carry: before the first step, such as parameters and the optimiser's state.
-      rows: a batch's indices a step, `[S, B]`.
+      draws: what each step draws, with a leading axis of `S` steps.
       examples: the client's.
     """
     if examples.share is None:
-        return jax.lax.scan(step, carry, rows)
-    shape = jax.eval_shape(step, carry, rows[0])[1]
-    none = jnp.full((len(rows), *shape.shape), jnp.nan, shape.dtype)
+        return jax.lax.scan(step, carry, draws)
+    steps, shape = len(draws.index), jax.eval_shape(step, carry, nth(draws, 0))[1]
+    none = jnp.full((steps, *shape.shape), jnp.nan, shape.dtype)
 
     def take_step(number: Array, state: tuple[Any, Array]) -> tuple[Any, Array]:
         carry, losses = state
-        carry, loss = step(carry, rows[number])
+        carry, loss = step(carry, nth(draws, number))
         return carry, losses.at[number].set(loss)
 
-    last = jnp.ceil(examples.share * len(rows)).astype(jnp.int32)
+    last = jnp.ceil(examples.share * steps).astype(jnp.int32)
     return jax.lax.fori_loop(0, last, take_step, (carry, none))
+
+
+def nth(draws: Draws, number: Array | int) -> Draws:
+    """What one of the steps draws."""
+    return jax.tree.map(lambda x: x[number], draws)
 
 
 def batch_index(

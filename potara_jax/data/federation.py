@@ -32,10 +32,25 @@ class Batch(NamedTuple):
     Attributes:
       inputs: `[B, ...]`.
       labels: `[B]`, int32, where they are classes.
+      key: what a training step draws with, such as a model's dropout; None where a
+        model is measured.
     """
 
     inputs: Any
     labels: Any
+    key: Array | None = None
+
+
+class Draws(NamedTuple):
+    """What training steps draw: the examples of a batch, and a key for the rest.
+
+    Attributes:
+      index: places in the pool, `[S, B]`, int32.
+      key: `[S]`.
+    """
+
+    index: Array
+    key: Array
 
 
 class Ragged(NamedTuple):
@@ -261,8 +276,10 @@ def _are_classes(labels: Any) -> bool:
 # --- Indices into a pool -------------------------------------------------------------
 
 
-def take(pool: Batch, index: Array) -> Batch:
-    """The pool's examples at an index of any shape."""
+def take(pool: Batch, index: Array | Draws) -> Batch:
+    """The pool's examples at an index of any shape, or the batch that a step draws."""
+    if isinstance(index, Draws):
+        return take(pool, index.index)._replace(key=index.key)
     return jax.tree.map(lambda x: x[index], pool)
 
 

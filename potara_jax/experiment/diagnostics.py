@@ -50,7 +50,7 @@ def diagnostics(
         **at.cell._asdict(),
         "counts": as_lists(at.federation.train.count),
         "proportions": as_lists(at.federation.proportions),
-        "held": at.problem.contents._asdict(),
+        "held": at.problem.held(*at.cell)._asdict(),
         "segment": _segment(at, merges, rows),
         "damping": _damping(at, merges),
         "certainty": _certainty(at, merges),

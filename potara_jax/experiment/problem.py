@@ -11,6 +11,7 @@ import jax
 from potara_jax.adapters import lora
 from potara_jax.adapters.lora import Adapter, Params
 from potara_jax.clients.task import Task
+from potara_jax.data.dealing import TASKS
 from potara_jax.data.federation import Federation
 from potara_jax.models.publishing import Form
 
@@ -72,11 +73,14 @@ class ClientContents(NamedTuple):
       kind: what a stratum is: class, task or client.
       names: of the strata. If empty, they are numbered.
       clients: names of the clients. If empty, they are numbered.
+      transformations: names of what clients do to their inputs, where with
+        heterogeneity `tasks` they differ by it: a client's is that of its `task`.
     """
 
     kind: str = "class"
     names: tuple[str, ...] = ()
     clients: tuple[str, ...] = ()
+    transformations: tuple[str, ...] = ()
 
 
 class MakeAdapter(Protocol):
@@ -108,6 +112,14 @@ class Problem(NamedTuple):
     writer: Writer | None = None
     contents: ClientContents = ClientContents()
     split: Split | None = None
+
+    def held(self, heterogeneity: str, seed: int) -> ClientContents:
+        """Names of what a cell's clients hold; a transformation's is its clients'."""
+        names = self.contents.transformations
+        if heterogeneity != TASKS or not names:
+            return self.contents
+        kinds = self.federations[heterogeneity, seed].task.tolist()
+        return self.contents._replace(clients=tuple(names[kind] for kind in kinds))
 
 
 def adapter_maker(

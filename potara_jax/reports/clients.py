@@ -31,10 +31,11 @@ def clients_csv(results: Results) -> str:
     column. `balanced` is the accuracy under equal shares of the client's classes; it is
     left out where examples have no classes. `weight` is the mean over modules if each
     has one, and empty for a method without weights. `examples` counts the client's
-    training examples. `name` is the client's, or that of its most frequent class or
-    task. `low` and `high` are the ends of the weight's 90 % interval, and `gains` says
-    whether some weight beats the better model with confidence; they are empty for
-    methods that do not say, and left out if none does.
+    training examples. `name` is the client's, that of what it does to its inputs, or
+    that of its most frequent class or task. `low` and `high` are the ends of the
+    weight's 90 % interval, and `gains` says whether some weight beats the better model
+    with confidence; they are empty for methods that do not say, and left out if none
+    does.
     """
     scores = _scores(results)
     entries, text = _entries(results), io.StringIO()

@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 
 MISSING = "–"  # noqa: RUF001
 DIVERGED = "diverged"  # in the place of a score that is not finite
-_LABELS = {"tasks": "one task per client", "natural": "the clients' own data"}
+_LABELS = {
+    "tasks": "one task or transformation per client",
+    "natural": "the clients' own data",
+}
 
 
 class Metric(NamedTuple):

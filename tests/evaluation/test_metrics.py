@@ -35,7 +35,7 @@ def adapters(seed=0):
 
 
 def numpy_scores(shared, stacked, test):
-    inputs, labels = map(np.asarray, shared.pool)
+    inputs, labels = map(np.asarray, shared.pool[:2])
     w = np.asarray(shared.base["w"], np.float64)
     accuracy, loss = [], []
     for client in range(CLIENTS):

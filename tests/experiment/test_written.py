@@ -57,7 +57,7 @@ def test_a_model_that_knows_half_of_the_answers_scores_one_half(problem):
     assert set(first["written"].split()) == {"1000"}
     assert second["written"] == second["right"] != ""
     table = answers.table({"written": [record]})
-    assert table.groups[0].title == "one task per client"
+    assert table.groups[0].title == "one task or transformation per client"
     assert table.groups[0].rows[0].texts[0] == "potara core"
     sections = answers.sections({"written": [record, record | {"method": "local"}]})
     rows = [row for group in sections[0].parts[-1].groups for row in group.rows]

@@ -167,7 +167,10 @@ def lines(tmp_path):
 
 def test_digits_share_images_where_clients_are_many():
     changes = SHORT | {"source.depth": 1, "cells.heterogeneity": ("0.1", "tasks")}
-    made(digits, changes)
+    _, few = made(digits, changes)
+    assert few.held("0.1", 0).clients == ()
+    ways = few.held("tasks", 0).clients
+    assert ways[:2] == ("upright", "mirrored") and len(ways) == changes["cells.clients"]
     changes |= {"cells.clients": 400}
     experiment = digits.EXPERIMENT.set(changes)
     with pytest.raises(ValueError, match=r"take fewer clients.*: set source\.examples"):

@@ -54,7 +54,7 @@ def numpy_client(kind, w, a, b, x, target, *, steps):
 def numpy_rounds(kind, given, *, steps, number):
     w = np.asarray(given.shared.base["w"], np.float64)
     a, b = (np.asarray(given.adapter["dense"][name], np.float64) for name in "ab")
-    inputs, labels = map(np.asarray, given.shared.pool)
+    inputs, labels = map(np.asarray, given.shared.pool[:2])
     weights = np.asarray(given.examples.count) / np.sum(given.examples.count)
     for _ in range(number):
         results = []

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from potara_jax import federated
-from potara_jax.data.federation import Batch
 from potara_jax.federated import rounds, wire
 from potara_jax.federated.conditions import Conditions
 from potara_jax.federated.registry import algorithms
@@ -91,7 +90,7 @@ def test_every_step_has_the_progress_of_any_clients(name):
 def test_a_pool_on_the_host_is_gathered():
     streamed = Streamed("ditto")
     expected = streamed.run()
-    pool = Batch(*map(np.asarray, streamed.shared.pool))
+    pool = jax.tree.map(np.asarray, streamed.shared.pool)
     streamed.shared = streamed.shared._replace(pool=pool)
     steps = streamed.run()
     assert_equal(contents(steps), contents(expected))

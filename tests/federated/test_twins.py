@@ -42,7 +42,7 @@ class Client:
 
     def __init__(self, given, place):
         index, count = (np.asarray(part)[place] for part in given.examples[:2])
-        inputs, labels = map(np.asarray, given.shared.pool)
+        inputs, labels = map(np.asarray, given.shared.pool[:2])
         self.x = inputs[index[:count]].astype(np.float64)
         self.target = np.eye(OUTPUTS)[labels[index[:count]]]
         self.w = np.asarray(given.shared.base["w"], np.float64)

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from potara_jax.data.federation import Batch
 from potara_jax.merging import likelihoods
 from potara_jax.merging.curvature import curvature
 
@@ -70,7 +71,7 @@ INPUTS = jnp.array([[1.0, 2.0], [0.5, -1.0], [3.0, 0.0]])
 
 
 def half_squared(base, adapter, batch):
-    inputs, targets = batch
+    inputs, targets = batch.inputs, batch.labels
     return (base * inputs @ adapter - targets) ** 2 / 2
 
 
@@ -82,7 +83,7 @@ def test_the_fisher_of_a_loss_is_that_of_its_gradients():
         lambda theta, example, key: likelihood(1.0, theta, example, key),
         adapter,
         2 * adapter,
-        (INPUTS, INPUTS @ adapter - RESIDUALS),
+        Batch(INPUTS, INPUTS @ adapter - RESIDUALS),
         jnp.ones(3),
         KEY,
     )

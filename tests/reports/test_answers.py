@@ -11,7 +11,7 @@ def record(method, seed, score, heterogeneity="tasks"):
 def test_metrics_are_means_over_seeds_with_their_spread():
     written = [record("local", 0, 0.5), record("local", 1, 0.7)]
     ((rows, title),) = answers.table({"written": written}).groups
-    assert title == "one task per client"
+    assert title == "one task or transformation per client"
     assert [row.texts for row in rows] == [["local", *["60.0 ± 14.1"] * 3]]
 
 

@@ -42,13 +42,14 @@ def test_a_line_names_the_clients_that_were_left_out():
     of = lambda *clients: [{"phase": "x", "round": 1, "client": c} for c in clients]
     first["left_out"], second["left_out"] = of(7, 7), of(3)
     start = "Left out of rounds with an update that is not finite: "
-    line = "client 7 (Dirichlet 0.1, seed 0), client 3 (one task per client, seed 0)"
+    third = "client 3 (one task or transformation per client, seed 0)"
+    line = f"client 7 (Dirichlet 0.1, seed 0), {third}"
     assert diagnostics.left_out_notes(results) == [f"{start}{line}."]
     for table in (methods.table(results), *methods.brief(results)):
         assert f"{start}{line}." in table.notes
     second["left_out"] = of(*range(6))
     (line,) = diagnostics.left_out_notes(results)
-    assert line.endswith("client 3 (one task per client, seed 0), and 2 more.")
+    assert line.endswith(f"{third}, and 2 more.")
 
 
 def test_seconds_are_means_over_seeds():

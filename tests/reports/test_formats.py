@@ -11,7 +11,8 @@ LOSS = Metric("loss", percent=False)
     ("heterogeneity", "text"),
     [
         *(("0.1", "Dirichlet 0.1"), ("1.0", "Dirichlet 1")),
-        *(("tasks", "one task per client"), ("natural", "the clients' own data")),
+        ("tasks", "one task or transformation per client"),
+        ("natural", "the clients' own data"),
         *(("shards2", "2 shards per client"), ("by writer", "by writer")),
     ],
 )

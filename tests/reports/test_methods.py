@@ -105,7 +105,7 @@ def test_the_table_fits_a_terminal_and_is_whole(width):
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    for name in ("Dirichlet 0.1", "one task per client", *METHODS):
+    for name in ("Dirichlet 0.1", "one task or transformation per client", *METHODS):
         assert name in text
 
 

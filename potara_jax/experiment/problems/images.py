@@ -257,7 +257,8 @@ def _kinds(experiment: Experiment, images: Images) -> int:
     if height != width:
         raise ValueError(
             f"cells.heterogeneity {TASKS} transposes images, and these have {height} x "
-            f"{width} pixels: take square ones, or another heterogeneity"
+            f"{width} pixels: take square ones, such as `potara run images` makes with "
+            "--side, or another heterogeneity"
         )
     return len(TRANSFORMS)
 

@@ -17,6 +17,7 @@ from potara_jax.adapters import lora, precision
 from potara_jax.adapters.lora import Params, Site
 from potara_jax.clients.task import Task, of_classes
 from potara_jax.data.federation import Batch
+from potara_jax.data.transforms import TRANSFORMS
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import (
     ClientContents,
@@ -98,7 +99,9 @@ def problem(
         ),
         federations=federations,
         form=_form(model, sites, settings.scale),
-        contents=ClientContents("class", tuple(model.names)),
+        contents=ClientContents(
+            "class", tuple(model.names), transformations=tuple(TRANSFORMS)
+        ),
         split=_split(module, model.prepare, sites, settings),
     )
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from potara_jax.clients.task import Task
-from potara_jax.clients.training import Train
+from potara_jax.clients.training import Train, nth
 from potara_jax.data.federation import take
 from potara_jax.federated.algorithms.fedit import fedit
 from potara_jax.federated.factors import interpolate
@@ -37,7 +37,7 @@ def apfl(
         loss, personal = task.objective(shared.base), state["personal"]
 
         def of_alpha(alpha):
-            batch = take(shared.pool, train.batches(examples, key)[0])
+            batch = take(shared.pool, nth(train.batches(examples, key), 0))
             return loss(interpolate(personal, received, alpha), batch)
 
         slope = jax.grad(of_alpha)(state["alpha"])

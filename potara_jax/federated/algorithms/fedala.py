@@ -69,16 +69,16 @@ def fedala(
         loss, first = task.objective(shared.base), shared.round == 0
         start = lambda weights: _mixed(state["personal"], received, weights)
 
-        def descend(weights, row):
-            batch = take(shared.pool, row)
+        def descend(weights, draw):
+            batch = take(shared.pool, draw)
             of = lambda weights: loss(start(weights), batch)
             value, grads = jax.value_and_grad(of)(weights)
             move = lambda w, g: jnp.clip(w - rate * g, 0, 1)
             return jax.tree.map(move, weights, grads), value
 
         sample = _sampled(examples, share, subkey(key, "samples"))
-        rows = train.batches(sample, key)
-        learn = lambda weights: run_steps(descend, weights, rows, examples)
+        draws = train.batches(sample, key)
+        learn = lambda weights: run_steps(descend, weights, draws, examples)
         limit = jnp.where(first, 0, jnp.where(state["settled"], 1, passes))
         weights, before = _until_settled(
             learn, state["weights"], (passes, train.steps), limit, threshold

@@ -43,9 +43,9 @@ def pfedme(
     def client(shared, received, state, examples, key):
         loss = task.objective(shared.base)
 
-        def step(carry, row):
+        def step(carry, draw):
             common, theta, memory = carry
-            batch = take(shared.pool, row)
+            batch = take(shared.pool, draw)
 
             def envelope(theta):
                 pull = squared_distance(theta, common)
@@ -63,8 +63,8 @@ def pfedme(
             return (moved, theta, memory), values
 
         start = received, received, train.optimizer.init(received)
-        rows = train.batches(examples, key)
-        (common, theta, _), losses = run_steps(step, start, rows, examples)
+        draws = train.batches(examples, key)
+        (common, theta, _), losses = run_steps(step, start, draws, examples)
         state = {"theta": theta, "begun": jnp.array(True)}
         return Update(state, common, losses.ravel(), received)
 

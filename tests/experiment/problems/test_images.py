@@ -123,7 +123,8 @@ def test_with_tasks_clients_share_the_classes_and_see_images_in_their_own_way():
 def test_images_that_are_not_square_have_no_transposed_ones():
     every = labelled(np.arange(360) % 3)
     wide = every._replace(images=every.images[:, :4])
-    with pytest.raises(ValueError, match=r"tasks transposes .* have 4 x 8 pixels"):
+    named = r"tasks transposes .* have 4 x 8 pixels.*--side"
+    with pytest.raises(ValueError, match=named):
         of_tasks(wide, "tasks")
     of_tasks(wide, "0.5")
 
