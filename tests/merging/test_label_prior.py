@@ -86,7 +86,7 @@ def test_it_helps_where_the_test_has_the_clients_shares_and_not_with_equal_ones(
 def test_its_losses_are_the_least_of_all_temperatures():
     given = samples(SHARES)
     losses, bias = measured(given)
-    inputs, labels = map(np.asarray, given.examples)
+    inputs, labels = map(np.asarray, given.examples[:2])
     for actual, logits in (
         (losses.plain, inputs),
         (losses.corrected, inputs + np.asarray(bias)[:, None]),
