@@ -240,8 +240,10 @@ def _reporting(progress: bool | Report) -> Generator[Report | None]:
         yield None
         return
     console = Console(stderr=True)
-    hidden = not (console.is_terminal or console.is_jupyter)
-    with Progress(console=console, disable=hidden) as bar:
+    if not (console.is_terminal or console.is_jupyter):
+        yield None
+        return
+    with Progress(console=console) as bar:
         row = bar.add_task("adapters")
         yield lambda done, total, loss: bar.update(
             row, completed=done, total=total, description=f"loss {loss:.4g}"
