@@ -23,11 +23,29 @@ def report(results: Results, folder: Path) -> Report:
     del folder
     return Report(
         title=f"Step sizes: {results['experiment']}",
-        lead=[],
+        lead=at_an_end(results),
         sections=[Section("Trials", (Text(_EXPLANATION), table(results)))],
         settings=results["settings"],
         versions=results["versions"],
     )
+
+
+def at_an_end(results: Results) -> list[str]:
+    """A sentence that names the algorithms whose best trial is the first or last."""
+    tried: dict[str, list[Record]] = {}
+    for trial in results["trials"]:
+        tried.setdefault(trial["algorithm"], []).append(trial["trial"])
+    names = [
+        name
+        for name, best in results["best"].items()
+        if best in (tried[name][0], tried[name][-1]) and len(tried[name]) > 1
+    ]
+    if not names:
+        return []
+    return [
+        "At an end of what was tried, so that a better value may lie beyond it: "
+        f"{', '.join(names)}."
+    ]
 
 
 def brief(results: Results) -> list[Table]:

@@ -27,3 +27,11 @@ def test_the_report(tmp_path):
     page = document.html(tuning.report(RESULTS, tmp_path))
     assert "Held-out accuracy\u00a0%" in page
     assert page.count('<tr class="best">') == 2
+
+
+def test_algorithms_whose_best_trial_is_at_an_end_are_named():
+    assert tuning.at_an_end(RESULTS) == [
+        "At an end of what was tried, so that a better value may lie beyond it: fedit."
+    ]
+    inside = {"algorithm": "fedit", "trial": {"local_rate": 0.001}, "mean": 0.1}
+    assert tuning.at_an_end(RESULTS | {"trials": [*TRIALS, inside]}) == []

@@ -76,7 +76,7 @@ def draw_speed(lines: Sequence[Record]) -> Figure | None:
         left.plot(rounds, pace, color=_BLUE, marker=marker)
         right.plot(rounds, memory, color=_RED, marker=marker)
     for axes in (left, right):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.dataLim.y1)  # so that no marker is cut off
         _number_rounds(axes)
     return figure
 
