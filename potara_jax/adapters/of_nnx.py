@@ -13,6 +13,7 @@ key}` has dropout, and its random streams begin with those keys; statistics stay
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -64,8 +65,9 @@ def bind(
 ) -> Callable[..., Any]:
     """`apply(variables, factors, *inputs, rngs=None, **kwargs)` of the adapted model.
 
-    `rngs` are keys by the names of the model's random streams; a stream that is not
-    among them begins with the first one. Streams of different places draw apart.
+    `rngs` are keys by the names of the model's random streams; a stream of another name
+    begins with the first of them. Streams of different places draw apart. A model that
+    takes `rngs` is given them as `nnx.Rngs`, too.
 
     Args:
       model: its state is replaced by the `variables` of a call.
@@ -74,13 +76,15 @@ def bind(
       watch: functions that are called with what the modules of some paths read.
 
     Raises:
-      ValueError: when called, where `variables` are not those of the model.
+      ValueError: when called, where `variables` are not those of the model, or `rngs`
+        is no dictionary of keys.
     """
     evaluated = nnx.clone(model)
     evaluated.eval()
     graph, state = nnx.split(evaluated)
     flat = nnx.to_flat_state(state)
     paths = {_joined(path): path for path, _ in nnx.iter_modules(evaluated)}
+    takes_rngs = "rngs" in inspect.signature(type(model).__call__).parameters
 
     def apply(
         variables: Mapping[str, Any],
@@ -94,11 +98,13 @@ def bind(
             for name in _COLLECTIONS.values()
         }
         filled = [(path, _filled(path, variable, values)) for path, variable in flat]
-        if rngs:
+        if rngs is not None:
+            _check_rngs(rngs)
             filled = [(path, _begun(path, each, rngs)) for path, each in filled]
         called: Any = nnx.merge(graph, nnx.from_flat_state(filled))
-        if rngs:
+        if rngs is not None:
             called.set_attributes(deterministic=False, raise_if_not_found=False)
+            kwargs |= {"rngs": nnx.Rngs(**rngs)} if takes_rngs else {}
         codes = _int8_scales(values["params"])
         for path in {**factors, **codes}:
             adapted = _Adapted(
@@ -141,6 +147,17 @@ def _filled(path: Path, variable: Any, values: Mapping[str, Any]) -> Any:
             f"model has {list(shape)}: make it by variables(model)"
         )
     return variable.replace(value)
+
+
+def _check_rngs(rngs: Any) -> None:
+    """Raise `ValueError` for what is no dictionary from names of streams to keys."""
+    if not isinstance(rngs, dict) or not rngs:
+        empty = isinstance(rngs, dict)
+        kind = "an empty dictionary" if empty else f"a {type(rngs).__name__}"
+        raise ValueError(
+            f'rngs is {kind}: it must be a dictionary of keys, such as {{"dropout": '
+            "key}"
+        )
 
 
 def _begun(path: Path, variable: Any, rngs: Mapping[str, Array]) -> Any:

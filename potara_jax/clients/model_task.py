@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -31,14 +32,21 @@ class ModelTask:
       build: `build(scale, sites)` makes the task, see `at`.
       classes: whether labels are classes, from 0 to below the number of the model's
         outputs.
+      training: see `classification`.
     """
 
     model: Model
     inputs: Arguments
     build: Callable[[float, Sites | None], Task]
     classes: bool = False
+    training: Training | None = None
 
     def __post_init__(self) -> None:
+        if not (self.training is None or callable(self.training)):
+            raise ValueError(
+                f"training is {self.training!r}: it must be a function from a key to "
+                "the keywords of a training step"
+            )
         if not isinstance(self.model, Model):
             raise ValueError(
                 f"model is a {type(self.model).__name__}: it must be a Flax module"
@@ -78,12 +86,27 @@ class ModelTask:
         self._check_training(base, batch)
 
     def _check_training(self, base: Params, batch: Batch) -> None:
-        """Raise `ValueError` where the model cannot be called as in a training step."""
-        keyed = batch._replace(key=jax.random.key(0))
+        """Check that the model can be called as in a training step.
+
+        Raises `ValueError` where it cannot, and warns where nothing that it computes
+        there depends on the step's key, so that its dropout is off.
+        """
+        if self.training is None:
+            return
+        loss = self.at(1.0).loss
+        keyed = lambda key: loss(base, {}, batch._replace(key=key))
         try:
-            _traced(self.at(1.0).loss, base, keyed)
-        except TypeError as error:
-            raise ValueError(f"training does not fit the model: {error}") from error
+            traced = jax.make_jaxpr(keyed)(jax.random.key(0))
+        except (TypeError, ValueError, errors.FlaxError) as error:
+            raise ValueError(
+                f"training does not fit the model: {_in_one_line(error)}"
+            ) from error
+        if not _depends_on_inputs(traced.jaxpr):
+            warnings.warn(
+                "training changes nothing: no number that the model computes in a step "
+                "depends on the step's key, so its dropout is off or it has none",
+                stacklevel=3,
+            )
 
     def _outputs(self, base: Params, batch: Batch) -> int:
         """The number of the model's logits."""
@@ -139,11 +162,25 @@ def _traced(function: Callable[..., Out], base: Params, batch: Batch) -> Out:
         )
     try:
         return jax.eval_shape(function, base, {}, batch)
-    except errors.FlaxError as error:
-        reason = str(error).split(" (https://")[0]
+    except (errors.FlaxError, TypeError) as error:
         raise ValueError(
-            f"the model, its base and the inputs do not fit together: {reason}"
+            "the model, its base and the inputs do not fit together: "
+            f"{_in_one_line(error)}"
         ) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    """What an error says, without its link."""
+    return " ".join(str(error).split(" (https://")[0].split())
+
+
+def _depends_on_inputs(jaxpr: Any) -> bool:
+    """Whether an output of a traced function may depend on its inputs."""
+    known = set(jaxpr.invars)
+    for equation in jaxpr.eqns:
+        if any(x in known for x in equation.invars if not hasattr(x, "val")):
+            known.update(equation.outvars)
+    return any(x in known for x in jaxpr.outvars if not hasattr(x, "val"))
 
 
 def _check_type_of_labels(labels: Any) -> None:
@@ -190,8 +227,9 @@ def classification(
       training: for a model with dropout: `training(key)`, the keywords that a training
         step calls the model with, where the key is the step's own, of its client and
         round. Such as `lambda key: {"rngs": {"dropout": key}, "deterministic": False}`
-        for Linen, and `lambda key: {"rngs": {"dropout": key}}` for NNX. Everything else
-        calls the model without them. Default: it is always called so.
+        for Linen, and `lambda key: {"rngs": {"dropout": key}}` for NNX, where all
+        random streams begin with that key. Everything else calls the model without
+        them. Default: it is always called so.
     """
 
     def called(apply: Callable[..., Out]) -> Callable[..., Out]:
@@ -210,7 +248,7 @@ def classification(
             training=training,
         )
 
-    return ModelTask(model, inputs, build, classes=True)
+    return ModelTask(model, inputs, build, classes=True, training=training)
 
 
 def objective(
@@ -240,4 +278,4 @@ def objective(
         del sites
         return of_loss(lora.bind(model, scale=scale), loss, training=training)
 
-    return ModelTask(model, inputs, build)
+    return ModelTask(model, inputs, build, training=training)

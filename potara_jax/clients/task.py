@@ -101,7 +101,13 @@ def _calling(apply: Apply, training: Training | None, key: Array | None) -> Appl
     """A model as it is called in a step with a key, or where it is measured."""
     if training is None or key is None:
         return apply
-    return functools.partial(apply, **training(key))
+    keywords = training(key)
+    if not isinstance(keywords, Mapping):
+        raise ValueError(
+            f"it gives a {type(keywords).__name__}, and must give a dictionary of "
+            'keywords, such as {"rngs": {"dropout": key}}'
+        )
+    return functools.partial(apply, **keywords)
 
 
 def of_loss(apply: Apply, loss: Loss, *, training: Training | None = None) -> Task:

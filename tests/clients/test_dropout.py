@@ -180,9 +180,72 @@ def test_a_raw_key_and_streams_of_a_stack_have_masks_of_their_own():
     assert ((first != 0) != (second != 0)).any()
 
 
-@KINDS
-def test_keywords_that_the_model_does_not_take_are_refused(kind):
+class GivenRngs(nnx.Module):
+    """A model that is given its random streams in a call."""
+
+    def __init__(self):
+        self.first = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+        self.drop = nnx.Dropout(0.5)
+
+    def __call__(self, x, rngs=None):
+        return self.drop(self.first(x), rngs=rngs)
+
+
+def test_a_model_that_takes_rngs_is_given_them():
+    model = GivenRngs()
+    task = classification(model, training=lambda key: {"rngs": {"dropout": key}}).at(1)
+    base = of_nnx.variables(model)
+    losses = [task.loss(base, {}, BATCH._replace(key=key)) for key in KEYS[:2]]
+    assert np.abs(losses[0] - losses[1]).max() > 0.01
+
+
+def checked(kind, training):
     model, base, _ = kind()
-    wrong = classification(model, training=lambda key: {"drop": key})
-    with pytest.raises(ValueError, match=r"training does not fit the model: .*'drop'"):
-        wrong.check(base, BATCH, [np.arange(12)], ["client 0"])
+    task = classification(model, training=training)
+    task.check(base, BATCH, [np.arange(12)], ["client 0"])
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("training", "reason"),
+    [
+        (lambda key: {"drop": key}, "'drop'"),
+        (lambda key: key, "must give a dictionary of keywords"),
+        (True, "is True: it must be a function"),
+    ],
+)
+def test_a_training_call_that_the_model_does_not_take_is_refused(
+    kind, training, reason
+):
+    with pytest.raises(ValueError, match=f"training .*{reason}") as caught:
+        checked(kind, training)
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_without_a_name_and_keys_that_are_missing_are_refused():
+    with pytest.raises(ValueError, match=r"training does not fit .* rngs is a Rngs"):
+        checked(of_nnx_model, lambda key: {"rngs": nnx.Rngs(dropout=key)})
+    with pytest.raises(ValueError, match=r"training does not fit .* rngs is a Dyn"):
+        checked(of_nnx_model, lambda key: {"rngs": key})
+    with pytest.raises(ValueError, match="rngs is an empty dictionary"):
+        checked(of_nnx_model, lambda key: {"rngs": {}})
+    with pytest.raises(ValueError, match=r"training .* PRNG for .dropout."):
+        checked(of_linen, lambda key: {"deterministic": False})
+
+
+def test_a_training_call_without_dropout_is_a_warning(recwarn):
+    checked(of_linen, of_linen()[2])
+    checked(of_nnx_model, of_nnx_model()[2])
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="training changes nothing"):
+        checked(of_linen, lambda key: {"rngs": {"dropout": key}})
+    with pytest.warns(UserWarning, match="training changes nothing"):
+        checked(of_nnx_model, lambda key: {})
+
+
+def test_a_nnx_model_on_other_inputs_is_refused_in_words():
+    model, base, _ = of_nnx_model()
+    with pytest.raises(ValueError, match="do not fit together: dot_general"):
+        classification(model).check(
+            base, Batch(X[:, :4], LABELS), [np.arange(12)], ["client 0"]
+        )
