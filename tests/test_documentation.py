@@ -94,7 +94,8 @@ def test_the_page_on_privacy_names_the_algorithms_with_an_account():
         for name, one in made.items()
         if all(turn.sum_only for turn in one.turns or (one,))
     }
-    assert named == accounted
+    wrong = sorted(named ^ accounted)
+    assert not wrong, f"docs/privacy.md, 'Which algorithms': add or remove {wrong}"
 
 
 def test_every_page_is_in_the_navigation():

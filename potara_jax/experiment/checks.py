@@ -6,6 +6,10 @@ import math
 from typing import Any
 
 
+class Refused(ValueError):
+    """A user's mistake, in one line that says how to correct it."""
+
+
 def require_that(good: bool, name: str, value: Any, expected: str) -> None:
     """Raise `ValueError` naming a setting, its value and what it must be."""
     if not good:

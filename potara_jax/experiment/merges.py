@@ -12,6 +12,7 @@ import numpy as np
 from potara_jax import merging
 from potara_jax.adapters.lora import Adapter
 from potara_jax.clients.task import Task
+from potara_jax.experiment.checks import Refused
 from potara_jax.experiment.context import Context, heldout_samples, training_samples
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.label_prior import LabelPrior, label_prior_of
@@ -109,14 +110,14 @@ def check_bounds(name: str, weight: Any) -> None:
       weight: as `Measured` has it.
 
     Raises:
-      ValueError: it is outside.
+      Refused: it is outside.
     """
     if not registry.weights()[name].bounded:
         return
     for x in map(np.asarray, jax.tree.leaves(weight)):
         outside = (x < -_ROUNDING) | (x > 1 + _ROUNDING)
         if outside.any():
-            raise ValueError(
+            raise Refused(
                 f"the weight '{name}' is {x[outside][0]:.4g} for a client: it must be "
                 "in [0, 1], or be registered with bounded=False"
             )

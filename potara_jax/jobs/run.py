@@ -12,7 +12,7 @@ import jax
 from rich.console import Console
 
 from potara_jax.experiment import federating, frozen, methods
-from potara_jax.experiment.checks import require_that
+from potara_jax.experiment.checks import Refused, require_that
 from potara_jax.experiment.context import Context
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Problem, Resources
@@ -27,10 +27,6 @@ from potara_jax.runs.profiling import keep_compiled
 from potara_jax.runs.progress import Display, Progress, Silent
 from potara_jax.runs.store import Cell, Memory, Store
 from potara_jax.versions import versions
-
-
-class Refused(ValueError):
-    """A user's mistake, in one line that says how to correct it."""
 
 
 def run(

@@ -118,8 +118,9 @@ def label_prior(results: Results) -> list[str]:
         sentences.append(
             f"With {label(name)}, correcting the federated model by the clients' class "
             "shares takes its calibrated loss on held-out samples from "
-            f"{significant(plain)} to {significant(corrected)}; it helps in {helps} of "
-            f"{len(runs)} seeds, and the merges have it in {used}."
+            f"{significant(plain)} to {significant(corrected)}, lower in {helps} of "
+            f"{len(runs)} seeds. All merges begin with the corrected model in {used} "
+            "of them (merging.label_prior)."
         )
     return sentences
 

@@ -7,6 +7,7 @@ import pytest
 from potara_jax.experiment import merges, trials
 from potara_jax.experiment.problem import Resources
 from potara_jax.experiments import digits
+from potara_jax.jobs import Refused
 from potara_jax.merging import Estimator, Measured, Merge, registry
 
 SMALL = digits.EXPERIMENT.set(
@@ -133,7 +134,7 @@ def test_rows_that_a_task_cannot_give_are_refused_by_name(problem):
 def test_a_weight_beyond_the_models_is_refused_unless_it_is_free(weight):
     values = np.array([0.5, weight, 1.0])
     for shape in (values, {"query": values}, (values, 1 - values)):
-        with pytest.raises(ValueError, match=r"the weight 'grid' is .* in \[0, 1\]"):
+        with pytest.raises(Refused, match=r"the weight 'grid' is .* in \[0, 1\]"):
             merges.check_bounds("grid", shape)
     merges.check_bounds("lorahub", (values, values))
 

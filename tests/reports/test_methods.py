@@ -145,8 +145,8 @@ def test_the_report_says_whether_the_correction_by_shares_helps(tmp_path):
     for entry, corrected in zip(results["diagnostics"], (0.5, 1.5), strict=True):
         entry["label_prior"] = {"plain": 1.0, "corrected": corrected, "used": False}
     (sentence,) = methods.label_prior(results)
-    assert "from 1.00 to 1.00; it helps in 1 of 2 seeds" in sentence
-    assert "have it in 0" in sentence
+    assert "from 1.00 to 1.00, lower in 1 of 2 seeds." in sentence
+    assert "corrected model in 0 of them" in sentence
     page = document.html(methods.report(results, tmp_path))
     assert sentence.split("'")[0] in page
 
