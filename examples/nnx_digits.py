@@ -46,7 +46,7 @@ def main(*, clients=10, rounds=10, steps=200):
     parts = np.array_split(np.arange(600, len(x)), clients)
     examples = [(x[p, :, :: (-1) ** i], y[p]) for i, p in enumerate(parts)]
     return pj.personalise(
-        pj.classification(model),
+        pj.classification(model, training=lambda key: {"rngs": {"dropout": key}}),
         variables(model),
         pj.Federation.of(examples, heldout=20, test=0.3, key=jax.random.key(0)),
         lora=pj.Lora(rank=4, targets=("conv", "linear"), whole=("head",)),

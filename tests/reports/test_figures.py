@@ -236,5 +236,7 @@ def test_the_strata_are_named_also_where_the_last_is_nobodys():
     figure = clients.draw(results)
     below = figure.subfigs[0].axes[1]
     assert [text.get_text() for text in below.get_yticklabels()] == ["a", "b", "c"]
+    places = [text.get_text() for text in below.get_xticklabels()]
+    assert places == ["0 v", "1 w", "2 x", "3 y", "4 z"]
     title = "Training examples by label and client, first seed"
     assert figure.get_suptitle() == title

@@ -19,6 +19,7 @@ from potara_jax.reports.formats import label
 from potara_jax.reports.summary import Record, Results
 
 _MAX_NAMES = 20
+_LONGEST = 16  # letters of a client's name
 
 
 def draw(results: Results) -> Figure | None:
@@ -39,7 +40,9 @@ def draw(results: Results) -> Figure | None:
     largest = max(each.max() for each in counts.values())
     parts = figure.subfigures(len(counts), 1, squeeze=False)[:, 0]
     for part, (name, each) in zip(parts, counts.items(), strict=True):
-        _panel(part, each, held, title=label(name), largest=largest)
+        own = firsts[name].get("held", {})
+        _panel(part, each, own, title=label(name), largest=largest)
+        _name_clients(part.axes[-1 if len(each) == 1 else 1], own, each.shape[1])
     return figure
 
 
@@ -68,6 +71,18 @@ def _panel(
     bar.set_label("training examples")
     bar.outline.set_visible(False)
     part.align_ylabels([above, below])
+
+
+def _name_clients(axes: Axes, held: Record, number: int) -> None:
+    """Write the clients' names below their columns, if they have some and are few."""
+    names = [_shortened(name) for name in held.get("clients", ())]
+    if len(names) == number <= _MAX_NAMES:
+        labels = [f"{client} {name}" for client, name in enumerate(names)]
+        axes.set_xticks(range(number), labels, rotation=90, fontsize=7)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
 def _totals(above: Axes, counts: np.ndarray, *, title: str) -> Axes:
