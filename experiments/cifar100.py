@@ -16,6 +16,7 @@ TFLOP/s. `dinov2` is a setting for two cores.
 """
 
 import potara_jax as pj
+from potara_jax.data.transforms import TRANSFORMS
 from potara_jax.experiment.methods import QUICK
 from potara_jax.experiment.problem import Problem, Resources
 from potara_jax.experiment.problems import bases, image_models, images, vision
@@ -33,7 +34,7 @@ def make_problem(experiment: pj.Experiment, resources: Resources) -> Problem:
         image_size=source.image_size,
         layers=source.layers,
     )
-    return vision.problem(experiment, model, cells)
+    return vision.problem(experiment, model, cells, transformations=TRANSFORMS)
 
 
 EXPERIMENT = pj.Experiment(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import potara_jax as pj
 from potara_jax.data.digits import load
+from potara_jax.data.transforms import TRANSFORMS
 from potara_jax.experiment.problem import Problem, Resources
 from potara_jax.experiment.problems import bases, digits, vision
 
@@ -27,7 +28,7 @@ def make_problem(experiment: pj.Experiment, resources: Resources) -> Problem:
     images = load(bases.settings_of(experiment).seed)
     cells = digits.dealt(experiment, images)
     model = digits.model(experiment, images, resources)
-    return vision.problem(experiment, model, cells)
+    return vision.problem(experiment, model, cells, transformations=TRANSFORMS)
 
 
 DIRICHLET = "0.1", "0.5"

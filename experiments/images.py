@@ -11,6 +11,7 @@ Hugging Face folder. Clients hold the other classes, and train a head for them.
 
 import potara_jax as pj
 from potara_jax.data.images import read, without_duplicates
+from potara_jax.data.transforms import TRANSFORMS
 from potara_jax.experiment.methods import QUICK
 from potara_jax.experiment.problem import Problem, Resources
 from potara_jax.experiment.problems import bases, image_models, images, vision
@@ -26,7 +27,7 @@ def make_problem(experiment: pj.Experiment, resources: Resources) -> Problem:
     test, testing = source.test_examples, mine.testing
     cells = images.dealt(experiment, mine, test=test, testing=testing)
     model = image_models.chosen(experiment, upstream, mine, resources)
-    return vision.problem(experiment, model, cells)
+    return vision.problem(experiment, model, cells, transformations=TRANSFORMS)
 
 
 EXPERIMENT = pj.Experiment(

@@ -6,7 +6,7 @@ Dimension letters: `N` images, `B` batch, `H` `W` image sides, `C` colours.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ from potara_jax.adapters import lora, precision
 from potara_jax.adapters.lora import Params, Site
 from potara_jax.clients.task import Task, of_classes
 from potara_jax.data.federation import Batch
-from potara_jax.data.transforms import TRANSFORMS
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import (
     ClientContents,
@@ -67,7 +66,11 @@ class VisionModel(NamedTuple):
 
 
 def problem(
-    experiment: Experiment, model: VisionModel, federations: Federations
+    experiment: Experiment,
+    model: VisionModel,
+    federations: Federations,
+    *,
+    transformations: Iterable[str] = (),
 ) -> Problem:
     """A problem of a ViT, whose parameters are read once all else is checked.
 
@@ -75,6 +78,8 @@ def problem(
       experiment: with its settings.
       model: the base.
       federations: of the clients.
+      transformations: names of what clients do to their images with heterogeneity
+        `tasks`, see `ClientContents`.
 
     Raises:
       ValueError: the model has no module for a target, or the rank is too large.
@@ -100,7 +105,7 @@ def problem(
         federations=federations,
         form=_form(model, sites, settings.scale),
         contents=ClientContents(
-            "class", tuple(model.names), transformations=tuple(TRANSFORMS)
+            "class", tuple(model.names), transformations=tuple(transformations)
         ),
         split=_split(module, model.prepare, sites, settings),
     )
