@@ -20,6 +20,7 @@ import numpy as np
 from potara_jax import keys
 from potara_jax.data import partition
 from potara_jax.data.arrays import Examples, pooled
+from potara_jax.data.stored import is_stored
 
 Array = jax.Array
 Splits = tuple[Examples, Examples, Examples]  # for training, held out, for testing
@@ -280,7 +281,7 @@ def take(pool: Batch, index: Array | Draws) -> Batch:
     """The pool's examples at an index of any shape, or the batch that a step draws."""
     if isinstance(index, Draws):
         return take(pool, index.index)._replace(key=index.key)
-    return jax.tree.map(lambda x: x[index], pool)
+    return jax.tree.map(lambda x: x[index], pool, is_leaf=is_stored)
 
 
 def _groups(examples: Ragged) -> list[np.ndarray]:

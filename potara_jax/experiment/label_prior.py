@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from potara_jax.clients.task import Task
-from potara_jax.data.federation import Federation
+from potara_jax.data.federation import Federation, take
 from potara_jax.evaluation.metrics import has_classes
 from potara_jax.experiment.context import Context, heldout_samples
 from potara_jax.experiment.experiment import Experiment
@@ -77,7 +78,7 @@ def _bias(problem: Problem, present: int) -> Callable[[Federation], jax.Array]:
 
     @jax.jit
     def bias(federation: Federation) -> jax.Array:
-        one = jax.tree.map(lambda x: x[:1], federation.pool)
+        one = take(federation.pool, jnp.arange(1))
         adapter = jax.eval_shape(problem.adapter, jax.random.key(0))
         classes = jax.eval_shape(logits, base, adapter, one).shape[-1]
         index, number, _ = federation.train

@@ -275,9 +275,11 @@ class Compute:
     """Precision of the frozen base. With the last two, activations are in bfloat16."""
     remat: bool = False
     """Recompute activations for the gradient: less memory, a third more time."""
-    frozen: Literal["auto", "keep", "recompute"] = "auto"
+    frozen: Literal["auto", "device", "host", "disk", "recompute"] = "auto"
     """What the layers before the first adapted one compute: keep it for every example,
-    or recompute it in every step; auto: keep it where it fits in 30 % of the memory."""
+    in the memory of the device or the host, or in a temporary file in the cache; or
+    recompute it in every step. auto: keep it where it fits in 30 % of the device's
+    memory or, without an accelerator, of the free disk."""
     chunk: int | Literal["auto"] = "auto"
     """Clients that are trained at once; auto: as many as fit in memory."""
 

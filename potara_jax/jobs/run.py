@@ -246,7 +246,7 @@ def _problem(experiment: Experiment, job: Job, resources: Resources) -> Problem:
         problem = federating.on_all_devices(experiment, problem)
         _check_clients(experiment, problem)
         job.check_problem(experiment, problem)
-    return frozen.kept(experiment, problem, resources.log)
+    return frozen.kept(experiment, problem, resources.log, resources.cache)
 
 
 def display(

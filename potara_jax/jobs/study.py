@@ -7,6 +7,9 @@ models, which is computed at some points and interpolated; weights per module ar
 and tested directly. Where examples have classes, a second score gives each client's
 classes equal shares: what a weight gains in the first alone, it gains from the shares.
 
+The exact Fisher information takes a gradient a class. It is measured only where the
+experiment uses it (`merging.curvature exact`).
+
 The seeds differ from those of the experiment's table, so a choice made here is reported
 on other clients.
 """
@@ -186,7 +189,7 @@ def _by_curvature(at: Context) -> list[_Weighed]:
     """Potara's weights, of every curvature that the task has."""
     task, weighed = at.problem.task, []
     for curvature, numbers in _CURVATURES.items():
-        if not _is_possible(curvature, task):
+        if not _is_measured(curvature, at.experiment, task):
             continue
         program = _closed_form(task, curvature, numbers, at.programs.layout)
         fields = {"estimator": "potara", **curvature._asdict()}
@@ -195,11 +198,15 @@ def _by_curvature(at: Context) -> list[_Weighed]:
     return weighed
 
 
-def _is_possible(curvature: _Curvature, task: Task) -> bool:
-    """Whether a task has this Fisher information; one with a loss has the empirical."""
+def _is_measured(curvature: _Curvature, experiment: Experiment, task: Task) -> bool:
+    """Whether a task has this Fisher information; one with a loss has the empirical.
+
+    The exact one takes a gradient a class, so that only experiments which use it
+    measure it.
+    """
     if task.logits is None:
         return curvature.fisher == "empirical"
-    return not (task.sequences and curvature.fisher == "exact")
+    return curvature.fisher != "exact" or experiment.merging.curvature == "exact"
 
 
 def _by_loss(at: Context) -> list[_Weighed]:

@@ -12,12 +12,15 @@ from flax import linen as nn
 
 import potara_jax as pj
 from potara_jax import federated, merging
+from potara_jax.clients.axis import Layout
+from potara_jax.clients.mesh import make_mesh
 from potara_jax.clients.training import Train
 from potara_jax.data import tokens
 from potara_jax.data.federation import take
 from potara_jax.data.text import Example
 from potara_jax.evaluation.metrics import evaluator
 from potara_jax.experiment import frozen
+from potara_jax.experiment.checks import Refused
 from potara_jax.experiment.context import heldout_of
 from potara_jax.experiment.problem import ClientContents, Resources
 from potara_jax.experiment.problems import (
@@ -32,6 +35,7 @@ from potara_jax.experiment.problems.language import LanguageModel
 from potara_jax.experiment.problems.vision import VisionModel
 from potara_jax.experiments.sentences import EXPERIMENT as SENTENCES
 from potara_jax.federated.algorithms.fedex import fedex
+from potara_jax.federated.algorithms.fedit import fedit
 from potara_jax.federated.interface import Shared
 from potara_jax.merging import likelihoods
 from potara_jax.models.llama import Llama, LlamaConfig, Text
@@ -108,8 +112,8 @@ def llama():
     return experiment, language.problem(experiment, model, cells, ClientContents())
 
 
-def kept(experiment, problem, log=lambda line: None):
-    settings = dataclasses.replace(experiment.compute, frozen="keep")
+def kept(experiment, problem, log=lambda line: None, place="device"):
+    settings = dataclasses.replace(experiment.compute, frozen=place)
     return frozen.kept(experiment.replace(compute=settings), problem, log)
 
 
@@ -160,11 +164,20 @@ def a_merge(problem, adapters):
     return merged.weight, merged.adapter
 
 
-@pytest.mark.parametrize("make", [vit, dinov2, bert, llama])
-def test_results_on_what_is_kept_are_those_of_the_whole_model(make, tmp_path):
+@pytest.mark.parametrize(
+    ("make", "place"),
+    [
+        (vit, "device"),
+        (vit, "host"),
+        (dinov2, "device"),
+        (bert, "disk"),
+        (llama, "device"),
+    ],
+)
+def test_results_on_what_is_kept_are_those_of_the_whole_model(make, place, tmp_path):
     experiment, whole = make(tmp_path) if make is bert else make()
     lines = []
-    tail = kept(experiment, whole, lines.append)
+    tail = kept(experiment, whole, lines.append, place)
     number, depth = whole.split.layers, whole.split.depth
     assert 0 < number == depth - 1 and tail.split is None
     assert all("frozen" not in path for path in whole.form.sites)
@@ -195,11 +208,13 @@ def test_scores_are_those_of_the_whole_model_however_many_examples_are_read_at_o
     assert tail.task.again(lambda apply: apply).at_once == 128
 
 
-@pytest.mark.parametrize("at_once", [1, 7, 60, 128])
-def test_parts_of_any_size_give_the_same(at_once, monkeypatch):
+@pytest.mark.parametrize(
+    ("at_once", "place"), [(1, "device"), (7, "disk"), (60, "host"), (128, "device")]
+)
+def test_parts_of_any_size_give_the_same(at_once, place, monkeypatch):
     experiment, problem = vit()
     monkeypatch.setattr(frozen, "_MAX_EXAMPLES", at_once)
-    pool = kept(experiment, problem).federations[CELL].pool
+    pool = kept(experiment, problem, place=place).federations[CELL].pool
     pixels = problem.federations[CELL].pool.inputs
     expected = problem.split.below(problem.base, pixels)
     assert pool.inputs.shape == (60, 5, 16) and pool.inputs.dtype == jnp.float32
@@ -223,6 +238,38 @@ def test_all_cells_share_what_is_kept_and_only_activations_are_in_bfloat16():
     pools = [federation.pool for federation in tail.federations.values()]
     assert len(pools) == 2 and pools[0] is pools[1]
     assert pools[0].inputs.dtype == jnp.bfloat16
+
+
+def test_clients_in_chunks_and_states_on_the_host_learn_the_same_from_a_file():
+    experiment, whole = vit(**{"cells.clients": 4})
+    tail = kept(experiment, whole, place="disk")
+    federation, key = tail.federations[CELL], jax.random.key(1)
+    algorithm = fedit(tail.task, Train(optax.sgd(0.1), steps=2, batch_size=4))
+    shared, adapter = Shared(tail.base, federation.pool), tail.adapter(KEY)
+    one = algorithm, shared, adapter, federation.train, key
+    servers = []
+    for layout in (Layout(), Layout(chunk=2)):
+        step = federated.make_round(algorithm, layout=layout)
+        stacked = federated.stack(adapter, clients=4)
+        on_device = federated.start(algorithm, stacked, key)
+        for progress in (on_device, federated.start_on_host(*one)):
+            rounds = federated.iterate(
+                step, shared, federation.train, progress, key, last=1
+            )
+            servers += [jax.device_get(each.progress.server) for each in rounds]
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    for server in servers[1:]:
+        jax.tree.map(close, servers[0], server)
+
+
+def test_several_devices_cannot_read_from_the_host(monkeypatch):
+    experiment, whole = vit()
+    layout = lambda experiment: Layout(mesh=make_mesh())
+    monkeypatch.setattr(frozen.federating, "layout", layout)
+    with pytest.raises(Refused, match="frozen is host: it must be device, recom"):
+        kept(experiment, whole, place="host")
+    monkeypatch.setattr(frozen, "memory", lambda: 0)
+    assert frozen.kept(experiment, whole, print) is whole
 
 
 # --- Adapters in the last layers -----------------------------------------------------
@@ -284,10 +331,15 @@ def test_nothing_is_kept_by_default_that_would_not_fit(monkeypatch):
     monkeypatch.setattr(frozen, "memory", lambda: size / 0.29)
     assert frozen.kept(experiment, problem, lines.append).split is None
     monkeypatch.setattr(frozen, "memory", lambda: size / 0.31)
+    monkeypatch.setattr(frozen, "free_space", lambda folder: size / 0.29)
+    assert frozen.kept(experiment, problem, lines.append).split is None
+    monkeypatch.setattr(frozen, "free_space", lambda folder: size / 0.31)
     assert frozen.kept(experiment, problem, lines.append) is problem
     assert lines == [
         "the first 1 of 2 layers are frozen: what they compute is kept, in 1.9e-05 GB "
-        "(compute.frozen)",
+        "of the device's memory (compute.frozen)",
+        "the first 1 of 2 layers are frozen: what they compute is kept, in 1.9e-05 GB "
+        "of disk (compute.frozen)",
         "the first 1 of 2 layers are frozen and recomputed in every step: to keep what "
         "they compute would take 1.9e-05 GB (compute.frozen)",
     ]
@@ -296,7 +348,7 @@ def test_nothing_is_kept_by_default_that_would_not_fit(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"compute": pj.Compute(frozen="keep")}, "frozen is keep: it must be auto or"),
+        ({"compute": pj.Compute(frozen="host")}, "frozen is host: it must be auto or"),
         ({"lora": pj.Lora(last_layers=1)}, "last_layers is 1: it must be left out"),
     ],
 )

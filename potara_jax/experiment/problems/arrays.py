@@ -68,4 +68,5 @@ def _check_compute(experiment: Experiment) -> None:
     expected = "off: use flax.linen.remat in the model instead"
     require_that(not settings.remat, "compute.remat", "on", expected)
     expected = "auto or recompute: the layers of your model are not known"
-    require_that(settings.frozen != "keep", "compute.frozen", "keep", expected)
+    good = settings.frozen in ("auto", "recompute")
+    require_that(good, "compute.frozen", settings.frozen, expected)

@@ -85,6 +85,8 @@ class PublicImages:
     them. Default: tensorflow-datasets."""
     data_dir: Path = catalogue.DEFAULT
     """Folder of tensorflow-datasets; a missing data set is downloaded into it."""
+    classes: int | None = None
+    """Use the first classes only. Default: all."""
     class_examples: int | None = None
     """Maximum of images of a class, drawn at random, for training and for tests each.
     Default: all."""
@@ -94,6 +96,7 @@ class PublicImages:
     def check(self, experiment: Experiment) -> None:
         """Raise `ValueError` for an invalid value."""
         require_at_least(self, "source", 1, "test_examples")
+        require_at_least(self, "source", 2, "classes")
         require_at_least(self, "source", _FEWEST, "class_examples")
         check_reading(self)
 
@@ -118,6 +121,12 @@ def public(name: str, source: PublicImages, log: Callable[[str], None]) -> Image
         parts = [catalogue.images(name, s, source.data_dir) for s in splits]
         testing = np.repeat([False, True], [len(part.labels) for part in parts])
         everything = join(parts, splits)._replace(testing=testing)
+    if source.classes is not None:
+        number = len(everything.names)
+        expected = f"at most {number}, the classes of {name}"
+        good = source.classes <= number
+        require_that(good, "source.classes", source.classes, expected)
+        everything = _of_classes(everything, np.arange(source.classes))
     if source.class_examples is None:
         return everything
     return everything.select(_drawn(everything, source.class_examples))

@@ -169,6 +169,17 @@ def test_some_images_of_each_class_and_part_are_drawn(tested, tmp_path):
     assert np.ptp(np.concatenate(places)) > 40  # from the whole, not its beginning
 
 
+def test_the_first_classes_alone_are_used(tmp_path):
+    source = copied(tmp_path / "a.npz", np.arange(60) % 4 == 0)
+    every = images.public("cifar100", source, print)
+    two = images.public("cifar100", dataclasses.replace(source, classes=2), print)
+    assert two.names == every.names[:2]
+    np.testing.assert_array_equal(two.images, every.images[every.labels < 2])
+    np.testing.assert_array_equal(two.testing, every.testing[every.labels < 2])
+    with pytest.raises(ValueError, match=r"source.classes is 4: .* at most 3"):
+        images.public("cifar100", dataclasses.replace(source, classes=4), print)
+
+
 def test_a_class_with_too_few_images_is_named():
     experiment = Experiment("", lambda *_: None)
     with pytest.raises(ValueError, match="class 'c1' has 2 images: it must have 5"):
