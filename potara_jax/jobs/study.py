@@ -17,7 +17,7 @@ on other clients.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -51,8 +51,9 @@ from potara_jax.experiment.rows import (
     score,
 )
 from potara_jax.jobs.job import Record
-from potara_jax.merging import Client, Estimator, Samples, registry
+from potara_jax.merging import Client, Estimator, registry
 from potara_jax.merging.damping import DAMPINGS
+from potara_jax.merging.programs import Clients
 from potara_jax.merging.registry import WeightEntry, Work
 from potara_jax.reports import document
 from potara_jax.reports.document import Report
@@ -143,23 +144,30 @@ class Study:
 
 
 class _Weighed(NamedTuple):
-    """One way to weigh, as records have it.
-
-    Its `program` gives weights `[C, n]`, or `[C, n, D]` at all dampings, for `numbers`
-    of samples.
-    """
+    """One way to weigh, as records have it."""
 
     fields: dict[str, str]
-    program: Callable[..., Any]
-    numbers: tuple[int, ...]
     passes: float
-    heldout_only: bool = False
 
     @property
     def spaces(self) -> tuple[str, ...]:
         """The spaces that it is merged in."""
         factor = self.fields.get("space") == "factor"
         return _SPACES if factor else ("delta",)
+
+
+class _Together(NamedTuple):
+    """Ways to weigh that measure together.
+
+    The `program` gives weights of each, for `numbers` of samples: `[C, n]`, or
+    `[C, n, D]` at all dampings.
+    """
+
+    name: str
+    weighed: tuple[_Weighed, ...]
+    program: Callable[..., Any]
+    numbers: tuple[int, ...]
+    heldout_only: bool = False
 
 
 class _Curvature(NamedTuple):
@@ -181,11 +189,11 @@ _CURVATURES = {
 }
 
 
-def _all_weighed(at: Context) -> list[_Weighed]:
+def _all_weighed(at: Context) -> list[_Together]:
     return [*_by_curvature(at), *_by_loss(at)]
 
 
-def _by_curvature(at: Context) -> list[_Weighed]:
+def _by_curvature(at: Context) -> list[_Together]:
     """Potara's weights, of every curvature that the task has."""
     task, weighed = at.problem.task, []
     for curvature, numbers in _CURVATURES.items():
@@ -194,7 +202,8 @@ def _by_curvature(at: Context) -> list[_Weighed]:
         program = _closed_form(task, curvature, numbers, at.programs.layout)
         fields = {"estimator": "potara", **curvature._asdict()}
         passes = registry.weights()["potara"].passes(_work(at, curvature.fisher))
-        weighed.append(_Weighed(fields, program, numbers, passes))
+        one = _Weighed(fields, passes)
+        weighed.append(_Together(" ".join(curvature), (one,), program, numbers))
     return weighed
 
 
@@ -209,18 +218,32 @@ def _is_measured(curvature: _Curvature, experiment: Experiment, task: Task) -> b
     return curvature.fisher != "exact" or experiment.merging.curvature == "exact"
 
 
-def _by_loss(at: Context) -> list[_Weighed]:
-    """Every registered weight that looks at losses and lies on the segment."""
-    weighed = []
-    for name, entry in registry.weights().items():
-        if _has_a_place(entry, at.problem.task):
-            numbers = _FEW if entry.costly else NUMBERS
-            measure = estimator(at.programs, Weighing(name))
-            program = _nested(measure, numbers, at.programs.layout)
-            passes = entry.passes(_work(at))
-            fields = {"estimator": name}
-            weighed.append(_Weighed(fields, program, numbers, passes, entry.costly))
-    return weighed
+def _by_loss(at: Context) -> list[_Together]:
+    """Every registered weight that looks at losses and lies on the segment.
+
+    One program measures all, so that a loss which several of them look at is computed
+    once; costly ones look at fewer samples.
+    """
+    suited = {
+        name: entry
+        for name, entry in registry.weights().items()
+        if _has_a_place(entry, at.problem.task)
+    }
+    together = []
+    for costly in (False, True):
+        names = [name for name, entry in suited.items() if entry.costly is costly]
+        if not names:
+            continue
+        numbers = _FEW if costly else NUMBERS
+        estimators = [estimator(at.programs, Weighing(name)) for name in names]
+        weighed = tuple(
+            _Weighed({"estimator": name}, suited[name].passes(_work(at)))
+            for name in names
+        )
+        program = _nested(estimators, numbers, at.programs.layout)
+        name = "costly losses" if costly else "losses"
+        together.append(_Together(name, weighed, program, numbers, costly))
+    return together
 
 
 def _has_a_place(entry: WeightEntry, task: Task) -> bool:
@@ -242,7 +265,7 @@ def _work(at: Context, fisher: str = "exact") -> Work:
 def _closed_form(
     task: Task, curvature: _Curvature, numbers: tuple[int, ...], layout: Layout
 ) -> Callable[..., Any]:
-    """Potara's weights `[C, n, D]` from one curvature, at every damping."""
+    """Potara's weights `[C, n, D]` from one curvature, at every damping, in a list."""
     dampings = [DAMPINGS[name](value) for name, value in _DAMPINGS]
     bias_aware = [DAMPINGS[name](value) for name, value in _BIAS_AWARE]
     potara = merging.potara(
@@ -252,11 +275,11 @@ def _closed_form(
         factorisation=curvature.factorisation,
     )
 
-    def weights(client: Client) -> jax.Array:
+    def weights(client: Client) -> list[jax.Array]:
         measured, n = potara.measure(client).curvature, client.trained_on
         plain = [merging.potara_weight(measured, d, n) for d in dampings]
         aware = [merging.bias_aware_weight(measured, d, n) for d in bias_aware]
-        return jnp.stack([*plain, *aware])
+        return [jnp.stack([*plain, *aware])]
 
     return merging.over_each(_by_number(weights, numbers), layout=layout)
 
@@ -279,28 +302,27 @@ def _by_number(
 
 
 def _nested(
-    estimator: Estimator, numbers: tuple[int, ...], layout: Layout
+    estimators: Sequence[Estimator], numbers: tuple[int, ...], layout: Layout
 ) -> Callable[..., Any]:
-    """An estimator's weights `[C, n]` on the first samples of every number."""
-    measure = merging.over_each(_by_number(estimator.measure, numbers), layout=layout)
+    """Estimators' weights `[C, n]` each, on the first samples of every number."""
+    all_measure = lambda client: [one.measure(client) for one in estimators]
+    measure = merging.over_each(_by_number(all_measure, numbers), layout=layout)
 
     @jax.jit
-    def program(
-        base: Any,
-        federated: Adapter,
-        local: Adapter,
-        samples: Samples,
-        trained_on: jax.Array,
-        key: jax.Array,
-    ) -> Any:
-        measured = measure(base, federated, local, samples, trained_on, key)
-        if estimator.decide is None:
-            return measured.weight
+    def program(*arguments: Any) -> list[Any]:
+        samples = Clients(*arguments).samples
         counts = jnp.minimum(samples.count[:, None], jnp.array(numbers))
-        decide = jax.vmap(estimator.decide, in_axes=1, out_axes=1)
-        return decide(measured, counts.astype(jnp.float32)).weight
+        every = zip(estimators, measure(*arguments), strict=True)
+        return [_decided(one, x, counts.astype(jnp.float32)) for one, x in every]
 
     return program
+
+
+def _decided(estimator: Estimator, measured: Any, counts: jax.Array) -> Any:
+    """An estimator's weights from what clients measured on `[C, n]` samples."""
+    if estimator.decide is None:
+        return measured.weight
+    return jax.vmap(estimator.decide, in_axes=1, out_axes=1)(measured, counts).weight
 
 
 # --- A cell --------------------------------------------------------------------------
@@ -386,24 +408,31 @@ def _estimates(at: Context, pair: Pair, curves: Curves) -> list[Record]:
     weighed = at.programs.once("weighed", lambda: _all_weighed(at))
     for samples in ("train", "heldout"):
         trained = samples == "train"
-        usable = [one for one in weighed if not (trained and one.heldout_only)]
+        usable = [each for each in weighed if not (trained and each.heldout_only)]
         title = f"{at.cell.name} weights from {samples} samples"
-        for one in at.progress.each(title, usable):
-            weights = _weights_once(at, pair, one, samples)
-            check_bounds(one.fields["estimator"], weights)
-            for i, number in enumerate(one.numbers):
-                at_number = jax.tree.map(lambda w, i=i: w[:, i], weights)
-                fields = {**one.fields, "samples": samples, "number": number}
-                fields |= {"passes": float(one.passes)}
-                estimates += _scored(at, pair, curves, one, fields, at_number)
+        for together in at.progress.each(title, usable):
+            every = _weights_once(at, pair, together, samples)
+            for one, weights in zip(together.weighed, every, strict=True):
+                for number, some in _by_numbers(one, together.numbers, weights):
+                    said = {"samples": samples, "number": number}
+                    estimates += _scored(at, pair, curves, one, said, some)
     return estimates
 
 
-def _weights_once(at: Context, pair: Pair, one: _Weighed, samples: str) -> Any:
-    """An estimator's weights on the host."""
-    arguments = _arguments(at, pair, samples, max(one.numbers))
-    name = f"weights {one.fields} {samples}"
-    return jax.device_get(at.once_measured(name, lambda: one.program(*arguments)))
+def _by_numbers(
+    one: _Weighed, numbers: tuple[int, ...], weights: Any
+) -> Iterator[tuple[int, Any]]:
+    """A way's weights `[C, n, ...]` by the number of samples, checked."""
+    check_bounds(one.fields["estimator"], weights)
+    for i, number in enumerate(numbers):
+        yield number, jax.tree.map(lambda w, i=i: w[:, i], weights)
+
+
+def _weights_once(at: Context, pair: Pair, together: _Together, samples: str) -> Any:
+    """Weights of each way to weigh, on the host."""
+    arguments = _arguments(at, pair, samples, max(together.numbers))
+    name = f"weights {together.name} {samples}"
+    return jax.device_get(at.once_measured(name, lambda: together.program(*arguments)))
 
 
 def _scored(
@@ -411,10 +440,11 @@ def _scored(
     pair: Pair,
     curves: Curves,
     weighed: _Weighed,
-    fields: Record,
+    said: Record,
     weights: Any,
 ) -> list[Record]:
     """Records of one estimator's weights: `[C]`, `[C, D]`, or by module."""
+    fields = {**weighed.fields, **said, "passes": float(weighed.passes)}
     if isinstance(weights, dict):
         scores = _scores_once(at, pair, "delta", weights, f"{fields}")
         return [_estimate(fields, np.mean(list(weights.values()), 0), scores)]
