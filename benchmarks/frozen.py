@@ -25,6 +25,7 @@ from potara_jax.clients.axis import Layout
 from potara_jax.clients.task import of_classes
 from potara_jax.clients.training import Train
 from potara_jax.data.federation import Batch, Ragged
+from potara_jax.data.stored import Stored, in_file
 from potara_jax.federated.interface import Shared
 from potara_jax.models import bert
 from potara_jax.models.bert import Bert, BertConfig
@@ -78,7 +79,9 @@ def frozen(sizes: Sizes) -> Iterator[Line]:
     for model in (_dinov2(), _minilm()):
         first = 2 * model.depth // 3
         kept = _below(model, first)
-        calls = (_round(model, 0), _round(model, first), _round(model, first, kept))
+        filed = jax.tree.map(_filed, kept)
+        read_from = None, kept, filed
+        calls = _round(model, 0), *(_round(model, first, each) for each in read_from)
         times = measure.seconds(*calls, repeats=min(3, sizes.repeats))
         paces = [f"{_CLIENTS * _STEPS / took:.3g} steps/s" for took in times]
         where = f"{model.name}, adapters in the last third, the others kept"
@@ -88,6 +91,8 @@ def frozen(sizes: Sizes) -> Iterator[Line]:
             yield Line(
                 f"{where}, against {against}", paces[2], paces[other], ratio, aim
             )
+        ratio = times[1] / times[3]
+        yield Line(f"{where} in a file, against recomputed", paces[3], paces[1], ratio)
         held, read = (measure.size(x) / _EXAMPLES for x in (kept, model.pool))
         shown = map(measure.show_bytes, (held, read))
         yield Line(f"{where}: an example, against its inputs", *shown, held / read)
@@ -99,6 +104,13 @@ def _below(model: _Model, first: int) -> Any:
     return jax.jit(partial(model.module.apply, stop=first))(
         {"params": base}, model.pool
     )
+
+
+def _filed(x: jax.Array) -> Stored:
+    """An array in a file."""
+    rows = in_file(x.shape, x.dtype, None)
+    rows[:] = x
+    return Stored(rows)
 
 
 def _round(model: _Model, first: int, kept: Any = None) -> Callable[[], Any]:
