@@ -8,6 +8,9 @@ the last two of these are adapted. What the eight layers before them compute is 
 0.8 GB for two hundred images a class. Every client trains a head, which is sent and
 merged with its adapter.
 
+`potara compare` and `potara study` have eight clients, the first twenty classes and
+half the rounds.
+
 With heterogeneity `tasks`, each group of clients transforms its images in its own way,
 and has all classes equally often: nothing there is label shift.
 
@@ -21,6 +24,14 @@ from potara_jax.experiment.methods import QUICK
 from potara_jax.experiment.problems import images
 from potara_jax.experiments import cifar100  # pyrefly: ignore  # this folder
 
+# What compares many algorithms or weights: two hours on two cores.
+SMALLER = {
+    "cells.heterogeneity": ("0.1", "0.5"),
+    "cells.clients": 8,
+    "source.classes": 20,
+    "federated.rounds": 20,
+    "local.rounds": 10,
+}
 EXPERIMENT = cifar100.EXPERIMENT.replace(
     name="dinov2",
     summary="DINOv2-S on CIFAR-100, small enough for two cores",
@@ -38,5 +49,9 @@ EXPERIMENT = cifar100.EXPERIMENT.replace(
     local=pj.Local(rounds=20),
     merging=pj.Merging(samples=20, curvature="empirical", methods=QUICK),
     compute=pj.Compute(),
-    presets={"simulate": {"participation.cohort": "0.25"}},
+    presets={
+        "compare": SMALLER | {"cells.seeds": (0,)},
+        "study": SMALLER,
+        "simulate": {"participation.cohort": "0.25"},
+    },
 )

@@ -74,11 +74,9 @@ class Compare:
         federating.check_mergeable(experiment, problem)
         trials.check_methods(experiment, problem)
         _check_doubled(experiment, problem)
-        for name in self.algorithms:
-            algorithm = federating.tuned_algorithm(experiment, problem.task, name)
-            federating.check_shared(experiment, problem, algorithm)
         for name in self.algorithms or possible(experiment, problem, algorithms()):
             algorithm = federating.tuned_algorithm(experiment, problem.task, name)
+            federating.check_shared(experiment, problem, algorithm)
             if algorithm.sum_only is None:
                 federating.check_private(experiment, algorithm)
 
