@@ -30,8 +30,6 @@ def make_problem(experiment: pj.Experiment, resources: Resources) -> Problem:
     return sentences.problem(experiment, tasks, resources)
 
 
-# What compares many algorithms or weights: two hours on two cores.
-SMALLER = {"federated.rounds": 8, "local.rounds": 6}
 EXPERIMENT = pj.Experiment(
     name="sentences",
     make_problem=make_problem,
@@ -40,12 +38,11 @@ EXPERIMENT = pj.Experiment(
     cells=pj.Cells(heterogeneity=("tasks",), clients=14),
     lora=pj.Lora(last_layers=2, whole=("head",)),
     training=pj.Training(steps=10, learning_rate=5e-3),
-    federated=pj.Federated(rounds=16),
-    local=pj.Local(rounds=12),
+    federated=pj.Federated(rounds=8),
+    local=pj.Local(rounds=6),
     merging=pj.Merging(samples=20, curvature="empirical", methods=QUICK),
     presets={
-        "compare": SMALLER | {"cells.seeds": (0,)},
-        "study": SMALLER,
+        "compare": {"cells.seeds": (0,)},  # two hours on two cores
         "simulate": {"participation.cohort": "0.25"},
     },
     files=sentence_files.files_of,
