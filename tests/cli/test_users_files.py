@@ -78,10 +78,9 @@ def test_the_table_has_what_users_registered(run, folder, monkeypatch):
 def test_a_study_has_a_users_weight(run, monkeypatch):
     curvature = study._Curvature("empirical", "core", "diagonal")
     monkeypatch.setattr(study, "_CURVATURES", {curvature: (5,)})
-    by_loss = study._by_loss
     kept = ("by_loss", "grid")
-    few = lambda at: [one for one in by_loss(at) if one.fields["estimator"] in kept]
-    monkeypatch.setattr(study, "_by_loss", few)
+    few = lambda entry, task: entry.name in kept
+    monkeypatch.setattr(study, "_has_a_place", few)
     (cell,) = run("study", "--load", "method0.py")["cells"]
     estimators = {estimate["estimator"] for estimate in cell["estimates"]}
     assert estimators == {"uniform", "potara", *kept}
