@@ -60,14 +60,17 @@ help:  ## show this
 	@echo "targets (settings: PYTHON=$(PYTHON) JAX=$(JAX) VENV=$(VENV) ARGS= small=)"
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+# Packages for a Python, by uv, which is fast, or by pip where uv finds no index.
+packages = $(BIN)/python -m uv pip install --quiet --python $(1) $(2) || $(1) -m pip install -qq $(2)
+
 install: $(VENV)/.installed-$(JAX)  ## make .venv and install everything (JAX=cpu|cuda13|tpu)
 
 $(VENV)/.installed-$(JAX): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "make: $(PYTHON) is older than Python 3.11; set PYTHON=python3.12 or so" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install -qq --editable '.[dev]' $(if $(filter-out cpu,$(JAX)),'jax[$(JAX)]')
+	$(BIN)/python -m pip install --quiet --upgrade pip uv
+	$(call packages,$(BIN)/python,--editable '.[dev]' $(if $(filter-out cpu,$(JAX)),'jax[$(JAX)]'))
 	rm -f $(VENV)/.installed-*
 	touch $@
 
@@ -103,7 +106,7 @@ wheel: install  ## build a wheel, and check it in a fresh environment
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(VENV)/wheel .
 	rm -rf build
 	$(PYTHON) -m venv $(VENV)/wheel-env
-	$(VENV)/wheel-env/bin/python -m pip install --quiet $(VENV)/wheel/*.whl
+	$(call packages,$(VENV)/wheel-env/bin/python,$(VENV)/wheel/*.whl)
 	cd $(VENV)/wheel && ../wheel-env/bin/python -P $(CURDIR)/tests/check_wheel.py
 
 digits: install  ## federate and personalise a ViT on handwritten digits (5 minutes on 2 cores)
