@@ -215,7 +215,9 @@ def _is_measured(curvature: _Curvature, experiment: Experiment, task: Task) -> b
     """
     if task.logits is None:
         return curvature.fisher == "empirical"
-    return curvature.fisher != "exact" or experiment.merging.curvature == "exact"
+    if curvature.fisher != "exact":
+        return True
+    return experiment.merging.curvature == "exact" and not task.sequences
 
 
 def _by_loss(at: Context) -> list[_Together]:
