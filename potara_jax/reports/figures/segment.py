@@ -110,7 +110,9 @@ def _name_barrier(axes: Axes, barrier: np.ndarray) -> None:
     text = "all clients' models diverged"
     if known.size:
         text = f"barrier: median {np.median(known):.2g}, largest {known.max():.2g}"
-    axes.set_title(text, loc="right", fontsize=8, color=FAINT)
+    ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    corner = {"ha": "right", "va": "bottom", "transform": axes.transAxes}
+    axes.text(0.99, 0.02, text, fontsize=8, color=FAINT, bbox=ground, **corner)
 
 
 def _legend(firsts: dict[str, Record], looks: dict[str, Style]) -> dict[str, Artist]:
