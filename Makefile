@@ -53,6 +53,9 @@ SMALL_bench-accelerator := --out runs/bench-accelerator-small --tiny
 EXTRA = $(if $(small),$(SMALL_$@))
 MAKE_FILES = $(if $(small),$(FILES)/.made)
 
+# Where it is set, every process would compile all packages anew, which uv has not done.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install test test-all test-oldest lint docs wheel digits tasks sentences cifar100 dinov2 glue commonsense flan compare study bench bench-accelerator flower test-flower clean
 

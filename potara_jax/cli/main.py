@@ -14,6 +14,7 @@ A user's mistake is one line on standard error and exit status 2.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib
 import itertools
 import os
@@ -28,6 +29,7 @@ from potara_jax.cli.parsing import annotated, parse, union
 # With many decompositions of small matrices, BLAS threads only wait for each other,
 # above all if other processes are busy. Read when NumPy and JAX are imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+gc.set_threshold(50_000, 50, 50)  # imports make many objects, and little garbage
 
 USER_ERROR = 2
 INTERRUPTED = 130
