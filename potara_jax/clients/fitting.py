@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from potara_jax.clients.axis import AUTO, Layout
+from potara_jax.clients.compiling import jit
 
 # Of 200 clients of the digits' ViT, 16 at once are 1.4 times as fast as all of them.
 _MAX_ON_CPU = 16
@@ -28,7 +29,7 @@ def jit_over_clients(
     *,
     donate_argnums: _Donated = (),
 ) -> Callable[..., Any]:
-    """`jax.jit(make(layout))`, with the largest chunk that fits if it is `AUTO`.
+    """`jit(make(layout))`, with the largest chunk that fits if it is `AUTO`.
 
     The first call finds the chunk from the memory that the compiled program needs
     on top of its arguments. It tries all clients, or at most 16 on a CPU and 128
@@ -47,7 +48,7 @@ def jit_over_clients(
       The compiled function.
     """
     if layout.chunk != AUTO:
-        return jax.jit(make(layout), donate_argnums=donate_argnums)
+        return jit(make(layout), donate_argnums=donate_argnums)
     programs: list[Callable[..., Any]] = []
 
     def call(*args: Any) -> Any:
@@ -118,7 +119,7 @@ def _fitting(
     """The program with a chunk, or with the next smaller one that fits."""
     while True:
         fn = make(layout._replace(chunk=chunk))
-        program = jax.jit(fn, donate_argnums=donated)
+        program = jit(fn, donate_argnums=donated)
         needed = _on_top_of_arguments(program, *args)
         if needed <= free_memory() or chunk == 1:
             return Fitted(program, chunk, needed)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from potara_jax.clients.compiling import jit
 from potara_jax.data.federation import Batch, Ragged, Weighted
 from potara_jax.data.tokens import Choices
 from potara_jax.evaluation.metrics import Scores, equal_shares
@@ -68,7 +69,7 @@ def _clients(train: Ragged, test: Weighted) -> Iterator[_Client]:
         yield _Client(row[:count], place, weight)
 
 
-_equal_shares = jax.jit(jax.vmap(equal_shares))  # of all clients
+_equal_shares = jit(jax.vmap(equal_shares))  # of all clients
 
 
 def _of_classes(labels: np.ndarray, clients: Sequence[_Client]) -> Scores:

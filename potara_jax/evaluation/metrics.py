@@ -18,6 +18,7 @@ import numpy as np
 
 from potara_jax.adapters.lora import Adapter
 from potara_jax.clients.axis import AT_ONCE, Layout, over_clients
+from potara_jax.clients.compiling import jit
 from potara_jax.clients.fitting import jit_over_clients
 from potara_jax.clients.task import ACCURACY, Task
 from potara_jax.data.federation import Batch, Weighted, take
@@ -71,7 +72,7 @@ def common_evaluator(task: Task) -> Callable[..., Scores]:
     The model sees every distinct test example once, not once per client.
     """
 
-    @jax.jit
+    @jit
     def scores(
         shared: Any, adapter: Adapter, index: Array, place: Array, test: Weighted
     ) -> Scores:

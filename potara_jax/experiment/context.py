@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from potara_jax.clients.compiling import jit
 from potara_jax.data.federation import Batch, Federation, Ragged, take
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.federating import conditions
@@ -97,6 +98,6 @@ def training_samples(at: Context) -> Samples:
     return _gathered(at.federation.pool, first)
 
 
-@jax.jit
+@jit
 def _gathered(pool: Batch, ragged: Ragged) -> Samples:
     return Samples(take(pool, ragged.index), ragged.count)

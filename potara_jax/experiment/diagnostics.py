@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from potara_jax import merging
 from potara_jax.adapters.lora import Adapter
+from potara_jax.clients.compiling import jit
 from potara_jax.evaluation.metrics import Scores, segment_barrier
 from potara_jax.experiment.context import Context
 from potara_jax.experiment.federating import epsilon
@@ -108,7 +109,7 @@ def _by_damping(at: Context) -> Callable[..., jax.Array]:
 
         return jax.lax.map(one, values)
 
-    return jax.jit(weights)
+    return jit(weights)
 
 
 def _certainty(at: Context, merges: Merges) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def _certainty(at: Context, merges: Merges) -> dict[str, Any]:
 def _sensitivity(at: Context) -> Callable[..., jax.Array]:
     settings = at.experiment.merging
     damping, value = DAMPINGS[settings.damping], settings.damping_value
-    return jax.jit(jax.vmap(lambda c, n: merging.sensitivity(c, damping, value, n)))
+    return jit(jax.vmap(lambda c, n: merging.sensitivity(c, damping, value, n)))
 
 
 def _label_prior(merges: Merges) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from potara_jax.clients.compiling import jit
 from potara_jax.clients.task import Task
 from potara_jax.data.federation import Federation, take
 from potara_jax.evaluation.metrics import has_classes
@@ -76,7 +77,7 @@ def _bias(problem: Problem, present: int) -> Callable[[Federation], jax.Array]:
     logits = task.logits
     assert logits is not None, "a task with classes has logits"
 
-    @jax.jit
+    @jit
     def bias(federation: Federation) -> jax.Array:
         one = take(federation.pool, jnp.arange(1))
         adapter = jax.eval_shape(problem.adapter, jax.random.key(0))

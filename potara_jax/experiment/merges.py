@@ -11,6 +11,7 @@ import numpy as np
 
 from potara_jax import merging
 from potara_jax.adapters.lora import Adapter
+from potara_jax.clients.compiling import jit
 from potara_jax.clients.task import Task
 from potara_jax.experiment.checks import Refused
 from potara_jax.experiment.context import Context, heldout_samples, training_samples
@@ -246,13 +247,13 @@ def damping(experiment: Experiment) -> Damping:
 def _derive_program(at: Context, weighing: Weighing) -> Callable[..., Any]:
     derived = registry.weights()[weighing.weight].from_curvature
     if derived is not None:
-        return jax.jit(jax.vmap(derived))
+        return jit(jax.vmap(derived))
     dampened, per = damping(at.experiment), weighing.per
 
     def weight(curvature: merging.Curvature, trained_on: jax.Array) -> Any:
         return merging.potara_weight(curvature, dampened, trained_on, per=per)
 
-    return jax.jit(jax.vmap(weight))
+    return jit(jax.vmap(weight))
 
 
 def combine_program(task: Task, combination: Combination) -> Callable[..., Adapter]:

@@ -28,6 +28,7 @@ import numpy as np
 from potara_jax import merging, reports
 from potara_jax.adapters.lora import Adapter
 from potara_jax.clients.axis import Layout
+from potara_jax.clients.compiling import jit
 from potara_jax.clients.task import Task
 from potara_jax.evaluation.metrics import Scores
 from potara_jax.experiment import federating, trials
@@ -310,7 +311,7 @@ def _nested(
     all_measure = lambda client: [one.measure(client) for one in estimators]
     measure = merging.over_each(_by_number(all_measure, numbers), layout=layout)
 
-    @jax.jit
+    @jit
     def program(*arguments: Any) -> list[Any]:
         samples = Clients(*arguments).samples
         counts = jnp.minimum(samples.count[:, None], jnp.array(numbers))

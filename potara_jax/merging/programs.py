@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from potara_jax.adapters.lora import Adapter, Array, Params
 from potara_jax.clients.axis import AT_ONCE, Layout, over_clients
+from potara_jax.clients.compiling import jit
 from potara_jax.clients.fitting import jit_over_clients
 from potara_jax.keys import subkey
 from potara_jax.merging.combining import merge, pair
@@ -102,7 +103,7 @@ def personalise(
     weigh_all = weigh(estimator, layout=layout)
     merge_all = combine(method, space=space, rank=rank, layout=layout)
 
-    @jax.jit
+    @jit
     def program(*arguments: Any) -> Merged:
         clients = Clients(*arguments)
         measured = weigh_all(*clients)
@@ -116,7 +117,7 @@ def weigh(estimator: Estimator, *, layout: Layout = AT_ONCE) -> Callable[..., Me
     """The first half of `personalise`: `program(...) -> Measured`, jitted."""
     measure = over_each(estimator.measure, layout=layout)
 
-    @jax.jit
+    @jit
     def program(*arguments: Any) -> Measured:
         clients = Clients(*arguments)
         measured, decide = measure(*clients), estimator.decide
