@@ -46,6 +46,11 @@ class Jitted:
         """As of `jax.jit`'s functions."""
         return self._for(args).lower(*args)
 
+    def _cache_size(self) -> int:
+        """How often it was compiled, as of `jax.jit`'s functions."""
+        made: list[Any] = [x for x in (self._whole, self._quick) if x is not None]
+        return sum(program._cache_size() for program in made)
+
     def _for(self, args: tuple[Any, ...]) -> Any:
         """The program for these arguments. XLA takes no options within another one."""
         leaves = jax.tree.leaves(args)

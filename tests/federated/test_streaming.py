@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from potara_jax import federated
+from potara_jax.clients import fitting
 from potara_jax.federated import rounds, wire
 from potara_jax.federated.conditions import Conditions
 from potara_jax.federated.registry import algorithms
@@ -151,10 +152,9 @@ def test_states_of_another_federation_are_refused(tmp_path):
 
 
 def test_every_turn_is_compiled_once(monkeypatch):
-    compiled, jit = [], jax.jit
-    monkeypatch.setattr(
-        jax, "jit", lambda fn, **how: compiled.append(jit(fn, **how)) or compiled[-1]
-    )
+    compiled, jit = [], fitting.jit
+    kept = lambda fn, **how: compiled.append(jit(fn, **how)) or compiled[-1]
+    monkeypatch.setattr(fitting, "jit", kept)
     streamed = Streamed("rolora")
     before = list(compiled)
     streamed.run()
