@@ -30,6 +30,7 @@ SMALL = {
     "training.steps": 2,
     "merging.samples": 4,
     "merging.grid_points": 3,
+    "merging.methods": ("uniform",),
     "merging.curvature": "empirical",
 }
 
@@ -40,7 +41,7 @@ def blocks(name: str) -> list[str]:
 
 
 def test_the_page_on_python_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    """Its experiment trains smaller adapters, and weighs on fewer samples."""
+    """Its experiment trains smaller adapters, weighs on fewer samples, and merges once."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(digits, "EXPERIMENT", digits.EXPERIMENT.set(SMALL))
     scope: dict[str, object] = {"__name__": "page"}
