@@ -41,7 +41,7 @@ def blocks(name: str) -> list[str]:
 
 
 def test_the_page_on_python_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    """Its experiment trains smaller adapters, weighs on fewer samples, and merges once."""
+    """Its experiment trains smaller adapters, weighs on few samples, merges once."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(digits, "EXPERIMENT", digits.EXPERIMENT.set(SMALL))
     scope: dict[str, object] = {"__name__": "page"}
