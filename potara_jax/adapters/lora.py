@@ -48,6 +48,7 @@ from potara_jax.adapters.layers import (
     kind_of,
     site_of,
 )
+from potara_jax.adapters.tracing import traced_once
 
 Params = Mapping[str, Any]
 Entry = dict[str, Array]
@@ -302,7 +303,7 @@ def bind(model: Model, *, scale: float) -> Apply:
       model: a Linen or NNX model.
       scale: the factor `s = alpha / R` with which every delta is added.
     """
-    return _bound(model, scale)
+    return traced_once(_bound(model, scale))
 
 
 def _bound(
