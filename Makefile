@@ -112,7 +112,7 @@ wheel: install  ## build a wheel, and check it in a fresh environment
 	$(call packages,$(VENV)/wheel-env/bin/python,$(VENV)/wheel/*.whl)
 	cd $(VENV)/wheel && ../wheel-env/bin/python -P $(CURDIR)/tests/check_wheel.py
 
-digits: install  ## federate and personalise a ViT on handwritten digits (3 minutes on 2 cores)
+digits: install  ## federate and personalise a ViT on handwritten digits (3 to 5 minutes on 2 cores)
 	$(BIN)/potara run digits $(EXTRA) $(ARGS)
 
 tasks: install  ## the same of a small Llama, on generated text tasks (6 minutes on 2 cores)

@@ -6,8 +6,8 @@ A small Vision Transformer is pre-trained on upstream images rotated by 90, 180 
 degrees, which no client ever sees. Clients hold upright images of a few classes each.
 With heterogeneity `tasks`, each group of clients transforms its images in its own way,
 and has all classes equally often: nothing there is label shift. Three seeds of that and
-of Dirichlet 0.1 take three minutes on two cores. To compare algorithms or weights, and
-to search step sizes, there are twenty clients.
+of Dirichlet 0.1 take three to five minutes on two cores. To compare algorithms or
+weights, and to search step sizes, there are twenty clients.
 
 The setting is this project's own: learning rate, rank and rounds were chosen on the
 held-out samples of one seed that is not among the defaults (100), both for the
