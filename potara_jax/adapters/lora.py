@@ -297,8 +297,8 @@ def bind(model: Model, *, scale: float) -> Apply:
     `base` is the model's parameters or variables, `adapter` any `Adapter` (of any
     rank). The product with the factors is taken in the dtype of the layer's output.
     When called, `apply` rejects an entry that is no module of the base with a
-    `ValueError`. JAX compiles it, within `jax.jit` and without: the model is traced
-    once for each kind of arguments, so that what it prints it prints once.
+    `ValueError`. Within `jax.jit` and the like the model is traced once for each kind
+    of arguments, whatever the program, so that what it prints it prints once.
 
     Args:
       model: a Linen or NNX model.

@@ -20,7 +20,7 @@ def traced_once(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, traced once for each kind of its arguments.
 
     Arguments other than arrays, such as flags, are part of the kind. If one of them has
-    no hash, `fn` is called as it is.
+    no hash, or nothing is traced, `fn` is called as it is.
 
     Args:
       fn: a pure function of trees of arrays and of anything else, which returns arrays.
@@ -35,7 +35,8 @@ def traced_once(fn: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         leaves, tree = jax.tree.flatten((args, kwargs))
         others = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
-        if not all(isinstance(leaf, Hashable) for leaf in others):
+        traces = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        if not traces or not all(isinstance(leaf, Hashable) for leaf in others):
             return fn(*args, **kwargs)
         return traced((tree, others), [leaf for leaf in leaves if _is_array(leaf)])
 

@@ -11,6 +11,7 @@ from potara_jax.adapters import lora
 from potara_jax.adapters.tracing import traced_once
 
 X = jnp.arange(6.0).reshape(2, 3)
+W = {"a": jnp.full(3, 2.0)}
 
 
 def counted():
@@ -35,19 +36,27 @@ def test_programs_of_the_same_shapes_share_a_trace():
 
 def test_other_shapes_and_other_flags_are_traced_apart():
     fn, traces = counted()
-    w = {"a": jnp.full(3, 2.0)}
-    chex.assert_trees_all_equal(fn(w, X), 2 * X)
-    chex.assert_trees_all_equal(fn(w, X, square=True), 4 * X**2)
-    chex.assert_trees_all_equal(fn(w, X, True), 4 * X**2)
-    chex.assert_trees_all_equal(fn(w, np.asarray(X[:1])), 2 * X[:1])
+    called = lambda *args, **kwargs: jax.jit(lambda w: fn(w, *args, **kwargs))(W)
+    for _ in range(2):
+        chex.assert_trees_all_equal(called(X), 2 * X)
+        chex.assert_trees_all_equal(called(X, square=True), 4 * X**2)
+        chex.assert_trees_all_equal(called(X, True), 4 * X**2)
+        chex.assert_trees_all_equal(called(np.asarray(X[:1])), 2 * X[:1])
     assert len(traces) == 4
 
 
 def test_arguments_without_a_hash_are_passed_on():
     fn, traces = counted()
-    w = {"a": jnp.full(3, 2.0)}
     for _ in range(2):
-        chex.assert_trees_all_equal(fn(w, X, names={1, 2}), 2 * X)
+        named = jax.jit(lambda w: fn(w, X, names={1, 2}))
+        chex.assert_trees_all_equal(named(W), 2 * X)
+    assert len(traces) == 2
+
+
+def test_what_is_not_traced_is_called_as_it_is():
+    fn, traces = counted()
+    for _ in range(2):
+        chex.assert_trees_all_equal(fn(W, X), 2 * X)
     assert len(traces) == 2
 
 
