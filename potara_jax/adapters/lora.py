@@ -48,7 +48,7 @@ from potara_jax.adapters.layers import (
     kind_of,
     site_of,
 )
-from potara_jax.adapters.tracing import traced_once
+from potara_jax.adapters.tracing import joined, parted, traced_once
 
 Params = Mapping[str, Any]
 Entry = dict[str, Array]
@@ -116,8 +116,7 @@ def _trace(
 ) -> tuple[dict[str, tuple[nn.Module, Layer]], dict[str, Any]]:
     """The adaptable modules and the shapes of all parameters, by path."""
     modules: dict[str, tuple[nn.Module, Layer]] = {}
-    leaves, structure = jax.tree.flatten(inputs)
-    arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
+    arrays, rest = parted(inputs)
 
     def record(
         next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any
@@ -128,8 +127,7 @@ def _trace(
         return next_fun(*args, **kwargs)
 
     def initial(key: Array, arrays: dict[int, Array]) -> Params:
-        filled = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
-        return model.init(key, *jax.tree.unflatten(structure, filled))
+        return model.init(key, *joined(arrays, rest))
 
     with nn.intercept_methods(record):
         variables = jax.eval_shape(initial, jax.random.key(0), arrays)

@@ -147,12 +147,12 @@ def measure(at: Context, weighing: Weighing, pair: Pair) -> Measured:
 def sent_together(at: Context, weighing: Weighing, pair: Pair) -> tuple[int, int]:
     """Bytes that all clients send and receive to weigh; none if each weighs alone."""
     chosen, shapes = estimator(at.programs, weighing), arguments(at, pair, weighing)
-    measure, decide = merging.over_each(chosen.measure), chosen.decide
+    decide = chosen.decide
     if decide is None:
         return 0, 0
 
     def count() -> tuple[int, int]:
-        sent = jax.eval_shape(measure, *shapes)
+        sent = jax.eval_shape(merging.over_each(chosen.measure), *shapes)
         weights = jax.eval_shape(decide, sent, at.federation.train.count)
         return _bytes(sent), _bytes(weights)
 

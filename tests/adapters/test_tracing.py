@@ -45,6 +45,13 @@ def test_other_shapes_and_other_flags_are_traced_apart():
     assert len(traces) == 4
 
 
+def test_equal_numbers_of_two_types_are_two_kinds():
+    scaled = traced_once(lambda x, factor: x * factor)
+    x = jnp.arange(3)
+    assert jax.jit(lambda x: scaled(x, 2))(x).dtype == jnp.int32
+    assert jax.jit(lambda x: scaled(x, 2.0))(x).dtype == jnp.float32
+
+
 def test_arguments_without_a_hash_are_passed_on():
     fn, traces = counted()
     for _ in range(2):
