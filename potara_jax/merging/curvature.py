@@ -139,9 +139,25 @@ def _like(vector: Array, x: Array) -> Array:
 
 
 def real(examples: Example, count: Array) -> Array:
-    """Weights of samples `[N]`: one for the first `count`, zero for the padded."""
-    size = jax.tree.leaves(examples)[0].shape[0]
-    return (jnp.arange(size) < count).astype(jnp.float32)
+    """Weights of samples `[N]`: one for the first `count`, zero for the padded.
+
+    Zero as well for a sample with an input that is not finite: it is left out.
+    """
+    leaves = jax.tree.leaves(examples)
+    kept = jnp.arange(leaves[0].shape[0]) < count
+    for x in leaves:
+        kept &= jnp.isfinite(x).all(range(1, x.ndim))
+    return kept.astype(jnp.float32)
+
+
+def finite(examples: Example) -> Example:
+    """Examples with zeros for inputs that are not finite.
+
+    They are left out by `real`, but a gradient through them would be no number, even
+    with a weight of zero.
+    """
+    kept = lambda x: jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
+    return jax.tree.map(kept, examples)
 
 
 def mean_of(tree: Tree, used: Tree | None = None) -> Array:

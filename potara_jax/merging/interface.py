@@ -68,7 +68,7 @@ class Client(NamedTuple):
       federated: the client's federated adapter.
       local: the adapter that the client has trained alone.
       examples: leaves `[N, ...]`.
-      weight: of each sample, `[N]`, zero for a padded one.
+      weight: of each sample, `[N]`, zero for one that is padded or left out.
       trained_on: the number of training examples.
       key: consumed.
     """

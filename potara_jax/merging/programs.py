@@ -18,7 +18,7 @@ from potara_jax.clients.compiling import jit
 from potara_jax.clients.fitting import jit_over_clients
 from potara_jax.keys import subkey
 from potara_jax.merging.combining import merge, pair
-from potara_jax.merging.curvature import Curvature, real
+from potara_jax.merging.curvature import Curvature, finite, real
 from potara_jax.merging.interface import Client, Estimator, Measured, Merge, Weight
 from potara_jax.merging.likelihoods import Example, Loss
 from potara_jax.merging.segment import segment_loss
@@ -30,7 +30,8 @@ class Samples(NamedTuple):
     """Every client's samples.
 
     Attributes:
-      examples: leaves `[C, N, ...]`; only the first `count` of a client are real.
+      examples: leaves `[C, N, ...]`; only the first `count` of a client are real, and
+        of these, one with an input that is not finite is left out.
       count: `[C]`.
     """
 
@@ -121,7 +122,7 @@ def weigh(estimator: Estimator, *, layout: Layout = AT_ONCE) -> Callable[..., Me
     def program(*arguments: Any) -> Measured:
         clients = Clients(*arguments)
         measured, decide = measure(*clients), estimator.decide
-        return decide(measured, clients.samples.count) if decide else measured
+        return decide(measured, _each(clients).weight.sum(-1)) if decide else measured
 
     return program
 
@@ -190,7 +191,7 @@ def _each(clients: Clients) -> Client:
         base=clients.base,
         federated=clients.federated,
         local=clients.local,
-        examples=samples.examples,
+        examples=finite(samples.examples),
         weight=jax.vmap(real)(samples.examples, samples.count),
         trained_on=clients.trained_on,
         key=jax.vmap(partial(jax.random.fold_in, clients.key))(number),
@@ -218,7 +219,8 @@ def loss_curves(loss: Loss, *, layout: Layout = AT_ONCE) -> Callable[..., Array]
         weight = real(*samples)
         nothing: Any = None  # neither the training nor the key matters to a loss
         models = base, federated, local
-        client = Client(*models, samples.examples, weight, nothing, nothing)
+        examples = finite(samples.examples)
+        client = Client(*models, examples, weight, nothing, nothing)
         return jax.lax.map(segment_loss(loss, client), points)
 
     axes = (None, 0, 0, 0, None)

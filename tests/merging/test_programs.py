@@ -17,6 +17,7 @@ from potara_jax.merging import (
     loss_curves,
     personalise,
     programs,
+    registry,
     spaces,
 )
 from potara_jax.merging.curvature import curvature, real
@@ -107,6 +108,33 @@ def merged(likelihood=EXACT, problem=PROBLEM, trained_on=TRAINED_ON, **settings)
 
 def deltas(adapter):
     return {p: dense(e) if lora.is_factors(e) else e for p, e in adapter.items()}
+
+
+def weighed(name, samples):
+    estimator = registry.weights()[name].build(
+        loss=loss, logits=logits, likelihood=EXACT
+    )
+    arguments = PROBLEM._replace(samples=samples)
+    return merging.weigh(estimator)(*arguments, TRAINED_ON, KEY).weight
+
+
+@pytest.mark.parametrize("name", registry.weights())
+def test_a_sample_that_is_not_finite_is_left_out_of_every_weight(name):
+    examples, count = PROBLEM.samples
+    inputs = examples.inputs.at[0, 4, 2].set(jnp.nan)
+    broken = Samples(examples._replace(inputs=inputs), count)
+    fewer = Samples(examples, count.at[0].set(4))
+    assert_close(weighed(name, broken), weighed(name, fewer), atol=1e-5)
+
+
+LOOK_AT_LOSSES = [n for n, w in registry.weights().items() if w.needs != "likelihood"]
+
+
+@pytest.mark.parametrize("name", set(LOOK_AT_LOSSES) - {"constant", "lorahub"})
+def test_without_any_sample_a_weight_that_looks_at_losses_is_a_half(name):
+    none = Samples(PROBLEM.samples.examples, jnp.zeros(CLIENTS, jnp.int32))
+    for weight in jax.tree.leaves(weighed(name, none)):
+        np.testing.assert_allclose(weight, 0.5, atol=1e-6)
 
 
 # --- The program ---------------------------------------------------------------------

@@ -8,12 +8,12 @@ from functools import partial
 import jax.numpy as jnp
 
 from potara_jax.adapters.lora import Array
-from potara_jax.merging import curves, registry
+from potara_jax.merging import curves, registry, segment
 from potara_jax.merging.curves import Curves
 from potara_jax.merging.interface import Client, Estimator, Measured
 from potara_jax.merging.likelihoods import Logits
 from potara_jax.merging.registry import Work
-from potara_jax.merging.segment import POINTS, of_posteriors, posteriors
+from potara_jax.merging.segment import POINTS
 
 _POINTS, _STEPS = 11, 10
 
@@ -56,8 +56,7 @@ def tempered_bayes(logits: Logits, *, curve_points: int = _POINTS) -> Estimator:
 
     def decide(measured: Curves, counts: Array) -> Measured:
         del counts
-        chosen, fine = curves.tempered(measured)
-        return _bayes(chosen, fine)._replace(gains=curves.gains(chosen))
+        return _bayes(*curves.tempered(measured))
 
     return Estimator("tempered_bayes", _measure(logits, curve_points), decide)
 
@@ -74,7 +73,7 @@ def mix(logits: Logits, *, curve_points: int = _POINTS) -> Estimator:
     """The mean of `tempered_bayes` and of a minimum, that of a shrunk curve.
 
     Both come from the same measurements; see `curves.shrunk` for the curve, which is
-    drawn to the pooled one.
+    drawn to the pooled one. The interval is that of `tempered_bayes`.
 
     Args:
       logits: `(base, adapter, examples) -> [N, ..., K]`.
@@ -87,8 +86,10 @@ def mix(logits: Logits, *, curve_points: int = _POINTS) -> Estimator:
     def decide(measured: Curves, counts: Array) -> Measured:
         del counts
         chosen, fine = curves.tempered(measured)
-        least = jnp.argmin(curves.shrunk(chosen, fine), -1) / (POINTS - 1)
-        return Measured((_bayes(chosen, fine).weight + least) / 2)
+        points = jnp.linspace(0, 1, POINTS)
+        least = segment.grid(curves.shrunk(chosen, fine), points)
+        bayes = _bayes(chosen, fine)
+        return bayes._replace(weight=(bayes.weight + least) / 2)
 
     return Estimator("mix", _measure(logits, curve_points), decide)
 
@@ -101,4 +102,5 @@ def _measure(logits: Logits, points: int) -> Callable[[Client], Curves]:
 
 def _bayes(chosen: Curves, fine: Array) -> Measured:
     log_likelihood = -chosen.count[:, None] * fine
-    return of_posteriors(posteriors(log_likelihood, steps=_STEPS))
+    posterior = segment.posteriors(log_likelihood, steps=_STEPS)
+    return segment.of_posteriors(posterior)._replace(gains=curves.gains(chosen))
