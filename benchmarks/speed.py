@@ -34,7 +34,7 @@ from potara_jax.clients.axis import AUTO, Layout, over_clients
 from potara_jax.clients.fitting import jit_over_clients
 from potara_jax.federated import rounds
 from potara_jax.federated.algorithms.fedit import fedit
-from potara_jax.merging import Samples
+from potara_jax.merging import Samples, registry
 from potara_jax.models.llama import LlamaConfig
 from potara_jax.models.vit import ViTConfig
 
@@ -231,7 +231,7 @@ _ROUNDS = {"digits": 60, "the paper's CIFAR-100": 700}
 
 
 def share(sizes: Sizes) -> Iterator[Line]:
-    """All merge weights and merges of 20 clients, over their training."""
+    """Every merge weight, with its merge, of 20 clients, over their training."""
     given = setup()
     adapters, examples, keys = arguments(given, _CLIENTS)
     train = jit_over_clients(over(local_round(given)), Layout(AUTO), number)
@@ -247,7 +247,7 @@ def share(sizes: Sizes) -> Iterator[Line]:
     for name, took in list(zip(calls, times, strict=True))[1:]:
         for experiment, count in _ROUNDS.items():
             yield Line(
-                f"{name}, against the {count} rounds of {experiment}",
+                f"{name} and merge, against the {count} rounds of {experiment}",
                 measure.show_seconds(took),
                 f"training {measure.show_seconds(count * times[0])}",
                 took / (count * times[0]),
@@ -256,16 +256,17 @@ def share(sizes: Sizes) -> Iterator[Line]:
 
 
 def _estimators(given: Setup) -> dict[str, merging.Estimator]:
-    def one(base, adapter, example):
-        batch = jax.tree.map(lambda leaf: leaf[None], example)
-        return given.task.logits(base, adapter, batch)[0]
-
-    potara = partial(merging.potara, damping=merging.relative(0.3), space="core")
-    return {
-        "Potara's weight and merge": potara(merging.exact(one)),
-        "the same with the empirical Fisher": potara(merging.empirical(one)),
-        "hermite_bayes' weight and merge": merging.hermite_bayes(given.task.loss),
+    """Every weight that looks at samples, and Potara's with the empirical Fisher."""
+    one = merging.one_example(given.task.logits)
+    exact, empirical = merging.exact(one), merging.empirical(one)
+    needed = {"loss": given.task.loss, "logits": given.task.logits}
+    estimators = {
+        name: entry.build(**needed, likelihood=exact)
+        for name, entry in registry.weights().items()
+        if entry.needs != "nothing"
     }
+    fast = registry.weights()["potara"].build(likelihood=empirical)
+    return estimators | {"potara, empirical Fisher": fast}
 
 
 # Cases that need other software.

@@ -41,7 +41,7 @@ _JOBS = "potara_jax.cli.jobs"
 _COMMANDS = {
     "run": (_JOBS, "train, merge in every way, and show a table of methods"),
     "compare": (_JOBS, "compare federated algorithms at equal bytes and steps"),
-    "study": (_JOBS, "compare merge weights with grid search and the oracles"),
+    "study": (_JOBS, "compare merge weights with the default one and the oracles"),
     "tune": (_JOBS, "search step sizes for federated algorithms"),
     "simulate": (_JOBS, "federate many thousands of clients, a cohort at a time"),
     "list": ("potara_jax.cli.listing", "show experiments, algorithms, merges, weights"),

@@ -77,7 +77,7 @@ _SPACES = ("delta", "factor")
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Compare every merge weight with grid search and the oracles."""
+    """Compare every merge weight with the default one and the oracles."""
 
     name: ClassVar[str] = "study"
     presets: ClassVar[Mapping[str, Any]] = {
@@ -114,6 +114,7 @@ class Study:
             "balanced": _bounds(exact.balanced) or None,
             **_with_prior(at, parents),
             **_largest_class(at),
+            "default": registry.default(logits=at.problem.task.logits is not None),
             "estimates": _estimates(at, pair, curves),
         }
 

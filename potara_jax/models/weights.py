@@ -17,6 +17,7 @@ import math
 import os
 import re
 import shutil
+import textwrap
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -189,10 +190,11 @@ def folder_of(name: str) -> Path:
             )
             return Path(folder)
         except Exception as error:  # whatever the network raises
-            reason = " ".join(str(error).split())[:160]
+            reason = textwrap.shorten(str(error), 160, placeholder="...")
     raise ValueError(
-        f"{name} is not on this machine and cannot be downloaded ({reason}); fetch it "
-        f"with `hf download {name}`, and name the folder"
+        f"{name} is not on this machine and cannot be downloaded ({reason}); where "
+        f"there is a network, `hf download {name} --local-dir FOLDER` fetches it: name "
+        "that folder (in experiments, by --checkpoint)"
     )
 
 

@@ -1,10 +1,10 @@
 """A study's estimates of merge weights, aggregated over cells.
 
 `results["cells"]` has one record per heterogeneity and seed, with the scores of both
-models, of the oracles, and of every estimate. A *setting* is an estimate without its
-cell; its *regret* is its score less that of the best constant weight of the cell, which
-is an oracle. Differences are paired within a cell, averaged over heterogeneities, and
-given with a 95 % t-interval over seeds.
+models, of the oracles, and of every estimate, and the name of the default weight. A
+*setting* is an estimate without its cell; its *regret* is its score less that of the
+best constant weight of the cell, which is an oracle. Differences are paired within a
+cell, averaged over heterogeneities, and given with a 95 % t-interval over seeds.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ class Setting(NamedTuple):
       regret: to the best constant weight.
       balanced: the regret under equal shares of each client's classes, to the best
         constant weight under them; None where examples have no classes.
-      to_grid: to grid search on the same samples; None without samples.
+      to_default: to the default weight on as many held-out samples; None without
+        samples.
       worst_gain: over the better of both models, where it is least.
+      regrets: the regret by heterogeneity.
       weights: mean weight by heterogeneity.
       scores: mean score by heterogeneity.
       passes: forward-backward passes per sample.
@@ -50,8 +52,9 @@ class Setting(NamedTuple):
     fields: dict[str, Any]
     regret: Interval
     balanced: Interval | None
-    to_grid: Interval | None
+    to_default: Interval | None
     worst_gain: float
+    regrets: dict[str, float]
     weights: dict[str, float]
     scores: dict[str, float]
     passes: float
@@ -86,14 +89,14 @@ def settings_of(results: Results) -> list[Setting]:
         for estimate in cell["estimates"]:
             key = tuple(estimate.get(name) for name in FIELDS)
             groups.setdefault(key, []).append((cell, estimate))
-    grids = {
-        (_place(cell), e["samples"], e["number"]): e["mean"]
+    defaults = {
+        (_place(cell), e["number"]): e["mean"]
         for cell in results["cells"]
         for e in cell["estimates"]
-        if e["estimator"] == "grid"
+        if e["estimator"] == cell["default"] and e["samples"] == "heldout"
     }
     scale = metric_of(results).scale
-    return [_setting(key, pairs, grids, scale) for key, pairs in groups.items()]
+    return [_setting(key, pairs, defaults, scale) for key, pairs in groups.items()]
 
 
 def _place(cell: Record) -> tuple[str, int]:
@@ -101,10 +104,12 @@ def _place(cell: Record) -> tuple[str, int]:
 
 
 def _setting(
-    key: tuple[Any, ...], pairs: Estimates, grids: dict[Any, float], scale: float
+    key: tuple[Any, ...], pairs: Estimates, defaults: dict[Any, float], scale: float
 ) -> Setting:
     fields = {n: v for n, v in zip(FIELDS, key, strict=True) if v is not None}
-    regrets = [(c["seed"], scale * (e["mean"] - c["best_constant"])) for c, e in pairs]
+
+    def regret(cell: Record, estimate: Record) -> float:
+        return scale * (estimate["mean"] - cell["best_constant"])
 
     def gain(cell: Record, estimate: Record) -> float:
         return scale * (
@@ -113,10 +118,11 @@ def _setting(
 
     return Setting(
         fields,
-        _over_seeds(regrets),
+        _over_seeds([(c["seed"], regret(c, e)) for c, e in pairs]),
         _balanced(pairs, scale),
-        _to_grid(fields, pairs, grids, scale),
+        _to_default(fields, pairs, defaults, scale),
         min(_by_heterogeneity(pairs, gain).values()),
+        _by_heterogeneity(pairs, regret),
         _by_heterogeneity(pairs, lambda c, e: e["weight"]),
         _by_heterogeneity(pairs, lambda c, e: e["mean"]),
         pairs[0][1]["passes"],
@@ -134,14 +140,13 @@ def _balanced(pairs: Estimates, scale: float) -> Interval | None:
     )
 
 
-def _to_grid(
-    fields: dict[str, Any], pairs: Estimates, grids: dict[Any, float], scale: float
+def _to_default(
+    fields: dict[str, Any], pairs: Estimates, defaults: dict[Any, float], scale: float
 ) -> Interval | None:
     if "samples" not in fields:
         return None
-    samples = fields["samples"], fields["number"]
     differences = [
-        (c["seed"], scale * (e["mean"] - grids[(_place(c), *samples)]))
+        (c["seed"], scale * (e["mean"] - defaults[(_place(c), fields["number"])]))
         for c, e in pairs
     ]
     return _over_seeds(differences)

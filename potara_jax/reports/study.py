@@ -41,7 +41,7 @@ from potara_jax.reports.summary import Record, Results
 
 BALANCED = "Balanced"
 COLUMNS = (
-    *("Weight", "Measured on", "Samples", "Regret", BALANCED, "To grid"),
+    *("Weight", "Measured on", "Samples", "Regret", BALANCED, "To default"),
     *("Worst gain", "Passes"),
 )
 _MODELS = {
@@ -80,12 +80,12 @@ def _explanation(metric: Metric) -> str:
     return (
         "Regret: against the best constant weight, an oracle"
         + f", in points of {metric.name}" * metric.percent
-        + ". Balanced: the same with equal shares of each client's classes. To grid: "
-        "against grid search on the same samples. All are means over "
-        "heterogeneities with 95 % intervals over seeds. Worst gain: over the better "
-        "model, at the heterogeneity where it is least. Passes: forward-backward "
-        "passes per sample. Of Potara's dampings the best is shown for each curvature; "
-        "study.csv has all."
+        + ". Balanced: the same with equal shares of each client's classes. To "
+        "default: against the default weight on as many held-out samples. All are "
+        "means over heterogeneities with 95 % intervals over seeds. Worst gain: over "
+        "the better model, at the heterogeneity where it is least. Passes: "
+        "forward-backward passes per sample. Of Potara's dampings the best is shown "
+        "for each curvature; study.csv has all."
     )
 
 
@@ -165,7 +165,7 @@ def _cells(setting: Setting, metric: Metric) -> dict[str, Cell]:
         "Samples": Cell(str(number), number),
         "Regret": _interval(setting.regret, metric),
         BALANCED: _interval(setting.balanced, metric),
-        "To grid": _interval(setting.to_grid, metric),
+        "To default": _interval(setting.to_default, metric),
         "Worst gain": Cell(f"{gain:+.1f}" if metric.percent else signed(gain), gain),
         "Passes": Cell(f"{setting.passes:.3g}", setting.passes),
     }
@@ -181,7 +181,7 @@ def _interval(interval: Interval | None, metric: Metric) -> Cell:
 
 
 def csv_text(results: Results) -> str:
-    """One line per setting, with score and weight at every heterogeneity."""
+    """One line per setting; score, weight and regret at every heterogeneity."""
     metric, names = metric_of(results), heterogeneities(results)
     score = "loss" if metric.is_loss else "accuracy"
     measured = (
@@ -189,20 +189,22 @@ def csv_text(results: Results) -> str:
         "regret_half",
         "balanced",
         "balanced_half",
-        "to_grid",
-        "to_grid_half",
+        "to_default",
+        "to_default_half",
         "worst_gain",
     )
-    by_name = [f"{what}_{name}" for what in (score, "weight") for name in names]
+    by_name = [
+        f"{what}_{name}" for what in (score, "weight", "regret") for name in names
+    ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*FIELDS, *measured, "passes", *by_name])
     for s in settings_of(results):
         scores = [-s.scores[n] if metric.is_loss else s.scores[n] for n in names]
         fields = [s.fields.get(name, "") for name in FIELDS]
-        weights = [s.weights[name] for name in names]
-        grid = s.to_grid or ("", "")
+        rest = [by_name[n] for by_name in (s.weights, s.regrets) for n in names]
+        default = s.to_default or ("", "")
         balanced = s.balanced or ("", "")
-        differences = [*s.regret, *balanced, *grid, s.worst_gain]
-        writer.writerow([*fields, *differences, s.passes, *scores, *weights])
+        differences = [*s.regret, *balanced, *default, s.worst_gain]
+        writer.writerow([*fields, *differences, s.passes, *scores, *rest])
     return text.getvalue()

@@ -21,7 +21,7 @@ TINY = DIGITS | {
     "local.rounds": 2,
     "merging.samples": 8,
 }
-KEPT = ("hermite_pooled", "grid", "gauss_newton")
+KEPT = ("tempered_bayes", "grid", "gauss_newton")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_a_study_leaves_a_table_figures_and_a_page(finished):
         "heterogeneity.png",
     }
     page = (finished / "report.html").read_text()
-    assert "hermite_pooled" in page and page.count("<img") == 3
+    assert "tempered_bayes" in page and page.count("<img") == 3
     lines = (finished / "study.csv").read_text().splitlines()
     results = json.loads((finished / "results.json").read_text())
     settings = reported.settings_of(results)
@@ -59,7 +59,7 @@ def test_a_study_leaves_a_table_figures_and_a_page(finished):
 def test_every_weight_is_within_the_models_and_scored(finished):
     cell, all_ = estimates(finished)
     assert {e["estimator"] for e in all_} == {
-        *("uniform", "potara", "hermite_pooled", "grid", "gauss_newton"),
+        *("uniform", "potara", "tempered_bayes", "grid", "gauss_newton"),
     }
     for e in all_:
         assert 0 <= e["weight"] <= 1 and 0 <= e["mean"] <= 1
@@ -99,7 +99,7 @@ def test_passes_are_counted(finished):
     _, all_ = estimates(finished)
     passes = {e["estimator"]: e["passes"] for e in all_}
     assert passes["potara"] == 2 * (1 + 2) / 3
-    assert passes["hermite_pooled"] == pytest.approx(4 / 3)
+    assert passes["tempered_bayes"] == pytest.approx(11 / 3)
     assert passes["grid"] == pytest.approx(1)
     assert passes["uniform"] == 0
 

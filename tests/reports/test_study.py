@@ -30,6 +30,7 @@ def cell(heterogeneity, seed, estimates, *, federated=0.5, local=0.6, best=0.8):
         "local": local,
         "best_constant": best,
         "best_per_client": best,
+        "default": "grid",
         "estimates": estimates,
     }
 
@@ -100,10 +101,17 @@ def test_the_models_have_two_scores_and_the_correction_by_shares():
     assert (title, other) == ("", "With equal shares of each client's classes")
 
 
-def test_the_difference_to_grid_is_within_the_cell():
+def test_the_difference_to_the_default_is_within_the_cell():
     given = by_name(TWO_SEEDS)
-    assert given["hermite"].to_grid.mean == pytest.approx((4 - 2 + 6 + 2) / 4)
-    assert given["grid"].to_grid == (0.0, 0.0)
+    assert given["hermite"].to_default.mean == pytest.approx((4 - 2 + 6 + 2) / 4)
+    assert given["grid"].to_default == (0.0, 0.0)
+
+
+def test_the_regret_of_every_heterogeneity_is_known():
+    regrets = by_name(TWO_SEEDS)["hermite"].regrets
+    assert regrets == pytest.approx({"0.1": (-6 - 2) / 2, "1": (-22 - 14) / 2})
+    line = list(csv.DictReader(io.StringIO(study.csv_text(TWO_SEEDS))))[1]
+    assert float(line["regret_1"]) == pytest.approx(-18)
 
 
 def test_the_worst_gain_is_that_of_the_worst_heterogeneity():
@@ -116,10 +124,10 @@ def test_one_seed_has_no_interval():
     assert given.half == 0.0
 
 
-def test_grid_on_other_samples_is_not_compared_with():
+def test_the_default_on_training_samples_is_not_compared_with():
     more = [estimate("grid", 0.70), estimate("grid", 0.50, "train")]
     given = by_name(results(cell("1", 0, [*more, estimate("soup", 0.6, "train")])))
-    assert given["soup"].to_grid.mean == pytest.approx(10)
+    assert given["soup"].to_default.mean == pytest.approx(-10)
 
 
 def test_the_best_damping_is_shown_and_the_file_has_all():
