@@ -27,6 +27,7 @@ from potara_jax.jobs.export import (
 )
 from potara_jax.merging.registry import DEFAULTS
 from potara_jax.models import weights
+from potara_jax.models.publishing import Form
 from potara_jax.runs import files
 from potara_jax.runs.folder import RunFolder
 from potara_jax.runs.loading import load_file
@@ -88,6 +89,17 @@ class Export:
         problem = _problem(self, experiment, log)
         number = write_models(problem, adapters, out, clients=clients, options=options)
         log(f"{number} models of {method}: {out}")
+        if problem.form and _reads_another_input(problem.form):
+            log(
+                "their head reads the tokens otherwise than the classifiers of "
+                "transformers do (pooling in config.json), so that logits differ there: "
+                "apply the head yourself, or train with --pooling pooler"
+            )
+
+
+def _reads_another_input(form: Form) -> bool:
+    """Whether a sentence model's head does not read what transformers' heads read."""
+    return form.config.get("pooling", "pooler") != "pooler"
 
 
 def command(words: list[str]) -> tuple[Any, None]:

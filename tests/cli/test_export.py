@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from potara_jax.adapters import peft
+from potara_jax.cli import export as cli_export
 from potara_jax.cli.main import main
 from potara_jax.experiment.problem import Resources
 from potara_jax.experiments import tasks
@@ -87,6 +88,17 @@ def test_a_folded_model_computes_what_its_adapter_computes(finished, problem, ex
     logits = problem.task.logits(again, none, batch)
     np.testing.assert_allclose(logits, expected, atol=2e-3)
     assert (made / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(("pooling", "said"), [("mean", True), ("pooler", False)])
+def test_a_head_that_transformers_does_not_have_is_said(
+    finished, problem, export, pooling, said, capsys, monkeypatch
+):
+    form = problem.form._replace(config=problem.form.config | {"pooling": pooling})
+    changed = problem._replace(form=form)
+    monkeypatch.setattr(cli_export, "_problem", lambda *_: changed)
+    assert export(finished[0], "--clients", 1) == 0
+    assert ("--pooling pooler" in capsys.readouterr().err) == said
 
 
 def test_only_an_exported_model_is_replaced(finished, export, capsys):
