@@ -6,7 +6,9 @@
 Files hold `images` and `labels`, or `x` and `y`, and optionally `names`; a folder may
 have `train` and `test` with the classes in each. A ViT of a
 suitable size is pre-trained on a share of the classes, or `--checkpoint` names a
-Hugging Face folder. Clients hold the other classes, and train a head for them.
+Hugging Face folder. Clients hold the other classes, and train a head for them: with
+their own shares of the classes or, with heterogeneity `tasks`, with all classes and a
+transformation of their images each.
 """
 
 import potara_jax as pj
@@ -35,6 +37,7 @@ EXPERIMENT = pj.Experiment(
     make_problem=make_problem,
     summary="your own images, with classes dealt to clients",
     source=images.ImageFiles(),
+    cells=pj.Cells(heterogeneity=("0.1", "tasks")),
     lora=pj.Lora(whole=("head",)),
     merging=pj.Merging(curvature="empirical", methods=QUICK),
     pretraining=pj.Pretraining(steps=0),
