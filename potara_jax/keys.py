@@ -38,6 +38,7 @@ Purpose = Literal[
     "noise",
     # of a client's merge, whose samples are numbered
     "merge",
+    "bootstrap",
 ]
 PURPOSES: tuple[Purpose, ...] = typing.get_args(Purpose)
 

@@ -115,9 +115,10 @@ def _by_damping(at: Context) -> Callable[..., jax.Array]:
 def _certainty(at: Context, merges: Merges) -> dict[str, Any]:
     """How certain Potara's weight is: bootstrap interval, and effect of the damping."""
     program = at.programs.once("sensitivity", lambda: _sensitivity(at))
-    curvature = merges.measured[potara_of(at)].curvature
-    moves = program(curvature, at.federation.train.count)
-    low, high = map(as_lists, merges.interval)
+    measured = merges.measured[potara_of(at)]
+    assert measured.interval is not None, "it was measured with its bootstrap"
+    moves = program(measured.curvature, at.federation.train.count)
+    low, high = map(as_lists, measured.interval)
     return {"low": low, "high": high, "moves_in_a_decade": as_lists(moves)}
 
 

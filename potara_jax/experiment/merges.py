@@ -50,7 +50,6 @@ class Merges(NamedTuple):
       measured: by weighing.
       losses: along the segments, `[C, T]`.
       points: of the segments, `[T]`.
-      interval: of Potara's weight over bootstrap samples, `[C]` each.
       prior: the correction, if examples have classes.
     """
 
@@ -58,7 +57,6 @@ class Merges(NamedTuple):
     measured: dict[Weighing, Measured]
     losses: jax.Array
     points: jax.Array
-    interval: tuple[jax.Array, jax.Array]
     prior: LabelPrior | None = None
 
 
@@ -68,7 +66,6 @@ def measure_all(at: Context, parents: Pair) -> Merges:
     pair = prior.correct(parents) if prior and prior.used else parents
     points = jnp.linspace(0, 1, at.experiment.merging.grid_points)
     losses = at.once_measured("losses", lambda: _losses(at, pair, points))
-    interval = at.once_measured("interval", lambda: _interval(at, pair))
     methods = merged_methods(at.experiment, at.problem.task)
     wanted = dict.fromkeys(method.weighing for method in methods)
     direct = [weighing for weighing in wanted if source_of(weighing) == weighing]
@@ -79,11 +76,16 @@ def measure_all(at: Context, parents: Pair) -> Merges:
     for weighing in wanted:
         if weighing not in measured:
             measured[weighing] = derive(at, weighing, measured[source_of(weighing)])
-    return Merges(pair, measured, losses, points, interval, prior)
+    return Merges(pair, measured, losses, points, prior)
 
 
 def _measure_once(at: Context, weighing: Weighing, pair: Pair) -> Measured:
-    return measure_once(at, f"weight {weighing}", weighing, pair)
+    """The weights of a pair; Potara's with its bootstrap interval."""
+    program = (sure_program if weighing == potara_of(at) else weigh_program)(
+        at.programs, weighing
+    )
+    measured = lambda: _checked(weighing, program(*arguments(at, pair, weighing)))
+    return at.once_measured(f"weight {weighing}", measured)
 
 
 def measure_once(at: Context, name: str, weighing: Weighing, pair: Pair) -> Measured:
@@ -94,11 +96,6 @@ def measure_once(at: Context, name: str, weighing: Weighing, pair: Pair) -> Meas
 def _losses(at: Context, pair: Pair, points: jax.Array) -> jax.Array:
     """The loss `[C, T]` along every client's segment, on its held-out examples."""
     return at.programs.curves(at.problem.base, *pair, heldout_samples(at), points)
-
-
-def _interval(at: Context, pair: Pair) -> tuple[jax.Array, jax.Array]:
-    """The interval of Potara's weight over bootstrap samples, `[C]` each."""
-    return bootstrap_program(at.programs)(*arguments(at, pair, potara_of(at)))
 
 
 def check_bounds(name: str, weight: Any) -> None:
@@ -139,7 +136,11 @@ def source_of(weighing: Weighing) -> Weighing:
 
 def measure(at: Context, weighing: Weighing, pair: Pair) -> Measured:
     """The weights of a pair of stacked adapters; see `check_bounds`."""
-    measured = weigh_program(at.programs, weighing)(*arguments(at, pair, weighing))
+    program = weigh_program(at.programs, weighing)
+    return _checked(weighing, program(*arguments(at, pair, weighing)))
+
+
+def _checked(weighing: Weighing, measured: Measured) -> Measured:
     check_bounds(weighing.weight, measured.weight)
     return measured
 
@@ -204,15 +205,14 @@ def weigh_program(programs: Programs, weighing: Weighing) -> Callable[..., Measu
     )
 
 
-def bootstrap_program(programs: Programs) -> Callable[..., Any]:
-    """The interval of Potara's weight over bootstrap samples."""
-    weighing = potara(programs.experiment)
-
-    def make() -> Callable[..., Any]:
-        interval = merging.bootstrap(estimator(programs, weighing))
-        return merging.over_each(interval, layout=programs.layout)
-
-    return programs.once("bootstrap", make)
+def sure_program(programs: Programs, weighing: Weighing) -> Callable[..., Measured]:
+    """A jitted program of a weight with its interval over bootstrap samples."""
+    return programs.once(
+        ("bootstrap", weighing),
+        lambda: merging.weigh(
+            merging.bootstrap(estimator(programs, weighing)), layout=programs.layout
+        ),
+    )
 
 
 def estimator(programs: Programs, weighing: Weighing) -> Estimator:

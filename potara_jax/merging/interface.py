@@ -90,8 +90,8 @@ class Measured(NamedTuple):
         for methods whose weights do not sum to one, a tuple: of the federated and of
         the local adapter.
       curvature: what it came from, if it is from curvature.
-      interval: the 5 % and the 95 % quantile of the weight's posterior, scalars; None
-        for weights that do not say.
+      interval: the 5 % and the 95 % quantile of the weight's posterior, or over
+        bootstrap samples, like `weight`; None for weights that do not say.
       gains: whether some weight beats the better of both models with confidence, a
         boolean; None for weights that do not say.
     """

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from potara_jax.adapters.lora import Array
-from potara_jax.merging.interface import Client, Estimator, Weight
+from potara_jax.keys import subkey
+from potara_jax.merging.interface import Client, Estimator, Measured, Weight
 
 
 def bootstrap(
     estimator: Estimator, *, replicates: int = 200, level: float = 0.9
-) -> Callable[[Client], tuple[Weight, Weight]]:
-    """A function from a client to the bootstrap interval `(low, high)` of its weight.
+) -> Estimator:
+    """The same weight, with the interval of its bootstrap (Efron 1979).
 
     Samples are drawn with replacement; gradients, losses and whatever else does not
-    depend on how often a sample is drawn are computed once. Efron 1979.
+    depend on how often a sample is drawn are computed once, for the weight itself too.
 
     Args:
       estimator: of the weight.
@@ -30,18 +29,18 @@ def bootstrap(
     if estimator.decide is not None:
         raise ValueError(f"'{estimator.name}' weighs clients together: no interval")
 
-    def interval(client: Client) -> tuple[Weight, Weight]:
-        draw_key, key = jax.random.split(client.key)
-        counts = _resampled(draw_key, client.weight, replicates)
-
-        def again(weight: Array) -> Weight:
-            return estimator.measure(client._replace(weight=weight, key=key)).weight
-
-        weights = jax.vmap(again)(counts)
+    def measure(client: Client) -> Measured:
+        drawn = _resampled(subkey(client.key, "bootstrap"), client.weight, replicates)
+        counts = jnp.concatenate([client.weight[None], drawn])
+        of_counts = lambda weight: estimator.measure(client._replace(weight=weight))
+        each = jax.vmap(of_counts)(counts)
+        itself = jax.tree.map(lambda x: x[0], each)
+        again = jax.tree.map(lambda x: x[1:], each.weight)
         tail = (1 - level) / 2
-        return _quantile(weights, tail), _quantile(weights, 1 - tail)
+        interval = _quantile(again, tail), _quantile(again, 1 - tail)
+        return itself._replace(interval=interval)
 
-    return interval
+    return Estimator(estimator.name, measure)
 
 
 def _quantile(weights: Weight, q: float) -> Weight:

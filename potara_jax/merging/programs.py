@@ -163,7 +163,7 @@ def over_each(
 ) -> Callable[..., Any]:
     """`fn(client, *more)` over all clients: `program(base, ..., key, *more)`, jitted.
 
-    For what `weigh` and `combine` do not do, such as a `bootstrap` interval. Every
+    For what `weigh` and `combine` do not do, such as a statistic of your own. Every
     leaf of `more` has the client axis. Client `k`'s key is `fold_in(key, k)`.
 
     Args:

@@ -95,10 +95,14 @@ def _names(entry: Record) -> list[str]:
 
 
 def sections(results: Results) -> list[Section]:
-    """A table of the first seed's clients, if a method says how sure it is of them."""
-    method = next((r["method"] for r in results["methods"] if "interval" in r), None)
-    if method is None:
+    """A table of the first seed's clients, if a method says how sure it is of them.
+
+    Of several methods it is the first that says which clients gain, or else the last.
+    """
+    sure = [record for record in results["methods"] if "interval" in record]
+    if not sure:
         return []
+    method = next((r["method"] for r in sure if "gains" in r), sure[-1]["method"])
     return [
         Section(
             "Weights of clients", (table(results, method), Text(_explained(method)))

@@ -5,7 +5,7 @@ import pytest
 
 from potara_jax import merging
 from potara_jax.merging import Client, Measured, intervals
-from tests.helpers import normal
+from tests.helpers import assert_close, normal
 from tests.merging.toy import CLIENT, KEY, loss, one_example
 
 
@@ -20,8 +20,9 @@ def test_the_bootstrap_of_a_mean_is_as_wide_as_its_error():
     x = normal(np.random.default_rng(0), (size, 1))
     client = CLIENT._replace(examples=(x,), weight=jnp.ones(size))
     estimator = merging.Estimator("mean", mean_of_samples)
-    interval = merging.bootstrap(estimator, replicates=2000)
-    low, high = jax.jit(interval)(client)
+    measured = jax.jit(merging.bootstrap(estimator, replicates=2000).measure)(client)
+    assert float(measured.weight) == pytest.approx(float(x.mean()), abs=1e-6)
+    low, high = measured.interval
     error = float(x.std()) / np.sqrt(size)
     mean = float(x.mean())
     np.testing.assert_allclose(
@@ -39,12 +40,21 @@ def test_padded_samples_are_never_drawn():
 
 def test_the_bootstrap_takes_gradients_once():
     estimator = merging.potara(merging.exact(one_example), merging.relative(0.3))
-    program = lambda n: jax.make_jaxpr(merging.bootstrap(estimator, replicates=n))
+    program = lambda n: jax.make_jaxpr(
+        merging.bootstrap(estimator, replicates=n).measure
+    )
     tanh = lambda n: [
         line for line in str(program(n)(CLIENT)).splitlines() if " tanh " in line
     ]
     assert len(tanh(64)) == len(tanh(2)) > 0
     assert not any("[64," in line for line in tanh(64))
+
+
+def test_the_bootstrap_leaves_the_weight_as_it_is():
+    estimator = merging.potara(merging.exact(one_example), merging.relative(0.3))
+    both = (estimator, merging.bootstrap(estimator, replicates=5))
+    expected, actual = (jax.jit(each.measure)(CLIENT) for each in both)
+    assert_close(actual._replace(interval=None), expected)
 
 
 def test_an_interval_of_a_common_weight_is_refused():
