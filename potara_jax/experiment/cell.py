@@ -114,7 +114,7 @@ def train_parents(at: Context, phases: ParentPhases) -> tuple[Outcome, Outcome]:
     adapters = stack(first, clients=at.clients)
     federated = run(phases.federated, adapters, at.key_for("federated"))
     merged = until(federated, at.experiment.federated.rounds)
-    begin = _local_start(at, first, merged.models)
+    begin = local_start(at, first, merged.models)
     return federated, run(phases.local, begin, at.key_for("local"))
 
 
@@ -132,7 +132,14 @@ def train(at: Context, phase: Phase, adapters: Adapter, key: jax.Array) -> Outco
     )
 
 
-def _local_start(at: Context, first: Adapter, federated: Adapter) -> Adapter:
+def local_start(at: Context, first: Adapter, federated: Adapter) -> Adapter:
+    """Where local training starts: every client's adapter, `[C, ...]`.
+
+    Args:
+      at: the cell.
+      first: the adapter that the federation starts from.
+      federated: the federated ones, `[C, ...]`.
+    """
     if at.experiment.local.start == "federated":
         return federated
     if at.experiment.local.start == "independent":

@@ -63,7 +63,7 @@ def gauss_newton(
             return logits(client.base, merged, client.examples)
 
         def step(flat: Array, _: None) -> tuple[Array, None]:
-            slope, hessian = _newton(outputs, flat, client.examples[1], share)
+            slope, hessian = newton(outputs, flat, client.examples[1], share)
             hessian += ridge * jnp.eye(flat.size)
             slope += ridge * (flat - 0.5)
             change = algebra.solve(hessian, slope[:, None])[:, 0]
@@ -75,10 +75,17 @@ def gauss_newton(
     return Estimator("gauss_newton", measure)
 
 
-def _newton(
+def newton(
     outputs: Callable[[Array], Array], flat: Array, labels: Array, share: Array
 ) -> tuple[Array, Array]:
-    """Slope `[M]` and Gauss-Newton Hessian `[M, M]` of the mean cross-entropy."""
+    """Slope `[M]` and Gauss-Newton Hessian `[M, M]` of the mean cross-entropy.
+
+    Args:
+      outputs: from weights `[M]` to logits `[N, K]`.
+      flat: the weights, `[M]`.
+      labels: `[N]`.
+      share: of each sample in the mean, `[N]`.
+    """
     z = outputs(flat)
     jacobian = jax.jacfwd(outputs)(flat)
     p = jax.nn.softmax(z)
