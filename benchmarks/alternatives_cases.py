@@ -35,7 +35,7 @@ from potara_jax.experiment.context import Context, heldout_samples
 from potara_jax.experiment.label_prior import as_set
 from potara_jax.experiment.merges import Pair, measure, program_arguments
 from potara_jax.experiment.methods import potara
-from potara_jax.experiment.rows import mean_accuracy, score
+from potara_jax.experiment.rows import score
 from potara_jax.merging import Client, Samples, curves, segment
 from potara_jax.merging.curves import TEMPERATURES, Curves
 
@@ -54,14 +54,14 @@ class Trained(NamedTuple):
       phases: which train its models.
       models: federated and local ones, as they were trained.
       pair: the same as the experiment merges them.
-      best: the accuracy of the best constant weight.
+      curve: accuracy at equally spaced weights, `[P, C]`.
     """
 
     at: Context
     phases: ParentPhases
     models: Pair
     pair: Pair
-    best: float
+    curve: np.ndarray
 
     def program(self, name: str, one: Callable[..., Any]) -> Callable[..., Any]:
         """`one(client, *more)` over all clients, compiled once for all federations."""
@@ -71,8 +71,8 @@ class Trained(NamedTuple):
     def arguments(self, number: int) -> tuple[Any, ...]:
         """A program's arguments, with the first held-out samples of each client."""
         drawn = heldout_samples(self.at)
-        most = jax.tree.map(lambda x: x[:, : NUMBERS[-1]], drawn.examples)
-        few = Samples(most, jnp.minimum(drawn.count, number))
+        first = jax.tree.map(lambda x: x[:, :number], drawn.examples)
+        few = Samples(first, jnp.minimum(drawn.count, number))
         return program_arguments(self.at, self.pair, few)
 
     def curves(self, arguments: tuple[Any, ...]) -> Curves:
@@ -87,15 +87,21 @@ class Trained(NamedTuple):
         return decide(measured, measured.count).weight
 
     def regret(self, weight: Any) -> float:
-        """That of weights `[C]`, or by module `{path: [C]}`."""
-        title = "merge by module" if isinstance(weight, dict) else "merge"
-        program = self.program(title, merged)
-        return self.regret_of(program(*self.arguments(1), weight))
+        """That of clients' weights `[C]`, read off their curves as in a study."""
+        points = np.linspace(0, 1, len(self.curve))
+        both = zip(np.asarray(weight), self.curve.T, strict=True)
+        read = [np.interp(w, points, curve) for w, curve in both]
+        return 100 * (float(np.mean(read)) - float(self.curve.mean(1).max()))
 
     def regret_of(self, adapters: Adapter) -> float:
         """That of merged adapters `[C, ...]`."""
-        accuracy = mean_accuracy(self.at, score(self.at, adapters))
-        return 100 * (accuracy - self.best)
+        accuracy = np.asarray(score(self.at, adapters).accuracy, np.float64)
+        return 100 * (float(accuracy.mean()) - float(self.curve.mean(1).max()))
+
+    def regret_by_module(self, weight: dict[str, jax.Array]) -> float:
+        """That of weights by module, `{path: [C]}`."""
+        program = self.program("merge by module", merged)
+        return self.regret_of(program(*self.arguments(1), weight))
 
 
 def merged(client: Client, weight: Any) -> Adapter:
@@ -108,10 +114,16 @@ def trained(at: Context) -> Trained:
     phases = at.programs.once("parents", lambda: parent_phases(at))
     federated, local = (outcome.models for outcome in train_parents(at, phases))
     pair = as_set(at, (federated, local))
-    ready = Trained(at, phases, (federated, local), pair, 0.0)
+    ready = Trained(at, phases, (federated, local), pair, np.zeros((0, at.clients)))
+    program, arguments = ready.program("merge", merged), ready.arguments(1)
+
+    def accuracy(weight: np.float32) -> jax.Array:
+        adapters = program(*arguments, jnp.full(at.clients, weight))
+        return score(at, adapters).accuracy
+
     points = np.linspace(0, 1, at.experiment.merging.grid_points, dtype=np.float32)
-    every = [ready.regret(jnp.full(at.clients, point)) for point in points]
-    return ready._replace(best=max(every) / 100)
+    curve = np.asarray([accuracy(point) for point in points], np.float64)
+    return ready._replace(curve=curve)
 
 
 # --- Losses on training examples that the local models have left out -----------------
@@ -238,15 +250,17 @@ def neighbour(ready: Trained) -> Rows:
     counts = arguments[3].count.astype(jnp.float32)
 
     def regret(weights: Any) -> float:
+        if not np.any(weights[:, 2]):
+            return ready.regret(weights[:, 0])
         args = *ready.arguments(1), third, jnp.asarray(weights, jnp.float32)
         return ready.regret_of(ready.program("merge of three", _of_three)(*args))
 
     every = [regret(np.tile(point, (len(others), 1))) for point in points]
-    pooled = points[tempered(losses, counts)[0].argmin()]
+    pooled = int(tempered(losses, counts)[0].argmin())
     yield "best constant weights", max(every)
-    yield "neighbour's best weight", points[np.argmax(every)][2]
-    yield "30 least pooled loss", regret(np.tile(pooled, (len(others), 1)))
-    yield "30 neighbour's weight there", pooled[2]
+    yield "neighbour's best weight", float(points[np.argmax(every)][2])
+    yield "30 least pooled loss", every[pooled]
+    yield "30 neighbour's weight there", float(points[pooled][2])
     yield "30 posterior, simplex", regret(posterior_means(losses, counts, points))
     flat = points[:, 2] == 0
     on_segment = posterior_means(losses[:, flat], counts, points[flat])

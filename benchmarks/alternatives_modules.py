@@ -29,7 +29,8 @@ def modules(ready: Trained) -> Rows:
     """Whether one weight a module is better, drawn to the client's default weight.
 
     One or three Gauss-Newton steps of the default's tempered loss, under the prior of
-    `offsets`. See "One weight a module".
+    `offsets`. All are merged and tested, none is read off a curve. See "One weight a
+    module".
     """
     free = merging.gauss_newton(ready.at.problem.task.logits).measure
     for number in NUMBERS:
@@ -37,10 +38,11 @@ def modules(ready: Trained) -> Rows:
         measured = ready.curves(arguments)
         (one, deviations), _, (three, _) = newton_steps(ready, measured, arguments)
         of_free = ready.program("gauss_newton", free)(*arguments).weight
-        yield f"{number} default", ready.regret(ready.default(measured))
-        yield f"{number} modules, one step", ready.regret(one)
-        yield f"{number} modules, three steps", ready.regret(three)
-        yield f"{number} gauss_newton", ready.regret(of_free)
+        same = dict.fromkeys(ready.pair[1], ready.default(measured))
+        yield f"{number} default", ready.regret_by_module(same)
+        yield f"{number} modules, one step", ready.regret_by_module(one)
+        yield f"{number} modules, three steps", ready.regret_by_module(three)
+        yield f"{number} gauss_newton", ready.regret_by_module(of_free)
         yield f"{number} deviation of modules", deviations[0]
         yield f"{number} deviation of a client's modules", deviations[1]
 
