@@ -240,8 +240,8 @@ def share(sizes: Sizes) -> Iterator[Line]:
     samples = Samples(samples, jnp.full(_CLIENTS, _SAMPLES))
     other = calls["training"]()
     clients = given.shared.base, other, adapters, samples, examples.count, keys[0]
-    for name, estimator in _estimators(given).items():
-        program = merging.personalise(estimator, layout=Layout(AUTO))
+    for name, (estimator, space) in _estimators(given).items():
+        program = merging.personalise(estimator, space=space, layout=Layout(AUTO))
         calls[name] = partial(program, *clients)
     times = measure.seconds(*calls.values(), repeats=min(sizes.repeats, 5))
     for name, took in list(zip(calls, times, strict=True))[1:]:
@@ -255,17 +255,21 @@ def share(sizes: Sizes) -> Iterator[Line]:
             )
 
 
-def _estimators(given: Setup) -> dict[str, merging.Estimator]:
-    """Every weight that looks at samples, and Potara's with the empirical Fisher."""
+def _estimators(given: Setup) -> dict[str, tuple[merging.Estimator, str]]:
+    """Every weight that looks at samples, and the space that it is merged in.
+
+    Potara's is there with the empirical Fisher as well.
+    """
     one = merging.one_example(given.task.logits)
     exact, empirical = merging.exact(one), merging.empirical(one)
     needed = {"loss": given.task.loss, "logits": given.task.logits}
     estimators = {
-        name: entry.build(**needed, likelihood=exact)
+        name: (entry.build(**needed, likelihood=exact), entry.space)
         for name, entry in registry.weights().items()
         if entry.needs != "nothing"
     }
-    fast = registry.weights()["potara"].build(likelihood=empirical)
+    entry = registry.weights()["potara"]
+    fast = entry.build(likelihood=empirical), entry.space
     return estimators | {"potara, empirical Fisher": fast}
 
 
