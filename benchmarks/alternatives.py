@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import tyro
@@ -49,6 +49,7 @@ CASES: dict[Case, Callable[[Trained], Rows]] = {
 class Alternatives(Study):
     """What was tried beside the default weight."""
 
+    name: ClassVar[str] = "alternatives"
     case: tuple[Case, ...] = tuple(CASES)
 
     def rounds(self, experiment: Experiment) -> int:
@@ -102,10 +103,14 @@ def parsed(words: Sequence[str]) -> tuple[Experiment, Alternatives]:
     name, *options = words or [""]
     known = jobs.preset(catalogue.find(name), Study())
     start = known.set({"cells.seeds": SEEDS})
-    groups, job, default = dict(start.groups()), Alternatives(), dataclasses.field
+    groups, job = dict(start.groups()), Alternatives()
     bare = lambda name: name in ("job", "source")
     fields = [
-        (name, annotated[type(x), BARE] if bare(name) else type(x), default(default=x))
+        (
+            name,
+            annotated[type(x), BARE] if bare(name) else type(x),
+            dataclasses.field(default=x),
+        )
         for name, x in {"job": job, **groups}.items()
     ]
     kind = dataclasses.make_dataclass("Options", fields, frozen=True)

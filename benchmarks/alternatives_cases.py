@@ -163,7 +163,10 @@ def split(examples: Ragged, fold: int) -> tuple[Ragged, Ragged]:
 
 
 def _left_out(ready: Trained, kept: Ragged, out: Ragged) -> Curves:
-    """The curves of examples that new local models are not trained on."""
+    """The curves of examples that new local models are not trained on.
+
+    All folds start and draw with the same keys, so that they differ by the data alone.
+    """
     at = ready.at
     fewer = {at.cell: at.federation._replace(train=kept)}
     on_fewer = at._replace(problem=at.problem._replace(federations=fewer))

@@ -91,9 +91,9 @@ class Export:
         log(f"{number} models of {method}: {out}")
         if problem.form and _reads_another_input(problem.form):
             log(
-                "their head reads the tokens otherwise than transformers' classifiers "
-                "(pooling in config.json), so that logits differ there: apply the head "
-                "yourself, or train with --pooling pooler"
+                "their head reads the tokens otherwise than transformers' classifiers, "
+                "so that logits differ there: apply the head yourself, or train with "
+                "--pooling pooler"
             )
 
 

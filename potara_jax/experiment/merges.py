@@ -70,7 +70,7 @@ def measure_all(at: Context, parents: Pair) -> Merges:
     wanted = dict.fromkeys(method.weighing for method in methods)
     direct = [weighing for weighing in wanted if source_of(weighing) == weighing]
     measured = {
-        weighing: _measure_once(at, weighing, pair)
+        weighing: _measure_with_interval(at, weighing, pair)
         for weighing in at.progress.each(f"{at.cell.name} weights", direct)
     }
     for weighing in wanted:
@@ -79,13 +79,13 @@ def measure_all(at: Context, parents: Pair) -> Merges:
     return Merges(pair, measured, losses, points, prior)
 
 
-def _measure_once(at: Context, weighing: Weighing, pair: Pair) -> Measured:
+def _measure_with_interval(at: Context, weighing: Weighing, pair: Pair) -> Measured:
     """The weights of a pair; Potara's with its bootstrap interval."""
-    program = (sure_program if weighing == potara_of(at) else weigh_program)(
-        at.programs, weighing
-    )
+    if weighing != potara_of(at):
+        return measure_once(at, f"weight {weighing}", weighing, pair)
+    program = interval_program(at.programs, weighing)
     measured = lambda: _checked(weighing, program(*arguments(at, pair, weighing)))
-    return at.once_measured(f"weight {weighing}", measured)
+    return at.once_measured(f"weight and interval {weighing}", measured)
 
 
 def measure_once(at: Context, name: str, weighing: Weighing, pair: Pair) -> Measured:
@@ -205,7 +205,7 @@ def weigh_program(programs: Programs, weighing: Weighing) -> Callable[..., Measu
     )
 
 
-def sure_program(programs: Programs, weighing: Weighing) -> Callable[..., Measured]:
+def interval_program(programs: Programs, weighing: Weighing) -> Callable[..., Measured]:
     """A jitted program of a weight with its interval over bootstrap samples."""
     return programs.once(
         ("bootstrap", weighing),

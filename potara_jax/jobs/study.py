@@ -53,6 +53,7 @@ from potara_jax.experiment.rows import (
 )
 from potara_jax.jobs.job import Record
 from potara_jax.merging import Client, Estimator, registry
+from potara_jax.merging.curvature import real
 from potara_jax.merging.damping import DAMPINGS
 from potara_jax.merging.programs import Clients
 from potara_jax.merging.registry import WeightEntry, Work
@@ -314,12 +315,18 @@ def _nested(
 
     @jit
     def program(*arguments: Any) -> list[Any]:
-        samples = Clients(*arguments).samples
-        counts = jnp.minimum(samples.count[:, None], jnp.array(numbers))
+        counts = _counts(Clients(*arguments).samples, numbers)
         every = zip(estimators, measure(*arguments), strict=True)
-        return [_decided(one, x, counts.astype(jnp.float32)) for one, x in every]
+        return [_decided(one, x, counts) for one, x in every]
 
     return program
+
+
+def _counts(samples: merging.Samples, numbers: tuple[int, ...]) -> jax.Array:
+    """How many of the first 5, 10, ... samples of a client count, `[C, n]`."""
+    kept = jax.vmap(real)(*samples)
+    first = jnp.arange(kept.shape[1])[:, None] < jnp.array(numbers)
+    return jnp.dot(kept, first.astype(jnp.float32), precision="highest")
 
 
 def _decided(estimator: Estimator, measured: Any, counts: jax.Array) -> Any:

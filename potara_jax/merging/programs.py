@@ -122,7 +122,9 @@ def weigh(estimator: Estimator, *, layout: Layout = AT_ONCE) -> Callable[..., Me
     def program(*arguments: Any) -> Measured:
         clients = Clients(*arguments)
         measured, decide = measure(*clients), estimator.decide
-        return decide(measured, _each(clients).weight.sum(-1)) if decide else measured
+        if decide is None:
+            return measured
+        return decide(measured, jax.vmap(real)(*clients.samples).sum(-1))
 
     return program
 
@@ -172,30 +174,35 @@ def over_each(
     """
 
     def program(layout: Layout, *arguments: Any) -> Any:
-        clients, more = Clients(*arguments[:6]), arguments[6:]
-        each = _each(clients)
+        each, more = _each(Clients(*arguments[:6])), arguments[6:]
         axes = (None, *[0] * (len(each) - 1 + len(more)))
         mapped = over_clients(
-            lambda *args: fn(Client(*args[:7]), *args[7:]), in_axes=axes, layout=layout
+            lambda *args: fn(_client(*args[:7]), *args[7:]), in_axes=axes, layout=layout
         )
         return mapped(*each, *more)
 
     return jit_over_clients(lambda chunks: partial(program, chunks), layout, _clients)
 
 
-def _each(clients: Clients) -> Client:
-    """The base, and every client's part of all else `[C, ...]`."""
-    samples = clients.samples
-    number = jnp.arange(samples.count.shape[0])
-    return Client(
-        base=clients.base,
-        federated=clients.federated,
-        local=clients.local,
-        examples=finite(samples.examples),
-        weight=jax.vmap(real)(samples.examples, samples.count),
-        trained_on=clients.trained_on,
-        key=jax.vmap(partial(jax.random.fold_in, clients.key))(number),
-    )
+def _each(clients: Clients) -> tuple[Any, ...]:
+    """The base, and every client's part of all else `[C, ...]`; see `_client`."""
+    *models, (examples, count), trained_on, key = clients
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count.shape[0]))
+    return (*models, examples, count, trained_on, keys)
+
+
+def _client(
+    base: Params,
+    federated: Adapter,
+    local: Adapter,
+    examples: Example,
+    count: Array,
+    trained_on: Array,
+    key: Array,
+) -> Client:
+    """One client, of whose samples those that are padded or not finite are left out."""
+    weight = real(examples, count)
+    return Client(base, federated, local, finite(examples), weight, trained_on, key)
 
 
 def loss_curves(loss: Loss, *, layout: Layout = AT_ONCE) -> Callable[..., Array]:
@@ -216,11 +223,8 @@ def loss_curves(loss: Loss, *, layout: Layout = AT_ONCE) -> Callable[..., Array]
         samples: Samples,
         points: Array,
     ) -> Array:
-        weight = real(*samples)
         nothing: Any = None  # neither the training nor the key matters to a loss
-        models = base, federated, local
-        examples = finite(samples.examples)
-        client = Client(*models, examples, weight, nothing, nothing)
+        client = _client(base, federated, local, *samples, nothing, nothing)
         return jax.lax.map(segment_loss(loss, client), points)
 
     axes = (None, 0, 0, 0, None)

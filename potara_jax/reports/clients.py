@@ -102,21 +102,22 @@ def sections(results: Results) -> list[Section]:
     sure = [record for record in results["methods"] if "interval" in record]
     if not sure:
         return []
-    method = next((r["method"] for r in sure if "gains" in r), sure[-1]["method"])
-    return [
-        Section(
-            "Weights of clients", (table(results, method), Text(_explained(method)))
-        )
-    ]
+    shown = next((record for record in sure if "gains" in record), sure[-1])
+    parts = table(results, shown["method"]), Text(_explained(shown))
+    return [Section("Weights of clients", parts)]
 
 
-def _explained(method: str) -> str:
+def _explained(record: Record) -> str:
+    gains = (
+        f" Gains: {_UNSURE} where on the client's held-out samples no weight lowers "
+        "the loss of the better model by more than 1.64 standard errors."
+    )
     return (
         "The clients of the first seed, and the weight of the federated model that "
-        f"{method} gives them. Interval: from the 5 % to the 95 % quantile of the "
-        f"weight's posterior. Gains: {_UNSURE} where on the client's held-out samples "
-        "no weight lowers the loss of the better model by more than 1.64 standard "
-        "errors."
+        f"{record['method']} gives them. Interval: from the 5 % to the 95 % quantile "
+        "of the weight's posterior (of Potara: over bootstrap samples)."
+        + gains
+        * ("gains" in record)
     )
 
 

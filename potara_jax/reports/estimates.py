@@ -41,7 +41,7 @@ class Setting(NamedTuple):
       balanced: the regret under equal shares of each client's classes, to the best
         constant weight under them; None where examples have no classes.
       to_default: to the default weight on as many held-out samples; None without
-        samples.
+        samples, or where the default is not known.
       worst_gain: over the better of both models, where it is least.
       regrets: the regret by heterogeneity.
       weights: mean weight by heterogeneity.
@@ -93,7 +93,7 @@ def settings_of(results: Results) -> list[Setting]:
         (_place(cell), e["number"]): e["mean"]
         for cell in results["cells"]
         for e in cell["estimates"]
-        if e["estimator"] == cell["default"] and e["samples"] == "heldout"
+        if e["estimator"] == cell.get("default") and e["samples"] == "heldout"
     }
     scale = metric_of(results).scale
     return [_setting(key, pairs, defaults, scale) for key, pairs in groups.items()]
@@ -143,13 +143,15 @@ def _balanced(pairs: Estimates, scale: float) -> Interval | None:
 def _to_default(
     fields: dict[str, Any], pairs: Estimates, defaults: dict[Any, float], scale: float
 ) -> Interval | None:
-    if "samples" not in fields:
+    beside = [defaults.get((_place(c), fields.get("number"))) for c, _ in pairs]
+    if None in beside:  # as in a study of an earlier version
         return None
-    differences = [
-        (c["seed"], scale * (e["mean"] - defaults[(_place(c), fields["number"])]))
-        for c, e in pairs
-    ]
-    return _over_seeds(differences)
+    return _over_seeds(
+        [
+            (cell["seed"], scale * (estimate["mean"] - default))
+            for (cell, estimate), default in zip(pairs, beside, strict=True)
+        ]
+    )
 
 
 def _over_seeds(differences: Sequence[tuple[int, float]]) -> Interval:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from potara_jax import merging
 from potara_jax.experiments import digits
 from potara_jax.jobs import Study, preset, study
 from potara_jax.merging import Client, Measured
@@ -102,6 +103,13 @@ def test_passes_are_counted(finished):
     assert passes["tempered_bayes"] == pytest.approx(11 / 3)
     assert passes["grid"] == pytest.approx(1)
     assert passes["uniform"] == 0
+
+
+def test_samples_that_are_left_out_do_not_count():
+    inputs = jnp.ones((2, 8, 3)).at[0, 1].set(jnp.nan).at[1, 6].set(jnp.inf)
+    samples = merging.Samples((inputs, jnp.zeros((2, 8), int)), jnp.array([8, 7]))
+    counts = study._counts(samples, (1, 5, 10))
+    np.testing.assert_array_equal(counts, [[1, 4, 7], [1, 5, 6]])
 
 
 def test_estimators_use_the_first_samples():

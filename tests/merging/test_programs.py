@@ -127,10 +127,14 @@ def test_a_sample_that_is_not_finite_is_left_out_of_every_weight(name):
     assert_close(weighed(name, broken), weighed(name, fewer), atol=1e-5)
 
 
-LOOK_AT_LOSSES = [n for n, w in registry.weights().items() if w.needs != "likelihood"]
+LOOK_AT_LOSSES = [
+    name
+    for name, entry in registry.weights().items()
+    if entry.needs in ("loss", "logits") and entry.bounded
+]
 
 
-@pytest.mark.parametrize("name", set(LOOK_AT_LOSSES) - {"constant", "lorahub"})
+@pytest.mark.parametrize("name", LOOK_AT_LOSSES)
 def test_without_any_sample_a_weight_that_looks_at_losses_is_a_half(name):
     none = Samples(PROBLEM.samples.examples, jnp.zeros(CLIENTS, jnp.int32))
     for weight in jax.tree.leaves(weighed(name, none)):
@@ -395,6 +399,16 @@ def test_loss_curves_pass_through_every_clients_losses():
         assert_close(curves[client, ::2], np.array(expected), atol=1e-4)
         within = float(client_segment(client)(0.25))
         assert float(curves[client, 1]) == pytest.approx(within, rel=1e-4)
+
+
+def test_a_sample_that_is_not_finite_is_left_out_of_loss_curves():
+    examples, count = PROBLEM.samples
+    inputs = examples.inputs.at[0, 4, 2].set(jnp.nan)
+    broken = Samples(examples._replace(inputs=inputs), count)
+    fewer = Samples(examples, count.at[0].set(4))
+    program, points = loss_curves(loss), jnp.linspace(0, 1, 3)
+    models = PROBLEM.base, PROBLEM.federated, PROBLEM.local
+    assert_close(program(*models, broken, points), program(*models, fewer, points))
 
 
 def test_loss_curves_of_chunks_of_clients_are_the_same():

@@ -179,3 +179,15 @@ def test_other_image_models_are_refused():
         vit.config_of({"model_type": "swin"})
     with pytest.raises(ValueError, match="hidden_act is 'relu6'"):
         vit.config_of({"model_type": "vit", "hidden_act": "relu6"})
+
+
+def test_a_checkpoint_that_cannot_be_had_says_what_to_do(monkeypatch):
+    import huggingface_hub
+
+    def unreachable(*_, **__):
+        raise OSError("no route to the hub, " + "again and again " * 40)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(ValueError, match=r"again\.\.\.\).*--checkpoint") as error:
+        weights.folder_of("owner/model")
+    assert "hf download owner/model" in str(error.value)

@@ -74,6 +74,21 @@ def test_the_clients_of_the_first_seed_have_a_table():
     assert clients.sections(by_hand()) == []
 
 
+@pytest.mark.parametrize("gains", [True, False])
+def test_of_two_sure_methods_one_that_knows_who_gains_is_shown(gains):
+    results = sure(by_hand())
+    for each in results["methods"]:
+        if each["method"] == "potara core" and not gains:
+            del each["gains"]
+        if each["method"] == "local":
+            each |= {"interval": [[0.0, 0.0], [1.0, 1.0]], "weights": [0.5, 0.5]}
+    names = [r["method"] for r in results["methods"] if "interval" in r]
+    (section,) = clients.sections(results)
+    chosen = "potara core" if gains else names[-1]
+    assert section.parts[0].columns[5] == chosen
+    assert ("Gains:" in section.parts[1].text) == gains
+
+
 def test_a_long_table_of_clients_says_where_the_others_are(monkeypatch):
     monkeypatch.setattr(clients, "_MOST", 1)
     shown = clients.table(sure(by_hand()), "potara core")

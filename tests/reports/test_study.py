@@ -114,6 +114,12 @@ def test_the_regret_of_every_heterogeneity_is_known():
     assert float(line["regret_1"]) == pytest.approx(-18)
 
 
+def test_a_study_that_does_not_know_its_default_is_shown():
+    cells = [{k: v for k, v in c.items() if k != "default"} for c in TWO_SEEDS["cells"]]
+    assert by_name(results(*cells))["hermite"].to_default is None
+    assert study.csv_text(results(*cells))
+
+
 def test_the_worst_gain_is_that_of_the_worst_heterogeneity():
     # 1: .58 over .55 and .66 over .65
     assert by_name(TWO_SEEDS)["hermite"].worst_gain == pytest.approx((3 + 1) / 2)

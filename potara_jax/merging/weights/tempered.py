@@ -73,7 +73,7 @@ def mix(logits: Logits, *, curve_points: int = _POINTS) -> Estimator:
     """The mean of `tempered_bayes` and of a minimum, that of a shrunk curve.
 
     Both come from the same measurements; see `curves.shrunk` for the curve, which is
-    drawn to the pooled one. The interval is that of `tempered_bayes`.
+    drawn to the pooled one.
 
     Args:
       logits: `(base, adapter, examples) -> [N, ..., K]`.
@@ -89,7 +89,7 @@ def mix(logits: Logits, *, curve_points: int = _POINTS) -> Estimator:
         points = jnp.linspace(0, 1, POINTS)
         least = segment.grid(curves.shrunk(chosen, fine), points)
         bayes = _bayes(chosen, fine)
-        return bayes._replace(weight=(bayes.weight + least) / 2)
+        return Measured((bayes.weight + least) / 2, gains=bayes.gains)
 
     return Estimator("mix", _measure(logits, curve_points), decide)
 
