@@ -118,7 +118,7 @@ digits: install  ## federate and personalise a ViT on handwritten digits (3 to 5
 tasks: install  ## the same of a small Llama, on generated text tasks (6 minutes on 2 cores)
 	$(BIN)/potara run tasks $(EXTRA) $(ARGS)
 
-sentences: install $(MAKE_FILES)  ## MiniLM on sentence classification: make sentences DATA=FOLDER
+sentences: install $(MAKE_FILES)  ## MiniLM on SST-2 and TREC (downloads), or on yours: make sentences DATA=FOLDER
 	$(BIN)/potara run sentences $(if $(DATA),--data $(DATA)) $(EXTRA) $(ARGS)
 
 cifar100: install $(MAKE_FILES)  ## ViT-B/16 on CIFAR-100, as in the paper (downloads; an accelerator)

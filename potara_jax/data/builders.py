@@ -122,8 +122,40 @@ class SocialIQa(tfds.core.GeneratorBasedBuilder):
             yield number, json.loads(line) | {"label": int(label) - 1}
 
 
+class PotaraTrec(tfds.core.GeneratorBasedBuilder):
+    """Li and Roth 2002: questions, and the coarse type of their answers."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = Path(__file__).parent
+    url = "https://cogcomp.seas.upenn.edu/Data/QA/QC/{}.label"
+    types = "ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features: dict[str, Any] = {
+            "text": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(names=self.types),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features)
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Records]:
+        names = {"train": "train_5500", "test": "TREC_10"}
+        urls = {split: self.url.format(name) for split, name in names.items()}
+        paths = dl_manager.download(urls)
+        return {split: self._generate_examples(paths[split]) for split in names}
+
+    def _generate_examples(self, path: Path) -> Records:
+        for number, line in enumerate(Path(path).read_bytes().splitlines()):
+            # One byte of the file is in no encoding.
+            row = line.replace(b"\xf0", b" ").decode().strip()
+            kinds, _, text = row.partition(" ")
+            yield number, {"text": text, "label": kinds.partition(":")[0]}
+
+
 BUILDERS = {
     "cifar100": PotaraCifar100,
     "cifar10": PotaraCifar10,
     "social_i_qa": SocialIQa,
+    "trec": PotaraTrec,
 }

@@ -14,8 +14,8 @@ from potara_jax.data import catalogue
 from potara_jax.data.sentences import Sentence
 
 
-class GlueTask(NamedTuple):
-    """A task of GLUE, as tensorflow-datasets has it.
+class PublicTask(NamedTuple):
+    """A task of sentences or pairs, as tensorflow-datasets has it.
 
     Attributes:
       data_set: its name.
@@ -39,33 +39,39 @@ class Labelled(NamedTuple):
 
 _ENTAILMENT = "entailment", "not_entailment"
 
-TASKS: Mapping[str, GlueTask] = {
-    "sst2": GlueTask("glue/sst2", ("sentence",), ("negative", "positive")),
-    "qnli": GlueTask("glue/qnli", ("question", "sentence"), _ENTAILMENT),
-    "qqp": GlueTask(
+TASKS: Mapping[str, PublicTask] = {
+    "sst2": PublicTask("glue/sst2", ("sentence",), ("negative", "positive")),
+    "qnli": PublicTask("glue/qnli", ("question", "sentence"), _ENTAILMENT),
+    "qqp": PublicTask(
         "glue/qqp", ("question1", "question2"), ("not_duplicate", "duplicate")
     ),
-    "mnli": GlueTask(
+    "mnli": PublicTask(
         "glue/mnli",
         ("premise", "hypothesis"),
         ("entailment", "neutral", "contradiction"),
         test="validation_matched",
     ),
-    "rte": GlueTask("glue/rte", ("sentence1", "sentence2"), _ENTAILMENT),
-    "mrpc": GlueTask(
+    "rte": PublicTask("glue/rte", ("sentence1", "sentence2"), _ENTAILMENT),
+    "mrpc": PublicTask(
         "glue/mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent")
     ),
-    "cola": GlueTask("glue/cola", ("sentence",), ("unacceptable", "acceptable")),
+    "cola": PublicTask("glue/cola", ("sentence",), ("unacceptable", "acceptable")),
 }
 
 
+# Li and Roth 2002, whose questions are no task of GLUE.
+TREC = PublicTask(
+    "trec", ("text",), ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"), test="test"
+)
+
+
 def read(
-    task: GlueTask, split: str, folder: str | os.PathLike[str] = catalogue.DEFAULT
+    task: PublicTask, split: str, folder: str | os.PathLike[str] = catalogue.DEFAULT
 ) -> Labelled:
     """The examples of a task's split.
 
     Args:
-      task: one of `TASKS`.
+      task: one of `TASKS`, or `TREC`.
       split: `train`, or the task's `test`.
       folder: of prepared data sets.
 

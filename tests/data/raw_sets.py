@@ -239,6 +239,17 @@ def squad(folder, n):
     return paths
 
 
+def trec(folder, n):
+    """`n` questions a split, whose types take turns; one has a byte of no encoding."""
+    kinds = "ABBR:exp", "DESC:def", "ENTY:animal", "HUM:ind", "LOC:city", "NUM:date"
+    paths = {"train": folder / "train_5500.label", "test": folder / "TREC_10.label"}
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, path in paths.items():
+        rows = [f"{kinds[i % 6]} What is {split} {i} ?\n".encode() for i in range(n)]
+        path.write_bytes(b"".join(rows).replace(b"What is train 1 ", b"What\xf0is 1 "))
+    return paths
+
+
 TEXTS = {
     "bool_q": bool_q,
     "piqa": piqa,
@@ -258,6 +269,7 @@ TEXTS = {
     "glue/cola": cola,
     "glue/mrpc": mrpc,
     "squad/v1.1": squad,
+    "trec": trec,
 }
 
 

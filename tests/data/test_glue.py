@@ -30,6 +30,18 @@ def test_a_task_is_prepared_and_read(name, tmp_path, monkeypatch):
     assert len(shared) == (0 if name in ("cola", "mrpc") else 6)
 
 
+def test_the_questions_of_trec_are_prepared_and_read(tmp_path, monkeypatch):
+    raw_sets.downloads(monkeypatch, raw_sets.trec(tmp_path / "raw", 6))
+    train = glue.read(glue.TREC, "train", tmp_path / "sets")
+    test = glue.read(glue.TREC, "test", tmp_path / "sets")
+    expected = ["What is train 0 ?", "What is 1 ?"]
+    expected += [f"What is train {n} ?" for n in range(2, 6)]
+    by_label = dict(zip(train.labels, train.sentences, strict=True))
+    assert [by_label[n] for n in range(6)] == expected
+    named = dict(zip(test.sentences, test.labels, strict=True))
+    assert glue.TREC.classes[named["What is test 5 ?"]] == "NUM"
+
+
 def test_classes_have_the_names_of_the_data_sets():
     from tensorflow_datasets.text import glue as published
 

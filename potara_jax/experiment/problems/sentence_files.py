@@ -1,4 +1,4 @@
-"""Tasks of labelled sentences in the user's files."""
+"""Tasks of labelled sentences in the user's files, or in public data sets."""
 
 from __future__ import annotations
 
@@ -7,26 +7,37 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from potara_jax.data import records, text
+from potara_jax.data import catalogue, glue, records, text
 from potara_jax.data.sentences import Sentence
 from potara_jax.data.text import Example
-from potara_jax.experiment.checks import require_at_least, require_that
+from potara_jax.experiment.checks import (
+    require_at_least,
+    require_one_of,
+    require_that,
+)
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.problem import Resources
 from potara_jax.experiment.problems import bases, text_files
 from potara_jax.models import weights
 from potara_jax.models.bert import Pooling
 
+PUBLIC = {"sst2": glue.TASKS["sst2"], "trec": glue.TREC, "cola": glue.TASKS["cola"]}
+_FIRST = "sst2", "trec"
+
 
 @dataclasses.dataclass(frozen=True)
 class SentenceFiles:
-    """The user's labelled sentences, and the encoder that learns them."""
+    """Labelled sentences, and the encoder that learns them."""
 
     data: tuple[Path, ...] = ()
     """Files of texts and labels (.jsonl, .json, .csv, .tsv, also .gz), or folders of
-    them. Files whose names are equal up to the first dot are one task."""
+    them. Files whose names are equal up to the first dot are one task. Default: data
+    sets of tensorflow-datasets."""
     tasks: tuple[str, ...] = ()
-    """Names of the tasks to take. Default: all whose files have labels."""
+    """Names of the tasks to take. Default: all whose files have labels; without files,
+    sst2 and trec of sst2, trec and cola."""
+    data_dir: Path = catalogue.DEFAULT
+    """Folder of tensorflow-datasets; missing data sets are downloaded into it."""
     checkpoint: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Folder, or name on the hub, of a BERT, RoBERTa, XLM-R or DistilBERT."""
     pooling: Pooling = "mean"
@@ -42,8 +53,8 @@ class SentenceFiles:
 
     def check(self, experiment: Experiment) -> None:
         """Raise `ValueError` for an invalid value."""
-        expected = "files or folders of texts and labels, such as sst2.train.jsonl"
-        require_that(bool(self.data), "source.data", "empty", expected)
+        for name in () if self.data else self.tasks:
+            require_one_of(name, "source.tasks", PUBLIC)
         require_at_least(self, "source", 8, "context", "test_examples")
         require_at_least(self, "source", 12, "train_examples")
 
@@ -69,7 +80,7 @@ class SentenceTask(NamedTuple):
 def files_of(experiment: Experiment) -> list[Path]:
     """The files whose content determines an experiment's results."""
     source: SentenceFiles = experiment.source
-    chosen = find(source).values()
+    chosen = find(source).values() if source.data else ()
     return [
         *(p for paths in chosen for p in paths),
         *weights.files_of(source.checkpoint),
@@ -109,18 +120,42 @@ def read(experiment: Experiment, resources: Resources) -> list[SentenceTask]:
       resources: what making the problem may use.
 
     Raises:
-      ValueError: a file is damaged, or a task is too small; the message names it.
+      ValueError: a file is damaged, a task is too small, or a data set is missing and
+        cannot be prepared; the message names it.
     """
     source, seed = experiment.source, bases.settings_of(experiment).seed
-    groups = find(source)
-    joined = [_joined(paths) for paths in groups.values()]
-    files = text_files.without_repeats(joined, log=resources.log)
-    firsts = [paths[0] for paths in groups.values()]
+    places, examples = _in_files(source) if source.data else _public(source)
+    files = text_files.without_repeats(list(examples.values()), log=resources.log)
     limit = source.train_examples
     _, kept = text_files.split_tasks(
-        files, firsts, seen=0, train=limit, seed=seed, log=resources.log
+        files, places, seen=0, train=limit, seed=seed, log=resources.log
     )
-    return [_task(name, mine) for name, mine in zip(groups, kept, strict=True)]
+    return [_task(name, mine) for name, mine in zip(examples, kept, strict=True)]
+
+
+_Tasks = tuple[list[Path], dict[str, list[Example]]]  # where they are; by name
+
+
+def _in_files(source: SentenceFiles) -> _Tasks:
+    groups = find(source)
+    places = [paths[0] for paths in groups.values()]
+    return places, {name: _joined(paths) for name, paths in groups.items()}
+
+
+def _public(source: SentenceFiles) -> _Tasks:
+    """All labelled sentences of public data sets, of both of their parts."""
+    chosen = {name: PUBLIC[name] for name in source.tasks or _FIRST}
+    places = [source.data_dir / task.data_set for task in chosen.values()]
+    return places, {name: _prepared(x, source.data_dir) for name, x in chosen.items()}
+
+
+def _prepared(task: glue.PublicTask, folder: Path) -> list[Example]:
+    parts = [glue.read(task, split, folder) for split in ("train", task.test)]
+    return [
+        Example(f"{sentence}{text.LABEL}", task.classes, label)
+        for part in parts
+        for sentence, label in zip(part.sentences, part.labels, strict=True)
+    ]
 
 
 def _joined(paths: Sequence[Path]) -> list[Example]:

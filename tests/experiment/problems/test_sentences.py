@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from potara_jax.data import glue
 from potara_jax.data.federation import Batch
 from potara_jax.experiment.problem import Resources
 from potara_jax.experiment.problems import sentence_files, sentences
@@ -187,6 +188,29 @@ def test_two_sentences_of_a_file_are_a_pair_to_the_model(tmp_path):
     for sentence, label in zip(task.sentences, task.labels, strict=True):
         first, second = sentence
         assert second == "a\nplot" and int(first.split()[1]) % 2 == label
+
+
+def test_without_files_the_tasks_are_public(monkeypatch):
+    def given(task, split, folder):
+        numbers = range(40 if split == "train" else 10)
+        texts = [f"{task.data_set} {split} {n}" for n in numbers]
+        return glue.Labelled(texts, [n % len(task.classes) for n in numbers])
+
+    monkeypatch.setattr(glue, "read", given)
+    tasks = sentence_files.read(EXPERIMENT, Resources())
+    assert [(task.name, len(task.classes)) for task in tasks] == [
+        ("sst2", 2),
+        ("trec", 6),
+    ]
+    sst2 = dict(zip(tasks[0].sentences, tasks[0].labels, strict=True))
+    assert len(sst2) == 50 and sst2["glue/sst2 validation 3"] == 1
+    (cola,) = sentence_files.read(
+        EXPERIMENT.set({"source.tasks": ("cola",)}), Resources()
+    )
+    assert cola.name == "cola" and cola.num_tests == 0
+    assert sentence_files.files_of(EXPERIMENT) == []
+    with pytest.raises(ValueError, match=r"source\.tasks is mr: it must be .*trec"):
+        EXPERIMENT.set({"source.tasks": ("mr",)}).check()
 
 
 def test_the_user_is_told_which_tasks_there_are(tmp_path):
