@@ -139,9 +139,12 @@ def _like(vector: Array, x: Array) -> Array:
 
 
 def real(examples: Example, count: Array) -> Array:
-    """Weights of samples `[N]`: one for the first `count`, zero for the padded.
+    """Weights of samples, `[N]`: zero for one that is padded or left out, else one.
 
-    Zero as well for a sample with an input that is not finite: it is left out.
+    Args:
+      examples: a pytree with a leading axis of `N` samples; one with an input that is
+        not finite is left out.
+      count: how many of them, from the first, are not padded.
     """
     leaves = jax.tree.leaves(examples)
     kept = jnp.arange(leaves[0].shape[0]) < count
@@ -153,8 +156,11 @@ def real(examples: Example, count: Array) -> Array:
 def finite(examples: Example) -> Example:
     """Examples with zeros for inputs that are not finite.
 
-    They are left out by `real`, but a gradient through them would be no number, even
-    with a weight of zero.
+    `real` leaves them out, but a gradient through them would be no number, even with a
+    weight of zero.
+
+    Args:
+      examples: a pytree.
     """
     kept = lambda x: jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
     return jax.tree.map(kept, examples)
