@@ -18,9 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
 import tyro
-from scipy import special
 
 from benchmarks import alternatives_cases as cases
 from benchmarks.alternatives_cases import FOLDS, Rows, Trained, trained
@@ -33,6 +31,7 @@ from potara_jax.experiment.context import Context
 from potara_jax.experiment.experiment import Experiment
 from potara_jax.jobs import Study
 from potara_jax.jobs.job import Record
+from potara_jax.reports.estimates import over_seeds
 
 SEEDS = 100, 101, 102
 Case = Literal["crossfit", "prior", "neighbour", "temperature", "modules"]
@@ -86,16 +85,8 @@ def lines(records: Sequence[Record]) -> Iterator[str]:
 
 def interval(records: Sequence[Record], row: tuple[str, str]) -> str:
     """A row's mean, with its 95 % t-interval over seeds."""
-    seeds = {record["seed"] for record in records}
-    means = [
-        np.mean([r["rows"][row] for r in records if r["seed"] == seed])
-        for seed in seeds
-    ]
-    if len(means) < 2:
-        return f"{means[0]:.2f}"
-    error = np.std(means, ddof=1) / np.sqrt(len(means))
-    half = special.stdtrit(len(means) - 1, 0.975) * error
-    return f"{np.mean(means):.2f} ± {half:.2f}"
+    mean, half = over_seeds([(r["seed"], r["rows"][row]) for r in records])
+    return f"{mean:.2f} ± {half:.2f}" if half else f"{mean:.2f}"
 
 
 def parsed(words: Sequence[str]) -> tuple[Experiment, Alternatives]:

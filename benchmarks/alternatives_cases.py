@@ -31,11 +31,12 @@ from potara_jax.experiment.cell import (
     train,
     train_parents,
 )
-from potara_jax.experiment.context import Context, heldout_samples
+from potara_jax.experiment.context import Context
 from potara_jax.experiment.label_prior import as_set
 from potara_jax.experiment.merges import Pair, measure, program_arguments
 from potara_jax.experiment.methods import potara
 from potara_jax.experiment.rows import score
+from potara_jax.jobs import study
 from potara_jax.merging import Client, Samples, curves, segment
 from potara_jax.merging.curves import TEMPERATURES, Curves
 
@@ -70,10 +71,7 @@ class Trained(NamedTuple):
 
     def arguments(self, number: int) -> tuple[Any, ...]:
         """A program's arguments, with the first held-out samples of each client."""
-        drawn = heldout_samples(self.at)
-        first = jax.tree.map(lambda x: x[:, :number], drawn.examples)
-        few = Samples(first, jnp.minimum(drawn.count, number))
-        return program_arguments(self.at, self.pair, few)
+        return study.arguments_of(self.at, self.pair, "heldout", number)
 
     def curves(self, arguments: tuple[Any, ...]) -> Curves:
         """What clients send for the default weight."""
@@ -88,15 +86,13 @@ class Trained(NamedTuple):
 
     def regret(self, weight: Any) -> float:
         """That of clients' weights `[C]`, read off their curves as in a study."""
-        points = np.linspace(0, 1, len(self.curve))
-        both = zip(np.asarray(weight), self.curve.T, strict=True)
-        read = [np.interp(w, points, curve) for w, curve in both]
-        return 100 * (float(np.mean(read)) - float(self.curve.mean(1).max()))
+        read = study.read_off(np.asarray(weight), self.curve)
+        return 100 * float(read.mean() - self.curve.mean(1).max())
 
     def regret_of(self, adapters: Adapter) -> float:
         """That of merged adapters `[C, ...]`."""
         accuracy = np.asarray(score(self.at, adapters).accuracy, np.float64)
-        return 100 * (float(accuracy.mean()) - float(self.curve.mean(1).max()))
+        return 100 * float(accuracy.mean() - self.curve.mean(1).max())
 
     def regret_by_module(self, weight: dict[str, jax.Array]) -> float:
         """That of weights by module, `{path: [C]}`."""
@@ -114,16 +110,8 @@ def trained(at: Context) -> Trained:
     phases = at.programs.once("parents", lambda: parent_phases(at))
     federated, local = (outcome.models for outcome in train_parents(at, phases))
     pair = as_set(at, (federated, local))
-    ready = Trained(at, phases, (federated, local), pair, np.zeros((0, at.clients)))
-    program, arguments = ready.program("merge", merged), ready.arguments(1)
-
-    def accuracy(weight: np.float32) -> jax.Array:
-        adapters = program(*arguments, jnp.full(at.clients, weight))
-        return score(at, adapters).accuracy
-
-    points = np.linspace(0, 1, at.experiment.merging.grid_points, dtype=np.float32)
-    curve = np.asarray([accuracy(point) for point in points], np.float64)
-    return ready._replace(curve=curve)
+    curve = study.curve_of(at, pair, "delta").accuracy
+    return Trained(at, phases, (federated, local), pair, curve)
 
 
 # --- Losses on training examples that the local models have left out -----------------

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.alternatives_cases import NUMBERS, Rows, Trained, merged
 from potara_jax import merging
 from potara_jax.merging import Client
-from potara_jax.merging.curves import TEMPERATURES, Curves
+from potara_jax.merging.curves import TEMPERATURES, Curves, best_temperature
 from potara_jax.merging.weights.gauss_newton import newton
 
 DEVIATIONS = 0.0, 0.02, 0.05, 0.1, 0.2, 0.4  # of modules' weights, one is chosen
@@ -52,8 +52,7 @@ def newton_steps(
 ) -> Iterator[tuple[dict[str, jax.Array], Deviations]]:
     """Three steps' weights by module, with the deviations that were most likely."""
     start = np.asarray(ready.default(measured), np.float64)[:, None]
-    pooled = jnp.einsum("c,ctp->tp", measured.count, measured.loss)
-    divisor = jnp.full(len(start), TEMPERATURES[int(pooled.min(1).argmin())])
+    divisor = jnp.full(len(start), TEMPERATURES[int(best_temperature(measured))])
     program = ready.program("expansion", expansion(ready.at.problem.task.logits))
     weight, paths = start + np.zeros(len(ready.pair[1])), sorted(ready.pair[1])
     for _ in range(3):

@@ -258,7 +258,7 @@ def share(sizes: Sizes) -> Iterator[Line]:
 def _estimators(given: Setup) -> dict[str, tuple[merging.Estimator, str]]:
     """Every weight that looks at samples, and the space that it is merged in.
 
-    Potara's is there with the empirical Fisher as well.
+    Potara's has the exact Fisher, and a second row the empirical one.
     """
     one = merging.one_example(given.task.logits)
     exact, empirical = merging.exact(one), merging.empirical(one)

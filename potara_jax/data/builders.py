@@ -18,6 +18,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from potara_jax.data import glue
+
 _CIFAR = "https://www.cs.toronto.edu/~kriz/{}"
 _SIDE = 32
 
@@ -128,12 +130,11 @@ class PotaraTrec(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     pkg_dir_path = Path(__file__).parent
     url = "https://cogcomp.seas.upenn.edu/Data/QA/QC/{}.label"
-    types = "ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"
 
     def _info(self) -> tfds.core.DatasetInfo:
         features: dict[str, Any] = {
             "text": tfds.features.Text(),
-            "label": tfds.features.ClassLabel(names=self.types),
+            "label": tfds.features.ClassLabel(names=glue.TREC.classes),
         }
         return tfds.core.DatasetInfo(
             builder=self, features=tfds.features.FeaturesDict(features)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -106,7 +107,7 @@ class Study:
         federated, local = train_parents(at, phases)
         parents = federated.models, local.models
         pair = as_set(at, parents)
-        curves = {space: _curve(at, pair, space) for space in _SPACES}
+        curves = {space: curve_of(at, pair, space) for space in _SPACES}
         exact = curves["delta"]
         return {
             **at.cell._asdict(),
@@ -343,8 +344,14 @@ def _points(experiment: Experiment) -> np.ndarray:
     return np.linspace(0, 1, experiment.merging.grid_points)
 
 
-def _curve(at: Context, pair: Pair, space: str) -> Scores:
-    """Every client's test scores along the segment, `[T, C]`."""
+def curve_of(at: Context, pair: Pair, space: str) -> Scores:
+    """Every client's test scores along the segment, `[T, C]`.
+
+    Args:
+      at: the cell.
+      pair: its federated and local models.
+      space: where they are merged.
+    """
 
     def scores(weight: np.float32) -> Scores:
         return _scores_once(at, pair, space, jnp.full(at.clients, weight), f"{weight}")
@@ -398,11 +405,18 @@ def _merged(at: Context, pair: Pair, space: str, weight: Any) -> Adapter:
         ("study", space),
         lambda: merging.combine(space=space, layout=at.programs.layout),
     )
-    return program(*_arguments(at, pair, "heldout"), weight)
+    return program(*arguments_of(at, pair, "heldout"), weight)
 
 
-def _arguments(at: Context, pair: Pair, samples: str, number: int = 1) -> tuple:
-    """The arguments of every program, with the first samples of a client."""
+def arguments_of(at: Context, pair: Pair, samples: str, number: int = 1) -> tuple:
+    """The arguments of every program, with the first samples of a client.
+
+    Args:
+      at: the cell.
+      pair: its federated and local models.
+      samples: `train` or `heldout`.
+      number: of samples.
+    """
     drawn = {"heldout": heldout_samples, "train": training_samples}[samples](at)
     first = jax.tree.map(lambda x: x[:, :number], drawn.examples)
     few = merging.Samples(first, jnp.minimum(drawn.count, number))
@@ -415,7 +429,7 @@ Curves = dict[str, Scores]
 def _estimates(at: Context, pair: Pair, curves: Curves) -> list[Record]:
     """Every estimate of the cell, with the accuracy that it leads to."""
     half, uniform = np.full(at.clients, 0.5), {"estimator": "uniform", "passes": 0.0}
-    estimates = [_read_off(at, uniform, half, curves["delta"])]
+    estimates = [_read_off(uniform, half, curves["delta"])]
     weighed = at.programs.once("weighed", lambda: _all_weighed(at))
     for samples in ("train", "heldout"):
         trained = samples == "train"
@@ -441,7 +455,7 @@ def _by_numbers(
 
 def _weights_once(at: Context, pair: Pair, together: _Together, samples: str) -> Any:
     """Weights of each way to weigh, on the host."""
-    arguments = _arguments(at, pair, samples, max(together.numbers))
+    arguments = arguments_of(at, pair, samples, max(together.numbers))
     name = f"weights {together.name} {samples}"
     return jax.device_get(at.once_measured(name, lambda: together.program(*arguments)))
 
@@ -460,10 +474,9 @@ def _scored(
         scores = _scores_once(at, pair, "delta", weights, f"{fields}")
         return [_estimate(fields, np.mean(list(weights.values()), 0), scores)]
     if weights.ndim == 1:
-        return [_read_off(at, fields, weights, curves["delta"])]
+        return [_read_off(fields, weights, curves["delta"])]
     return [
         _read_off(
-            at,
             fields | {"damping": name, "value": value, "merge": space},
             weights[:, d],
             curves[space],
@@ -473,17 +486,21 @@ def _scored(
     ]
 
 
-def _read_off(
-    at: Context, fields: Record, weights: np.ndarray, curves: Scores
-) -> Record:
+def _read_off(fields: Record, weights: np.ndarray, curves: Scores) -> Record:
     """An estimate whose scores are interpolated along the segment."""
-    points = _points(at.experiment)
+    scores = jax.tree.map(partial(read_off, weights), curves)
+    return _estimate(fields, weights, scores)
 
-    def read(curve: np.ndarray) -> np.ndarray:
-        both = zip(weights, curve.T, strict=True)
-        return np.array([np.interp(w, points, c) for w, c in both])
 
-    return _estimate(fields, weights, jax.tree.map(read, curves))
+def read_off(weights: np.ndarray, curve: np.ndarray) -> np.ndarray:
+    """Clients' scores at their weights, `[C]`, interpolated along the segment.
+
+    Args:
+      weights: `[C]`.
+      curve: scores at equally spaced weights, `[T, C]`.
+    """
+    points, both = np.linspace(0, 1, len(curve)), zip(weights, curve.T, strict=True)
+    return np.array([np.interp(w, points, scores) for w, scores in both])
 
 
 def _estimate(fields: Record, weights: np.ndarray, scores: Scores) -> Record:

@@ -113,6 +113,16 @@ def _fit(points: int) -> np.ndarray:
 # --- All clients' weights ------------------------------------------------------------
 
 
+def best_temperature(curves: Curves) -> Array:
+    """The number of the temperature of least pooled loss, at its best weight.
+
+    Args:
+      curves: of all clients.
+    """
+    pooled = (curves.count[:, None, None] * curves.loss).sum(0)
+    return jnp.argmin(pooled.min(1))
+
+
 def tempered(curves: Curves) -> tuple[Curves, Array]:
     """All clients' curves at the temperature of least loss, and the fine curves.
 
@@ -121,8 +131,7 @@ def tempered(curves: Curves) -> tuple[Curves, Array]:
     the models elsewhere on the segment. The fine curves are cubic splines through the
     points, `[C, W]`.
     """
-    pooled = (curves.count[:, None, None] * curves.loss).sum(0)
-    best = jnp.argmin(pooled.min(1))
+    best = best_temperature(curves)
     loss, slope, spread, count = curves
     chosen = Curves(loss[:, best], slope[:, best], spread[:, best], count)
     return chosen, chosen.loss @ spline(curves.loss.shape[-1]).T

@@ -108,16 +108,16 @@ def sections(results: Results) -> list[Section]:
 
 
 def _explained(record: Record) -> str:
-    gains = (
-        f" Gains: {_UNSURE} where on the client's held-out samples no weight lowers "
-        "the loss of the better model by more than 1.64 standard errors."
-    )
-    return (
+    text = (
         "The clients of the first seed, and the weight of the federated model that "
         f"{record['method']} gives them. Interval: from the 5 % to the 95 % quantile "
         "of the weight's posterior (of Potara: over bootstrap samples)."
-        + gains
-        * ("gains" in record)
+    )
+    if "gains" not in record:
+        return text
+    return (
+        f"{text} Gains: {_UNSURE} where on the client's held-out samples no weight "
+        "lowers the loss of the better model by more than 1.64 standard errors."
     )
 
 

@@ -118,7 +118,7 @@ def _setting(
 
     return Setting(
         fields,
-        _over_seeds([(c["seed"], regret(c, e)) for c, e in pairs]),
+        over_seeds([(c["seed"], regret(c, e)) for c, e in pairs]),
         _balanced(pairs, scale),
         _to_default(fields, pairs, defaults, scale),
         min(_by_heterogeneity(pairs, gain).values()),
@@ -132,7 +132,7 @@ def _setting(
 def _balanced(pairs: Estimates, scale: float) -> Interval | None:
     if not all(cell.get("balanced") for cell, _ in pairs):
         return None
-    return _over_seeds(
+    return over_seeds(
         [
             (c["seed"], scale * (e["balanced"] - c["balanced"]["best_constant"]))
             for c, e in pairs
@@ -146,7 +146,7 @@ def _to_default(
     beside = [defaults.get((_place(c), fields.get("number"))) for c, _ in pairs]
     if None in beside:  # as in a study of an earlier version
         return None
-    return _over_seeds(
+    return over_seeds(
         [
             (cell["seed"], scale * (estimate["mean"] - default))
             for (cell, estimate), default in zip(pairs, beside, strict=True)
@@ -154,8 +154,12 @@ def _to_default(
     )
 
 
-def _over_seeds(differences: Sequence[tuple[int, float]]) -> Interval:
-    """The mean over heterogeneities of each seed, then over seeds."""
+def over_seeds(differences: Sequence[tuple[int, float]]) -> Interval:
+    """The mean over heterogeneities of each seed, then over seeds.
+
+    Args:
+      differences: a seed and its value, one a cell.
+    """
     seeds: dict[int, list[float]] = {}
     for seed, value in differences:
         seeds.setdefault(seed, []).append(value)

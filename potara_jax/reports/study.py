@@ -202,7 +202,7 @@ def csv_text(results: Results) -> str:
     for s in settings_of(results):
         scores = [-s.scores[n] if metric.is_loss else s.scores[n] for n in names]
         fields = [s.fields.get(name, "") for name in FIELDS]
-        rest = [by_name[n] for by_name in (s.weights, s.regrets) for n in names]
+        rest = [values[n] for values in (s.weights, s.regrets) for n in names]
         default = s.to_default or ("", "")
         balanced = s.balanced or ("", "")
         differences = [*s.regret, *balanced, *default, s.worst_gain]
