@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 
+from potara_jax import memory
 from potara_jax.clients.axis import AUTO, Layout
 from potara_jax.clients.compiling import jit
 
@@ -16,7 +16,6 @@ from potara_jax.clients.compiling import jit
 _MAX_ON_CPU = 16
 # A program for 4,096 clients of a ViT-S/14 at once takes minutes to be compiled.
 _FIRST = 128
-_SHARE = 0.9  # of the free memory
 
 _Make = Callable[[Layout], Callable[..., Any]]
 _Donated = int | tuple[int, ...]
@@ -33,7 +32,7 @@ def jit_over_clients(
 
     The first call finds the chunk from the memory that the compiled program needs
     on top of its arguments. It tries all clients, or at most 16 on a CPU and 128
-    elsewhere, and smaller chunks until one needs at most `free_memory()`. Where 128
+    elsewhere, and smaller chunks until one needs at most what is free. Where 128
     leave room for more, it goes on with as many as should fit. If the device runs out
     of memory all the same, because that which is free is in pieces, it tries half as
     many; not so where arguments are donated, since these are lost.
@@ -109,7 +108,7 @@ def fit(
         chunk = min(chunk, _MAX_ON_CPU)
     compiled = partial(_fitting, make, layout, args, donate_argnums)
     first = compiled(min(chunk, _FIRST))
-    more = min(chunk, first.chunk * free_memory() // max(first.needed, 1))
+    more = min(chunk, first.chunk * memory.free_on_device() // max(first.needed, 1))
     return compiled(more) if first.chunk == _FIRST < more else first
 
 
@@ -121,9 +120,9 @@ def _fitting(
         fn = make(layout._replace(chunk=chunk))
         program = jit(fn, donate_argnums=donated)
         needed = _on_top_of_arguments(program, *args)
-        if needed <= free_memory() or chunk == 1:
+        if needed <= memory.free_on_device() or chunk == 1:
             return Fitted(program, chunk, needed)
-        chunk = min(chunk - 1, max(1, int(chunk * free_memory() / needed)))
+        chunk = min(chunk - 1, max(1, int(chunk * memory.free_on_device() / needed)))
 
 
 def temporaries(program: Any, *args: Any) -> int:
@@ -134,14 +133,6 @@ def temporaries(program: Any, *args: Any) -> int:
 
 def _on_top_of_arguments(program: Any, *args: Any) -> int:
     """Bytes of temporaries and of results that take no argument's place."""
-    memory = program.lower(*args).compile().memory_analysis()
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.temp_size_in_bytes + results
-
-
-def free_memory() -> int:
-    """Bytes that are free on the device; of a host, a quarter of its memory."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    needed = program.lower(*args).compile().memory_analysis()
+    results = needed.output_size_in_bytes - needed.alias_size_in_bytes
+    return needed.temp_size_in_bytes + results

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from potara_jax import memory
 from potara_jax.adapters.lora import Params
 from potara_jax.clients.mesh import everywhere
 from potara_jax.clients.task import Task
@@ -112,7 +113,7 @@ def _place(needed: int, folder: Path | None, mesh: Mesh | None) -> str | None:
     On a disk only if the host is the device: how fast an accelerator would read from
     there was not measured.
     """
-    if needed <= _SHARE * memory():
+    if needed <= _SHARE * memory.of_device():
         return "device"
     on_host = mesh is None and jax.default_backend() == "cpu"
     return "disk" if on_host and needed <= _SHARE * free_space(folder) else None
@@ -145,14 +146,6 @@ def _measured(task: Task, at_once: int) -> Task:
     again = task.again
     changed = again and (lambda change: _measured(again(change), at_once))
     return task._replace(at_once=at_once, again=changed)
-
-
-def memory() -> int:
-    """Bytes of the device's memory, or of the host's if that is the device."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_space(folder: Path | None) -> int:

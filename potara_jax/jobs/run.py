@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from potara_jax import memory
 from potara_jax.experiment import federating, frozen, methods
 from potara_jax.experiment.checks import Refused, require_that
 from potara_jax.experiment.context import Context
@@ -265,6 +266,7 @@ def _finished(config: Record, results: Record) -> Record:
         "experiment": config["experiment"],
         "settings": config,
         "versions": versions(),
+        "memory": memory.most(),
         **results,
     }
 

@@ -8,9 +8,6 @@ The models of some clients are scored along the way.
 from __future__ import annotations
 
 import dataclasses
-import os
-import resource
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +15,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from potara_jax import reports
+from potara_jax import memory, reports
 from potara_jax.evaluation.metrics import Scores, evaluator, worst_decile
 from potara_jax.experiment import federating
 from potara_jax.experiment.checks import require_at_least
@@ -36,7 +33,6 @@ from potara_jax.runs.store import Store
 
 NAME, SPEED = "simulation", "speed"
 _MARKS = 6
-_STATM = Path("/proc/self/statm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,16 +178,8 @@ def _means(scores: Scores) -> dict[str, float]:
 def _add_speed(store: Store, record: Record, seconds: float) -> None:
     """Record a round's seconds, and the memory of the process."""
     line = {name: record[name] for name in ("heterogeneity", "seed", "round", "steps")}
-    line |= {"seconds": round(seconds, 4), "memory": memory()}
+    line |= {"seconds": round(seconds, 4), "memory": memory.of_process()}
     store.add_line(SPEED, line)
-
-
-def memory() -> int:
-    """Bytes of memory that this process uses, or its peak if that is unknown."""
-    if _STATM.exists():
-        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def read_speed(store: Store) -> list[Record]:

@@ -34,7 +34,7 @@ from potara_jax.reports.document import (
 )
 from potara_jax.reports.figures import comparison as figures
 from potara_jax.reports.figures.clients import CLIENTS
-from potara_jax.reports.formats import Metric, label, metric_of
+from potara_jax.reports.formats import Metric, label, made_with, metric_of
 from potara_jax.reports.methods import (
     BALANCED,
     NO_NOISE,
@@ -104,7 +104,7 @@ def report(results: Results, folder: Path) -> Report:
             *clients.sections(results),
         ],
         settings=results["settings"],
-        versions=results["versions"],
+        made_with=made_with(results),
     )
 
 

@@ -117,14 +117,14 @@ class Report:
       lead: its first paragraphs, the main findings.
       sections: everything else, in order.
       settings: of the run, by name.
-      versions: of the software, by name.
+      made_with: the software's versions, the device and the memory, by name.
     """
 
     title: str
     lead: Sequence[str]
     sections: Sequence[Section]
     settings: Mapping[str, object]
-    versions: Mapping[str, str]
+    made_with: Mapping[str, str]
 
     @property
     def figures(self) -> list[Figure]:
@@ -154,7 +154,7 @@ def html(report: Report) -> str:
         "report.html.jinja",
         report=report,
         settings=_pairs(report.settings),
-        versions=_pairs(report.versions),
+        made_with=_pairs(report.made_with),
     )
 
 

@@ -90,6 +90,13 @@ def metric_of(results: Mapping[str, Any]) -> Metric:
     return Metric(**results.get("metric", {}))
 
 
+def made_with(results: Mapping[str, Any]) -> dict[str, str]:
+    """The versions of the software, the device, and the most memory that was used."""
+    used = results.get("memory", {})
+    most = {f"memory of the {name}": size(value) for name, value in used.items()}
+    return {**results["versions"], **most}
+
+
 def label(heterogeneity: str) -> str:
     """A heterogeneity's name: `0.1` is a Dirichlet concentration."""
     if heterogeneity in _LABELS:

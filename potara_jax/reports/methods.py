@@ -25,6 +25,7 @@ from potara_jax.reports.formats import (
     MISSING,
     Metric,
     label,
+    made_with,
     metric_of,
     significant,
     size,
@@ -81,7 +82,7 @@ def report(results: Results, folder: Path) -> Report:
             *diagnostics.sections(results),
         ],
         settings=results["settings"],
-        versions=results["versions"],
+        made_with=made_with(results),
     )
 
 

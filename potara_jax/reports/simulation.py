@@ -24,7 +24,7 @@ from potara_jax.reports.document import (
     figure_sections,
 )
 from potara_jax.reports.figures import simulation as figures
-from potara_jax.reports.formats import MISSING, Metric, metric_of, size
+from potara_jax.reports.formats import MISSING, Metric, made_with, metric_of, size
 from potara_jax.reports.summary import Record, Results
 
 _EXPLANATION = (
@@ -52,7 +52,7 @@ def report(results: Results, folder: Path, *, speed: Sequence[Record] = ()) -> R
             *figure_sections(shown),
         ],
         settings=results["settings"],
-        versions=results["versions"],
+        made_with=made_with(results),
     )
 
 

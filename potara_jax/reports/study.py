@@ -33,6 +33,7 @@ from potara_jax.reports.formats import (
     MISSING,
     Metric,
     label,
+    made_with,
     metric_of,
     signed,
     significant,
@@ -67,7 +68,7 @@ def report(results: Results, folder: Path) -> Report:
             Section("All weights", (Text(_explanation(metric)), table(results))),
         ],
         settings=results["settings"],
-        versions=results["versions"],
+        made_with=made_with(results),
     )
 
 

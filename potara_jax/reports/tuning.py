@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from potara_jax.reports.document import Cell, Group, Report, Row, Section, Table, Text
-from potara_jax.reports.formats import Metric, metric_of
+from potara_jax.reports.formats import Metric, made_with, metric_of
 from potara_jax.reports.summary import Record, Results
 
 _EXPLANATION = (
@@ -26,7 +26,7 @@ def report(results: Results, folder: Path) -> Report:
         lead=at_an_end(results),
         sections=[Section("Trials", (Text(_EXPLANATION), table(results)))],
         settings=results["settings"],
-        versions=results["versions"],
+        made_with=made_with(results),
     )
 
 

@@ -46,7 +46,7 @@ def test_where_there_is_room_all_are_computed_at_once(monkeypatch, backend, chun
 
 @pytest.mark.parametrize("room", [2_000_000, 700_000, 1])
 def test_what_is_found_fits_the_room(monkeypatch, room):
-    monkeypatch.setattr(fitting, "free_memory", lambda: room)
+    monkeypatch.setattr(fitting.memory, "free_on_device", lambda: room)
     found, seen = program(Layout(AUTO))
     found(X)
     needed = lambda chunk: temporaries(program(Layout(chunk))[0], X)
@@ -59,7 +59,7 @@ def test_what_is_found_fits_the_room(monkeypatch, room):
 @pytest.mark.parametrize("room", [2**40, 4_000_000])
 def test_many_clients_are_tried_after_few(monkeypatch, room):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(fitting, "free_memory", lambda: room)
+    monkeypatch.setattr(fitting.memory, "free_on_device", lambda: room)
     monkeypatch.setattr(fitting, "_FIRST", 8)
     found, seen = program(Layout(AUTO))
     found(X)
@@ -76,11 +76,11 @@ def test_memory_grows_with_the_chunk_and_not_with_the_clients():
 
 
 def test_there_is_room_on_this_machine():
-    assert fitting.free_memory() > 2**20
+    assert fitting.memory.free_on_device() > 2**20
 
 
 def test_a_round_is_the_same_in_a_chunk_that_fits(monkeypatch):
-    monkeypatch.setattr(fitting, "free_memory", lambda: 1)
+    monkeypatch.setattr(fitting.memory, "free_on_device", lambda: 1)
     algorithm = ALGORITHMS["FedIT, whole batches"]
     given = problem((4, 2, 1, 4, 3))
     whole, _ = run(algorithm, given, number=2)

@@ -268,7 +268,7 @@ def test_several_devices_cannot_read_from_the_host(monkeypatch):
     monkeypatch.setattr(frozen.federating, "layout", layout)
     with pytest.raises(Refused, match="frozen is host: it must be device, recom"):
         kept(experiment, whole, place="host")
-    monkeypatch.setattr(frozen, "memory", lambda: 0)
+    monkeypatch.setattr(frozen.memory, "of_device", lambda: 0)
     assert frozen.kept(experiment, whole, print) is whole
 
 
@@ -328,9 +328,9 @@ def test_nothing_is_kept_by_default_that_would_not_fit(monkeypatch):
     experiment, problem = vit()
     size = 60 * 5 * 16 * 4
     lines = []
-    monkeypatch.setattr(frozen, "memory", lambda: size / 0.29)
+    monkeypatch.setattr(frozen.memory, "of_device", lambda: size / 0.29)
     assert frozen.kept(experiment, problem, lines.append).split is None
-    monkeypatch.setattr(frozen, "memory", lambda: size / 0.31)
+    monkeypatch.setattr(frozen.memory, "of_device", lambda: size / 0.31)
     monkeypatch.setattr(frozen, "free_space", lambda folder: size / 0.29)
     assert frozen.kept(experiment, problem, lines.append).split is None
     monkeypatch.setattr(frozen, "free_space", lambda folder: size / 0.31)

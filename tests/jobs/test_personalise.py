@@ -11,7 +11,7 @@ from rich.console import Console
 
 import potara_jax as pj
 from potara_jax.adapters import peft
-from tests.jobs.tiny import without_seconds
+from tests.jobs.tiny import reproducible
 
 COUNTS = (30, 24, 40)
 KEY = jax.random.key(0)
@@ -117,7 +117,7 @@ def test_the_same_key_gives_the_same_bytes_and_no_file(
 ):
     monkeypatch.chdir(tmp_path)
     again = classified()
-    assert without_seconds(again.results) == without_seconds(result.results)
+    assert reproducible(again.results) == reproducible(result.results)
     for method, adapter in result.adapters.items():
         jax.tree.map(np.testing.assert_array_equal, again.adapters[method], adapter)
     assert list(tmp_path.iterdir()) == []

@@ -23,7 +23,7 @@ from potara_jax.experiment import context, merges, phases, rows
 from potara_jax.experiments import digits
 from potara_jax.jobs import Refused, Table, configuration, run
 from potara_jax.runs.store import Cell
-from tests.jobs.tiny import DIGITS, options, potara, without_seconds
+from tests.jobs.tiny import DIGITS, options, potara, reproducible
 
 pytestmark = pytest.mark.slow
 
@@ -167,7 +167,7 @@ def test_a_killed_run_ends_with_the_same_results(cache, undisturbed, tmp_path):
     assert again(cache, folder) == 0
     for name in ("config.json", "clients.csv", "metrics.jsonl"):
         assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
-    assert without_seconds(results(folder)) == without_seconds(results(undisturbed))
+    assert reproducible(results(folder)) == reproducible(results(undisturbed))
 
 
 def test_weights_and_scores_are_not_measured_again(
@@ -191,8 +191,8 @@ def test_weights_and_scores_are_not_measured_again(
     scored_again = []
     monkeypatch.setattr(rows, "score", lambda *x: scored_again.append(x) or score(*x))
     resumed = run(EXPERIMENT, out=out, cache=cache).results
-    expected = without_seconds(results(undisturbed))["methods"]
-    assert without_seconds(json.loads(json.dumps(resumed)))["methods"] == expected
+    expected = reproducible(results(undisturbed))["methods"]
+    assert reproducible(json.loads(json.dumps(resumed)))["methods"] == expected
     number = len([row for row in expected if not row["oracle"]])
     assert 0 < len(scored_again) < number
     assert not (out / "measured").exists()
@@ -285,8 +285,8 @@ def in_memory(cache, undisturbed, written):
 
 
 def test_a_run_in_memory_gives_what_a_run_in_a_folder_gives(in_memory, undisturbed):
-    given = without_seconds(json.loads(json.dumps(in_memory.results)))
-    expected = without_seconds(results(undisturbed))
+    given = reproducible(json.loads(json.dumps(in_memory.results)))
+    expected = reproducible(results(undisturbed))
     assert given["settings"] == {
         name: value for name, value in expected["settings"].items() if name != "load"
     }

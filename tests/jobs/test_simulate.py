@@ -10,7 +10,7 @@ import pytest
 from potara_jax.experiment import phases
 from potara_jax.experiments import digits
 from potara_jax.jobs import Simulate, preset, run, simulate
-from tests.jobs.tiny import DIGITS, potara, without_seconds
+from tests.jobs.tiny import DIGITS, potara, reproducible
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def undisturbed(cache, tmp_path_factory) -> Path:
 
 
 def results(folder: Path) -> dict:
-    return without_seconds(json.loads((folder / "results.json").read_text()))
+    return reproducible(json.loads((folder / "results.json").read_text()))
 
 
 def kept(folder: Path) -> list[np.ndarray]:
@@ -107,7 +107,7 @@ def test_a_damaged_last_round_is_started_over(cache, undisturbed, tmp_path, caps
 def test_a_simulation_in_memory_gives_the_same(cache, undisturbed):
     experiment = digits.EXPERIMENT.set(EXPERIMENT_SETTINGS)
     result = run(experiment, Simulate(scored=5), cache=cache, progress=False)
-    (mine,) = json.loads(json.dumps(without_seconds(result.results["cells"])))
+    (mine,) = json.loads(json.dumps(reproducible(result.results["cells"])))
     (theirs,) = results(undisturbed)["cells"]
     assert mine == theirs
     (table,) = result.tables()

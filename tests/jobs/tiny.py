@@ -44,8 +44,9 @@ def potara(job: str, settings: Mapping[str, Any], *more: str | Path) -> int:
     return main([job, "digits", *options(settings), *map(str, more)])
 
 
-def without_seconds(value: Any) -> Any:
-    """A JSON value with every measured time left out."""
+def reproducible(value: Any) -> Any:
+    """A JSON value without what was measured of the computer: seconds and memory."""
     if isinstance(value, dict):
-        return {k: without_seconds(v) for k, v in value.items() if k != "seconds"}
-    return [without_seconds(v) for v in value] if isinstance(value, list) else value
+        kept = {k: v for k, v in value.items() if k not in ("seconds", "memory")}
+        return {k: reproducible(v) for k, v in kept.items()}
+    return [reproducible(v) for v in value] if isinstance(value, list) else value

@@ -64,7 +64,7 @@ def report(tmp_path):
             *figure_sections([Figure(path, "Accuracy", "Dots are seeds.")]),
         ],
         settings={"cells.clients": 20, "merging.damping": "relative", "x": None},
-        versions={"jax": "0.10.2"},
+        made_with={"jax": "0.10.2"},
     )
 
 
@@ -119,7 +119,7 @@ def test_every_text_is_escaped(report):
             *figure_sections([report.sections[1].parts[0]._replace(title=HOSTILE)]),
         ],
         settings={HOSTILE: [HOSTILE]},
-        versions={HOSTILE: HOSTILE},
+        made_with={HOSTILE: HOSTILE},
     )
     page = Page(document.html(hostile))
     assert page.tags.count("script") == 1, "the page's own"

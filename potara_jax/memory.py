@@ -1,0 +1,55 @@
+"""Memory of the device and of this process, in bytes."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import jax
+
+_STATM = Path("/proc/self/statm")
+_SHARE = 0.9  # of what an accelerator has free
+
+
+def of_device() -> int:
+    """The device's memory, or the host's if that is the device."""
+    return _of_accelerator("bytes_limit") or _of_host()
+
+
+def free_on_device() -> int:
+    """What is free on the device; of a host, a quarter of its memory."""
+    limit = _of_accelerator("bytes_limit")
+    if limit is None:
+        return _of_host() // 4
+    return int(_SHARE * (limit - (_of_accelerator("bytes_in_use") or 0)))
+
+
+def of_process() -> int:
+    """What this process uses, or the most that it has used if that is unknown."""
+    if _STATM.exists():
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return _most_of_process()
+
+
+def most() -> dict[str, int]:
+    """The most that has been in use: of this process, and of its accelerator."""
+    device = _of_accelerator("peak_bytes_in_use")
+    of_device = {} if device is None else {"device": device}
+    return {"process": _most_of_process(), **of_device}
+
+
+def _most_of_process() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _of_host() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _of_accelerator(name: str) -> int | None:
+    """A statistic of the first device; None where there are none, as on a CPU."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get(name)
