@@ -10,6 +10,7 @@ Dimension letters: `C` clients, `M` test examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +50,9 @@ class Scores(NamedTuple):
 def evaluator(task: Task, *, layout: Layout = AT_ONCE) -> Callable[..., Scores]:
     """`evaluate(shared, adapters, test) -> Scores`, jitted, for adapters `[C, ...]`.
 
-    On a CPU one client at a time is fastest, because its activations fit the cache.
+    Clients may have tests of any length: the parts of one without weight are left out,
+    or of a chunk of clients those that none needs. On a CPU one client at a time is
+    fastest, because its activations fit the cache.
 
     Args:
       task: of the clients.
@@ -57,7 +60,8 @@ def evaluator(task: Task, *, layout: Layout = AT_ONCE) -> Callable[..., Scores]:
     """
 
     def evaluate(shared: Any, adapter: Adapter, test: Weighted) -> Scores:
-        values = _of_examples(task, shared, adapter, test.index)
+        used = _length(test.weight)
+        values = _of_examples(task, shared, adapter, test.index, used=used)
         return _scores(task, shared.pool, values, test)
 
     def make(layout: Layout) -> Callable[..., Scores]:
@@ -124,19 +128,39 @@ def equal_shares(labels: Array, weight: Array) -> Array:
     return jnp.where(weight > 0, share * weight / of_class[place], 0)
 
 
+def _length(weight: Array) -> Array:
+    """The number of test examples `[]` up to the last with a weight, of `[M]`."""
+    return jnp.max(jnp.where(weight > 0, jnp.arange(1, len(weight) + 1), 0))
+
+
 def _of_examples(
-    task: Task, shared: Any, adapter: Adapter, index: Array
+    task: Task,
+    shared: Any,
+    adapter: Adapter,
+    index: Array,
+    *,
+    used: Array | None = None,
 ) -> tuple[Array, Array]:
-    """The score and the loss of every example of the pool's `index` `[M]`."""
+    """The score and the loss of every example of the pool's `index` `[M]`.
+
+    used: `[]`, how many of them count; those of the others are zero or right.
+    """
 
     def measure(rows: Array) -> tuple[Array, Array]:
         loss, score = task.measure(shared.base, adapter, take(shared.pool, rows))
         return jnp.where(jnp.isnan(loss), jnp.nan, score), loss
 
-    return in_parts(measure, index, max_size=examples_at_once(task, shared.pool))
+    at_once = examples_at_once(task, shared.pool)
+    return in_parts(measure, index, max_size=at_once, used=used)
 
 
-def in_parts(function: Callable[[Array], Any], index: Array, *, max_size: int) -> Any:
+def in_parts(
+    function: Callable[[Array], Any],
+    index: Array,
+    *,
+    max_size: int,
+    used: Array | None = None,
+) -> Any:
     """`function(index)`, a tree of arrays with one row per entry of the index `[M]`.
 
     Computed in equal parts of up to `max_size` entries, to bound memory.
@@ -145,14 +169,33 @@ def in_parts(function: Callable[[Array], Any], index: Array, *, max_size: int) -
       function: of some indices; what it returns has one row for each.
       index: `[M]`.
       max_size: the maximum number of entries in a part.
+      used: `[]`, how many entries are needed. Parts beyond are not computed: their rows
+        are zero. Default: all.
     """
     parts = -(-len(index) // max_size)
     padded = jnp.resize(index, (parts, -(-len(index) // parts)))
+    compute = jax.lax.map if used is None else partial(_first_parts, used=used)
 
     def joined(x: Array) -> Array:
         return x.reshape(-1, *x.shape[2:])[: len(index)]
 
-    return jax.tree.map(joined, jax.lax.map(function, padded))
+    return jax.tree.map(joined, compute(function, padded))
+
+
+def _first_parts(
+    function: Callable[[Array], Any], padded: Array, *, used: Array
+) -> Any:
+    """`function` of each row of `[P, S]` that has some of the first `used` entries."""
+
+    def compute(part: Array, done: Any) -> Any:
+        values = function(padded[part])
+        return jax.tree.map(lambda all_, new: all_.at[part].set(new), done, values)
+
+    shapes = jax.eval_shape(function, padded[0])
+    nothing = jax.tree.map(
+        lambda x: jnp.zeros((len(padded), *x.shape), x.dtype), shapes
+    )
+    return jax.lax.fori_loop(0, -(-used // padded.shape[1]), compute, nothing)
 
 
 def examples_at_once(task: Task, pool: Batch) -> int:

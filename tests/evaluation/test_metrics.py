@@ -230,3 +230,40 @@ def test_the_number_of_examples_at_once_changes_nothing(monkeypatch, limit):
     monkeypatch.setattr(metrics, "_MAX_EXAMPLES", limit)
     assert_close(metrics.evaluator(task)(shared, adapter, test), whole)
     assert_close(metrics.common_evaluator(task)(shared, first, test), common)
+
+
+LENGTHS = np.array([1, 3, 7, 2, 6])
+
+
+def ragged_test():
+    """A test whose clients have different numbers of examples, with a gap in one."""
+    test = weighted_test()
+    weight = np.where(np.arange(TESTS) < LENGTHS[:, None], test.weight, 0)
+    weight[2, 3] = 0
+    weight = weight / weight.sum(1, keepdims=True)
+    return test._replace(weight=jnp.asarray(weight, jnp.float32))
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+def test_tests_of_different_lengths_equal_numpy(monkeypatch, chunk):
+    monkeypatch.setattr(metrics, "_MAX_EXAMPLES", 2)
+    shared = problem((20,)).shared
+    evaluate = metrics.evaluator(task, layout=Layout(chunk))
+    scores = evaluate(shared, adapters(), ragged_test())
+    accuracy, loss = numpy_scores(shared, adapters(), ragged_test())
+    np.testing.assert_allclose(scores.accuracy, accuracy, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scores.loss, loss, rtol=1e-5)
+
+
+def test_parts_of_a_test_that_no_client_needs_are_not_computed(monkeypatch):
+    monkeypatch.setattr(metrics, "_MAX_EXAMPLES", 2)
+    computed = []
+
+    def judge(base, adapter, batch):
+        jax.debug.callback(lambda: computed.append(len(batch.labels)))
+        return task.judge(base, adapter, batch)
+
+    evaluate = metrics.evaluator(task._replace(judge=judge), layout=Layout(1))
+    evaluate(problem((20,)).shared, adapters(), ragged_test())
+    jax.effects_barrier()
+    assert computed == [2] * sum(-(-LENGTHS // 2))
