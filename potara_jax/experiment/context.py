@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -15,6 +15,7 @@ from potara_jax.experiment.experiment import Experiment
 from potara_jax.experiment.federating import conditions
 from potara_jax.experiment.problem import Problem
 from potara_jax.experiment.programs import Programs
+from potara_jax.experiment.side_by_side import side_by_side
 from potara_jax.federated.conditions import present
 from potara_jax.federated.interface import Shared
 from potara_jax.keys import Purpose, subkey
@@ -23,6 +24,7 @@ from potara_jax.runs.progress import Progress
 from potara_jax.runs.store import Cell, Store
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 _LONG = 0.5  # seconds: so many are not repeated
 
 
@@ -74,6 +76,13 @@ class Context(NamedTuple):
         if time.monotonic() - began > _LONG:
             self.store.keep(self.cell, name, value)
         return value
+
+    def each(
+        self, name: str, function: Callable[[Item], T], items: Sequence[Item]
+    ) -> list[T]:
+        """`[function(x) for x in items]` with progress, see `side_by_side`."""
+        show = lambda given: self.progress.each(f"{self.cell.name} {name}", given)
+        return side_by_side(function, items, show)
 
     def key_for(self, purpose: Purpose) -> jax.Array:
         """The cell's key for a purpose."""

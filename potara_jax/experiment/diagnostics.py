@@ -178,5 +178,11 @@ def _point(
 
 
 def _merged_scores(at: Context, pair: tuple[Adapter, Adapter]) -> dict[str, Scores]:
-    weights = {n: measure(at, w, pair).weight for n, w in _shown(at).items()}
-    return {n: score(at, combine(at, EXACT, pair, w)) for n, w in weights.items()}
+
+    def scores(weighing: Weighing) -> Scores:
+        weight = measure(at, weighing, pair).weight
+        return score(at, combine(at, EXACT, pair, weight))
+
+    shown = _shown(at)
+    found = at.each("scores of earlier models", scores, list(shown.values()))
+    return dict(zip(shown, found, strict=True))

@@ -11,7 +11,6 @@ Dimension letters: `P` examples of the pool, `B` batch.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import tempfile
 import time

@@ -69,10 +69,8 @@ def measure_all(at: Context, parents: Pair) -> Merges:
     methods = merged_methods(at.experiment, at.problem.task)
     wanted = dict.fromkeys(method.weighing for method in methods)
     direct = [weighing for weighing in wanted if source_of(weighing) == weighing]
-    measured = {
-        weighing: _measure_with_interval(at, weighing, pair)
-        for weighing in at.progress.each(f"{at.cell.name} weights", direct)
-    }
+    weigh = lambda weighing: _measure_with_interval(at, weighing, pair)
+    measured = dict(zip(direct, at.each("weights", weigh, direct), strict=True))
     for weighing in wanted:
         if weighing not in measured:
             measured[weighing] = derive(at, weighing, measured[source_of(weighing)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable
 from functools import cached_property
 from typing import Any, TypeVar
@@ -26,12 +27,14 @@ class Programs:
         self.experiment = experiment
         self.problem = problem
         self._made: dict[Hashable, Any] = {}
+        self._lock = threading.RLock()
 
     def once(self, name: Hashable, make: Callable[[], T]) -> T:
         """The result of `make()`, called only the first time for this name."""
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = make()
+            return self._made[name]
 
     @property
     def task(self) -> Task:
@@ -43,24 +46,26 @@ class Programs:
         """How clients are laid out where models are measured, merged and scored."""
         return measuring_layout(self.experiment)
 
-    @cached_property
+    @property
     def evaluate(self) -> Callable[..., Scores]:
         """Scores every client's adapter on its own test."""
-        return evaluator(self.task, layout=self.layout)
+        return self.once("scores", lambda: evaluator(self.task, layout=self.layout))
 
-    @cached_property
+    @property
     def evaluate_common(self) -> Callable[..., Scores]:
         """Scores one adapter on every client's test."""
-        return common_evaluator(self.task)
+        return self.once("scores of one for all", lambda: common_evaluator(self.task))
 
-    @cached_property
+    @property
     def evaluate_ensemble(self) -> Callable[..., Scores]:
         """Scores the averaged predictions of two adapters per client."""
         again = self.task.again
         assert again is not None, "a task of one model alone has no ensemble"
-        return evaluator(again(ensemble), layout=self.layout)
+        make = lambda: evaluator(again(ensemble), layout=self.layout)
+        return self.once("scores of ensembles", make)
 
-    @cached_property
+    @property
     def curves(self) -> Callable[..., jax.Array]:
         """The loss along every client's segment."""
-        return loss_curves(self.task.loss, layout=self.layout)
+        make = lambda: loss_curves(self.task.loss, layout=self.layout)
+        return self.once("curves", make)

@@ -192,11 +192,12 @@ def merged_rows(at: Context, merges: Merges, cost: Cost) -> list[Row]:
     """Every merged row, not yet scored."""
     if merges.prior and merges.prior.used:
         cost = together(cost, prior_cost(at, merges.prior))
-    measured = merges.measured
-    return [
-        merged_row(at, m.name, m, merges.pair, measured[m.weighing], cost)
-        for m in merged_methods(at.experiment, at.problem.task)
-    ]
+
+    def row(method: Method) -> Row:
+        measured = merges.measured[method.weighing]
+        return merged_row(at, method.name, method, merges.pair, measured, cost)
+
+    return at.each("merges", row, merged_methods(at.experiment, at.problem.task))
 
 
 def merged_row(
@@ -254,14 +255,11 @@ def _longer_row(at: Context, outcome: Outcome) -> list[Row]:
 
 
 def _scored(at: Context, rows: list[Row]) -> list[Row]:
-    return [
-        row._replace(scores=_score_once(at, row))
-        for row in at.progress.each(f"{at.cell.name} scores of methods", rows)
-    ]
+    def scored(row: Row) -> Row:
+        measure = lambda: score(at, row.models)
+        return row._replace(scores=at.once_measured(f"scores {row.name}", measure))
 
-
-def _score_once(at: Context, row: Row) -> Scores:
-    return at.once_measured(f"scores {row.name}", lambda: score(at, row.models))
+    return at.each("scores of methods", scored, rows)
 
 
 def _ensemble(at: Context, pair: Pair, cost: Cost) -> list[Row]:
@@ -292,8 +290,7 @@ def _oracles(
     def score_between(point: float) -> Scores:
         return at.once_measured(f"scores at {point}", lambda: score(at, exact(point)))
 
-    name = f"{at.cell.name} scores of weights"
-    inner = [score_between(x) for x in at.progress.each(name, points[1:-1].tolist())]
+    inner = at.each("scores of weights", score_between, points[1:-1].tolist())
     scores = jax.tree.map(lambda *x: jnp.stack(x), ends[0], *inner, ends[1])
     constant = jnp.full(at.clients, _best(scores.accuracy.mean(1)))
     choices = {

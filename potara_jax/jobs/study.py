@@ -357,8 +357,8 @@ def curve_of(at: Context, pair: Pair, space: str) -> Scores:
         return _scores_once(at, pair, space, jnp.full(at.clients, weight), f"{weight}")
 
     points = list(_points(at.experiment).astype(np.float32))
-    shown = at.progress.each(f"{at.cell.name} scores of {space} merges", points)
-    return jax.tree.map(lambda *x: np.stack(x), *map(scores, shown))
+    all_scores = at.each(f"scores of {space} merges", scores, points)
+    return jax.tree.map(lambda *x: np.stack(x), *all_scores)
 
 
 def _bounds(scores: jax.Array | None) -> Record:
@@ -434,9 +434,9 @@ def _estimates(at: Context, pair: Pair, curves: Curves) -> list[Record]:
     for samples in ("train", "heldout"):
         trained = samples == "train"
         usable = [each for each in weighed if not (trained and each.heldout_only)]
-        title = f"{at.cell.name} weights from {samples} samples"
-        for together in at.progress.each(title, usable):
-            every = _weights_once(at, pair, together, samples)
+        weights_of = partial(_weights_once, at, pair, samples)
+        found = at.each(f"weights from {samples} samples", weights_of, usable)
+        for together, every in zip(usable, found, strict=True):
             for one, weights in zip(together.weighed, every, strict=True):
                 for number, some in _by_numbers(one, together.numbers, weights):
                     said = {"samples": samples, "number": number}
@@ -453,7 +453,7 @@ def _by_numbers(
         yield number, jax.tree.map(lambda w, i=i: w[:, i], weights)
 
 
-def _weights_once(at: Context, pair: Pair, together: _Together, samples: str) -> Any:
+def _weights_once(at: Context, pair: Pair, samples: str, together: _Together) -> Any:
     """Weights of each way to weigh, on the host."""
     arguments = arguments_of(at, pair, samples, max(together.numbers))
     name = f"weights {together.name} {samples}"
