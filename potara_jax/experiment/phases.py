@@ -12,6 +12,7 @@ import numpy as np
 
 from potara_jax.adapters.lora import Params
 from potara_jax.data.federation import Federation, Ragged
+from potara_jax.experiment.side_by_side import Beside
 from potara_jax.federated import rounds
 from potara_jax.federated.cohort_round import Report
 from potara_jax.federated.conditions import Conditions
@@ -171,14 +172,19 @@ def run_phase(
     args = phase.round, view.shared, federation.train, progress, key
     steps = rounds.iterate(*args, first=checkpoint.round, last=phase.rounds)
     display.skip(checkpoint.round)
-    for done in _rounds_done(view, store.traced(phase.name, steps), checkpoint):
-        progress, checkpoint = done.progress, done.checkpoint
-        store.end_round(cell, phase.name, checkpoint)
-        record = checkpoint.history[-1]
-        if on_round and done.seconds is not None:
-            on_round(record, done.seconds)
-        display.round(f"{cell.name} {phase.name}", record["loss"])
-        name_left_out(checkpoint.history, cell, store)
+    with Beside() as saving:
+        for done in _rounds_done(view, store.traced(phase.name, steps), checkpoint):
+            progress, checkpoint = done.progress, done.checkpoint
+            saving.begin(store.saver(cell, phase.name, checkpoint))
+            if isinstance(
+                progress, HostProgress
+            ):  # its states change in the next round
+                saving.end()
+            record = checkpoint.history[-1]
+            if on_round and done.seconds is not None:
+                on_round(record, done.seconds)
+            display.round(f"{cell.name} {phase.name}", record["loss"])
+            name_left_out(checkpoint.history, cell, store)
     compiled.forget_many()
     return _outcome(view, progress, checkpoint)
 

@@ -1,11 +1,11 @@
-"""Two programs at once, where one alone leaves processors idle."""
+"""Work beside other work: programs two at a time, and files while a round goes on."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self, TypeVar
 
 import jax
 
@@ -51,3 +51,29 @@ def _processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class Beside:
+    """Does one thing after another beside what goes on. A context manager."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._begun: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.end()
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """Begin the next thing, once that before it is done."""
+        self.end()
+        self._begun = self._thread.submit(work)
+
+    def end(self) -> None:
+        """Wait for what was begun, and raise what it has raised."""
+        if self._begun is not None:
+            self._begun.result()

@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +34,16 @@ class Checkpoint(NamedTuple):
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, and remove all but the last two."""
-    tree = _pack(checkpoint)
-    target = folder.resolve() / str(checkpoint.round)
+    saver(folder, checkpoint)()
+
+
+def saver(folder: Path, checkpoint: Checkpoint) -> Callable[[], None]:
+    """What saves a checkpoint, whose arrays it has copied."""
+    return partial(_write, folder, checkpoint.round, _pack(checkpoint))
+
+
+def _write(folder: Path, number: int, tree: dict[str, Any]) -> None:
+    target = folder.resolve() / str(number)
     shutil.rmtree(target, ignore_errors=True)
     with _checkpointer() as checkpointer:
         checkpointer.save(target, tree)

@@ -91,10 +91,18 @@ class RunFolder(NamedTuple):
         files.write_text(self.path / "metrics.jsonl", text)
         return checkpoint
 
-    def end_round(self, cell: Cell, phase: str, checkpoint: Checkpoint) -> None:
-        """Keep a round: its checkpoint first, then its line."""
-        checkpoints.save(self._phase(cell, phase), checkpoint)
-        self.add_line("metrics", checkpoint.history[-1])
+    def saver(
+        self, cell: Cell, phase: str, checkpoint: Checkpoint
+    ) -> Callable[[], None]:
+        """What keeps a round: its checkpoint first, then its line."""
+        save = checkpoints.saver(self._phase(cell, phase), checkpoint)
+        line = checkpoint.history[-1]
+
+        def keep() -> None:
+            save()
+            self.add_line("metrics", line)
+
+        return keep
 
     def forget_phase(self, cell: Cell, phase: str) -> None:
         """Drop the rounds that are kept of a phase."""

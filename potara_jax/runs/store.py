@@ -42,8 +42,10 @@ class Store(Protocol):
     def begin_phase(self, cell: Cell, phase: str, like: Any) -> Checkpoint | None:
         """The checkpoint of a phase whose state has the structure of `like`, if any."""
 
-    def end_round(self, cell: Cell, phase: str, checkpoint: Checkpoint) -> None:
-        """Keep a round."""
+    def saver(
+        self, cell: Cell, phase: str, checkpoint: Checkpoint
+    ) -> Callable[[], None]:
+        """What keeps a round when it is called; it has copied the checkpoint."""
 
     def forget_phase(self, cell: Cell, phase: str) -> None:
         """Drop the rounds that are kept of a phase."""
@@ -122,8 +124,11 @@ class Memory:
         """Nothing: a phase is never resumed."""
         return None
 
-    def end_round(self, cell: Cell, phase: str, checkpoint: Checkpoint) -> None:
-        """Nothing is kept between rounds."""
+    def saver(
+        self, cell: Cell, phase: str, checkpoint: Checkpoint
+    ) -> Callable[[], None]:
+        """What keeps nothing."""
+        return lambda: None
 
     def forget_phase(self, cell: Cell, phase: str) -> None:
         """Nothing was kept."""

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from potara_jax.experiment import side_by_side as module
-from potara_jax.experiment.side_by_side import side_by_side
+from potara_jax.experiment.side_by_side import Beside, side_by_side
 
 
 @pytest.fixture(params=[1, 2], ids=["one processor", "two"], autouse=True)
@@ -56,3 +56,33 @@ def test_several_devices_get_one_program_at_a_time(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     threads = side_by_side(lambda item: threading.get_ident(), range(4))
     assert set(threads) == {threading.get_ident()}
+
+
+def test_what_goes_on_beside_is_done_in_turn_and_before_the_end():
+    done = []
+
+    def slow(number):
+        time.sleep(0.02)
+        done.append(number)
+
+    with Beside() as work:
+        for number in range(4):
+            work.begin(lambda n=number: slow(n))
+            assert done == list(range(number))
+        work.end()
+        assert done == [0, 1, 2, 3]
+        work.begin(lambda: slow(4))
+    assert done == [0, 1, 2, 3, 4]
+
+
+def test_an_error_beside_is_raised_when_the_next_thing_begins_or_at_the_end():
+    def fail():
+        raise OSError("the disk is full")
+
+    for after in (lambda work: work.begin(print), lambda work: None):
+        with pytest.raises(OSError, match="full"), Beside() as work:
+            work.begin(fail)
+            after(work)
+    with pytest.raises(KeyboardInterrupt), Beside() as work:
+        work.begin(fail)
+        raise KeyboardInterrupt

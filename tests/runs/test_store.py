@@ -41,9 +41,8 @@ def test_adapters_come_back_by_method(store):
 def test_a_forgotten_phase_starts_over(store):
     for number in (1, 2):
         history = [record(i) for i in range(1, number + 1)]
-        store.end_round(
-            CELL, "federated", Checkpoint(number, jnp.ones(2), history, 0.0)
-        )
+        checkpoint = Checkpoint(number, jnp.ones(2), history, 0.0)
+        store.saver(CELL, "federated", checkpoint)()
     store.forget_phase(CELL, "federated")
     assert store.begin_phase(CELL, "federated", jnp.ones(2)) is None
 
