@@ -523,12 +523,14 @@ def weights(lab: Lab) -> Iterator[Line]:
 
 
 def _estimators(given: Setup) -> dict[str, merging.Estimator]:
+    """Few of those that `share` measures: each is compiled for a large model."""
     one = merging.one_example(given.task.logits)
     damping = merging.relative(0.3)
     empirical = merging.potara(merging.empirical(one), damping=damping, space="core")
     return {
         "Potara's weight and merge, empirical Fisher": empirical,
         "hermite_bayes' weight and merge": merging.hermite_bayes(given.task.loss),
+        "tempered_bayes' weight and merge": merging.tempered_bayes(given.task.logits),
     }
 
 
