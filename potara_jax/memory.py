@@ -9,7 +9,8 @@ from pathlib import Path
 
 import jax
 
-_STATM = Path("/proc/self/statm")
+_STATM, _STATUS = Path("/proc/self/statm"), Path("/proc/self/status")
+_MEMINFO = Path("/proc/meminfo")
 _SHARE = 0.9  # of what an accelerator has free
 
 
@@ -33,8 +34,14 @@ def of_process() -> int:
     return _most_of_process()
 
 
+def free_on_host() -> int:
+    """What the host can give without writing to its swap space."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return _entry(_MEMINFO, "MemAvailable") or free
+
+
 def most() -> dict[str, int]:
-    """The most that has been in use: of this process, and of its accelerator."""
+    """The most in use so far: of this process, and of its first accelerator."""
     device = _of_accelerator("peak_bytes_in_use")
     of_device = {} if device is None else {"device": device}
     return {"process": _most_of_process(), **of_device}
@@ -42,7 +49,15 @@ def most() -> dict[str, int]:
 
 def _most_of_process() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return _entry(_STATUS, "VmHWM") or most  # on Linux, `most` may be the parent's
+
+
+def _entry(path: Path, name: str) -> int | None:
+    """An entry of a file of Linux that has lines `NAME: NUMBER kB`, in bytes."""
+    lines = path.read_text().splitlines() if path.exists() else ()
+    found = [line.split() for line in lines if line.startswith(f"{name}:")]
+    return 1024 * int(found[0][1]) if found else None
 
 
 def _of_host() -> int:

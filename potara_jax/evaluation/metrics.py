@@ -50,9 +50,9 @@ class Scores(NamedTuple):
 def evaluator(task: Task, *, layout: Layout = AT_ONCE) -> Callable[..., Scores]:
     """`evaluate(shared, adapters, test) -> Scores`, jitted, for adapters `[C, ...]`.
 
-    Clients may have tests of any length: the parts of one without weight are left out,
-    or of a chunk of clients those that none needs. On a CPU one client at a time is
-    fastest, because its activations fit the cache.
+    A client's parts after its last example with a weight are left out, or of a chunk of
+    clients those that none needs. On a CPU one client at a time is fastest, because its
+    activations fit the cache.
 
     Args:
       task: of the clients.

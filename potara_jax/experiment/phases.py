@@ -175,11 +175,10 @@ def run_phase(
     with Beside() as saving:
         for done in _rounds_done(view, store.traced(phase.name, steps), checkpoint):
             progress, checkpoint = done.progress, done.checkpoint
+            saving.end()  # before another checkpoint is copied
             saving.begin(store.saver(cell, phase.name, checkpoint))
-            if isinstance(
-                progress, HostProgress
-            ):  # its states change in the next round
-                saving.end()
+            if isinstance(progress, HostProgress):
+                saving.end()  # before the next round changes its states
             record = checkpoint.history[-1]
             if on_round and done.seconds is not None:
                 on_round(record, done.seconds)
@@ -311,8 +310,8 @@ def _rounds_done(
 ) -> Iterator[_Done]:
     """The rounds, timed without the scoring of models.
 
-    With states on the host, the next round is computed while the caller saves this one,
-    so its time starts before that; otherwise it starts after that.
+    A round is computed while the one before is written to a file. With states on the
+    host it begins before the caller has that one, and its time begins then.
     """
     scored, began = False, time.monotonic()
     for step in steps:

@@ -31,10 +31,11 @@ class Programs:
 
     def once(self, name: Hashable, make: Callable[[], T]) -> T:
         """The result of `make()`, called only the first time for this name."""
-        with self._lock:
-            if name not in self._made:
-                self._made[name] = make()
-            return self._made[name]
+        if name not in self._made:
+            with self._lock:
+                if name not in self._made:
+                    self._made[name] = make()
+        return self._made[name]
 
     @property
     def task(self) -> Task:

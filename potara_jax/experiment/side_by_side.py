@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any, Self, TypeVar
 
 import jax
+
+from potara_jax import memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -16,34 +18,40 @@ Result = TypeVar("Result")
 def side_by_side(
     function: Callable[[Item], Result],
     items: Sequence[Item],
-    shown: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+    shown: Callable[[Sequence[Item]], Iterable[Item]] = iter,
 ) -> list[Result]:
     """`[function(x) for x in items]`, two at a time where the only device is a CPU.
 
     One is compiled, on one processor, while another is compiled or computed, and the
-    results are the same. An accelerator computes one program at a time anyhow, whose
-    chunk of clients may need all its memory, and several devices must be given their
-    programs in one order.
+    results are the same. They are computed one by one where that is no gain, or not
+    safe: on an accelerator, whose memory one program may need; on several devices,
+    which must be given programs in one order; where the host has less memory free than
+    the process has needed so far; and under settings of JAX that hold in one thread
+    alone, as within `jax.enable_x64()`.
 
     Args:
-      function: jitted work; if it raises, nothing more is begun.
+      function: jitted work; once it raises, nothing more is begun.
       items: what it is called with.
-      shown: shows as many things as they are iterated over, see `Progress.each`.
+      shown: shows items as they are iterated over, see `Progress.each`.
     """
-    if not _leaves_idle():
-        return [function(item) for item in shown(items)]
     with ThreadPoolExecutor(2) as threads:
+        if not _leaves_idle() or _settings() != threads.submit(_settings).result():
+            return [function(item) for item in shown(items)]
         begun = [threads.submit(function, item) for item in items]
         try:
-            return [one.result() for one in shown(begun)]
+            for _, one in zip(shown(items), as_completed(begun), strict=True):
+                one.result()
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             raise
+    return [one.result() for one in begun]
 
 
 def _leaves_idle() -> bool:
+    """Whether one program leaves a processor idle, and memory for another."""
     alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-    return alone and _processors() > 1
+    has_room = memory.free_on_host() > memory.most()["process"]
+    return alone and has_room and _processors() > 1
 
 
 def _processors() -> int:
@@ -53,8 +61,16 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
+def _settings() -> dict[str, Any]:
+    """JAX's settings in this thread."""
+    return {name: getattr(jax.config, name, None) for name in jax.config.values}
+
+
 class Beside:
-    """Does one thing after another beside what goes on. A context manager."""
+    """Does one thing after another beside what goes on. A context manager.
+
+    What a thing raises is raised when the next one begins, or at the end.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
@@ -63,10 +79,13 @@ class Beside:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._thread.shutdown()
-        if kind is None:
-            self.end()
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._thread.shutdown()
+        except KeyboardInterrupt:  # a second one: what is written is written whole
+            self._thread.shutdown()
+            raise
+        self.end()
 
     def begin(self, work: Callable[[], None]) -> None:
         """Begin the next thing, once that before it is done."""
@@ -74,6 +93,7 @@ class Beside:
         self._begun = self._thread.submit(work)
 
     def end(self) -> None:
-        """Wait for what was begun, and raise what it has raised."""
-        if self._begun is not None:
-            self._begun.result()
+        """Wait for what was begun."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.result()

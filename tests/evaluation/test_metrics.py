@@ -246,13 +246,21 @@ def ragged_test():
 
 @pytest.mark.parametrize("chunk", [None, 1, 2])
 def test_tests_of_different_lengths_equal_numpy(monkeypatch, chunk):
+    """One model is not finite, which makes no other's scores NaN."""
+    shared, stacked = problem((20,)).shared, adapters()
+    b = stacked["dense"]["b"].at[1].set(jnp.nan)
+    broken = {"dense": stacked["dense"] | {"b": b}}
+    whole = metrics.evaluator(task)(shared, broken, ragged_test())
     monkeypatch.setattr(metrics, "_MAX_EXAMPLES", 2)
-    shared = problem((20,)).shared
     evaluate = metrics.evaluator(task, layout=Layout(chunk))
-    scores = evaluate(shared, adapters(), ragged_test())
-    accuracy, loss = numpy_scores(shared, adapters(), ragged_test())
-    np.testing.assert_allclose(scores.accuracy, accuracy, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(scores.loss, loss, rtol=1e-5)
+    scores = evaluate(shared, broken, ragged_test())
+    accuracy, loss = numpy_scores(shared, stacked, ragged_test())
+    for found in (whole, scores):
+        assert np.isnan(found.accuracy).tolist() == [False, True, False, False, False]
+    fine = np.arange(CLIENTS) != 1
+    np.testing.assert_allclose(scores.accuracy[fine], accuracy[fine], 1e-5, 1e-6)
+    np.testing.assert_allclose(scores.loss[fine], loss[fine], rtol=1e-5)
+    np.testing.assert_allclose(scores.balanced[fine], whole.balanced[fine], 1e-5, 1e-6)
 
 
 def test_parts_of_a_test_that_no_client_needs_are_not_computed(monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import time
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from potara_jax.federated.conditions import Conditions
 from potara_jax.federated.registry import algorithms
 from potara_jax.federated.rounds import make_round
 from potara_jax.federated.streaming import start_on_host
+from potara_jax.runs import checkpoints as checkpoints_module
 from potara_jax.runs.folder import RunFolder
 from potara_jax.runs.store import Cell
 from tests.helpers_federated import (
@@ -200,6 +202,67 @@ def test_an_interrupted_phase_ends_with_the_same_results(place, stop, tmp_path):
     finished = ran(phase, place, tmp_path)
     assert finished.timed == []
     assert_equal(results(finished.outcome), results(expected.outcome))
+
+
+class Late(RunFolder):
+    """A folder that notes which round is in the clients' states when it saves one."""
+
+    def saver(self, cell, phase, checkpoint):
+        keep = super().saver(cell, phase, checkpoint)
+
+        def late():
+            time.sleep(0.05)
+            SEEN.append((checkpoint.round, STATES[0].rounds))
+            keep()
+
+        return late
+
+
+SEEN, STATES = [], []
+
+
+def test_states_on_the_host_stay_as_they_are_until_their_round_is_saved(tmp_path):
+    SEEN.clear()
+    progress = begun(phase_of("scaffold"), "host", tmp_path / "states")
+    STATES[:] = [progress.states]
+    run_phase(
+        phase_of("scaffold"),
+        progress,
+        GIVEN.shared.base,
+        federation(GIVEN),
+        KEY,
+        cell=CELL,
+        store=Late(tmp_path, print),
+        display=Display(None),
+    )
+    expected = [(number, number - 1) for number in range(1, ROUNDS + 1)]
+    assert expected == SEEN
+
+
+@places
+def test_a_round_that_is_not_saved_when_the_run_dies_is_run_again(
+    place, tmp_path, monkeypatch
+):
+    phase = phase_of("fedala", keep=(2,))
+    expected = ran(phase, place, tmp_path, name="undisturbed")
+    saver = checkpoints_module.saver
+
+    def dies_in_the_third(folder, checkpoint):
+        write = saver(folder, checkpoint)
+
+        def die():
+            raise OSError("the disk is full")
+
+        return die if checkpoint.round == 3 else write
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints_module, "saver", dies_in_the_third)
+        with pytest.raises(OSError, match="the disk is full"):
+            ran(phase, place, tmp_path)
+    again = ran(phase, place, tmp_path)
+    if place == "device":
+        assert again.display.skipped == 2
+    assert_equal(results(again.outcome), results(expected.outcome))
 
 
 def checkpoints(tmp_path, place):
