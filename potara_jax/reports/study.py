@@ -58,7 +58,9 @@ _MODELS = {
 def report(results: Results, folder: Path) -> Report:
     """The report of a study, with its figures written into a folder."""
     metric = metric_of(results)
-    shown = drawing.illustrate(drawings(metric), results, folder)
+    balanced = bool(results["cells"][0].get("balanced"))
+    figures = drawings(metric, balanced=balanced)
+    shown = drawing.illustrate(figures, results, folder)
     return Report(
         title=f"Which merge weight: {results['experiment']}",
         lead=[],

@@ -46,11 +46,12 @@ def estimates(folder):
 def test_a_study_leaves_a_table_figures_and_a_page(finished):
     assert {p.name for p in (finished / "figures").iterdir()} == {
         "samples.png",
+        "samples_balanced.png",
         "damping.png",
         "heterogeneity.png",
     }
     page = (finished / "report.html").read_text()
-    assert "tempered_bayes" in page and page.count("<img") == 3
+    assert "tempered_bayes" in page and page.count("<img") == 4
     lines = (finished / "study.csv").read_text().splitlines()
     results = json.loads((finished / "results.json").read_text())
     settings = reported.settings_of(results)

@@ -7,6 +7,7 @@ from scipy import stats
 
 from potara_jax.reports import document, estimates, study
 from potara_jax.reports.estimates import settings_of
+from potara_jax.reports.figures import study as figures
 
 
 def estimate(name, mean, samples="heldout", number=30, **fields):
@@ -174,6 +175,21 @@ def test_the_page_holds_every_figure_and_line(tmp_path):
     assert "potara, exact core, relative 1" in page
     ((rows, _),) = study.brief(given)[0].groups
     assert len(rows) == 4  # of 30 samples
+
+
+def test_a_figure_shows_the_balanced_regret_where_it_is_known(tmp_path):
+    kinds = [estimate("grid", 0.7, number=n, balanced=0.5 + n / 100) for n in (5, 30)]
+    balanced = {"balanced": {name: 0.9 for name in study._MODELS}}
+    given = results(*(cell("0.1", seed, kinds) | balanced for seed in (0, 1)))
+    assert len(study.report(given, tmp_path).figures) == 4
+    assert (tmp_path / "samples_balanced.png").is_file()
+    drawn = figures.draw_samples(given, balanced=True)
+    (line,) = [
+        x
+        for x in drawn.axes[1].lines
+        if len(x.get_xdata()) == 2 and x.get_marker() != "None"
+    ]
+    np.testing.assert_allclose(line.get_ydata(), [-35, -10])
 
 
 def test_the_best_at_each_number_of_samples_is_first():

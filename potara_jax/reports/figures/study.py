@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from potara_jax.reports import drawing
 from potara_jax.reports.drawing import INK, Drawing
 from potara_jax.reports.estimates import (
+    Interval,
     Setting,
     best_damped,
     heterogeneities,
@@ -42,8 +44,19 @@ _MARKERS = "osD^vPX*hp"
 _SIZE = (9.5, 4.4)
 
 
-def drawings(metric: Metric) -> dict[str, Drawing]:
-    """The figures by the names of their files."""
+def drawings(metric: Metric, *, balanced: bool = False) -> dict[str, Drawing]:
+    """The figures by the names of their files.
+
+    Args:
+      metric: of the study.
+      balanced: whether clients' scores under equal shares of their classes are known.
+    """
+    of_balanced = Drawing(
+        partial(draw_samples, balanced=True),
+        "Balanced regret and the number of samples",
+        "The same with equal shares of each client's classes, against the best "
+        "constant weight under them. Weights are chosen for the clients' own shares.",
+    )
     return {
         "samples": Drawing(
             draw_samples,
@@ -53,6 +66,7 @@ def drawings(metric: Metric) -> dict[str, Drawing]:
             "dampings the best at each number is shown, which favours it. The bands "
             "are 95 % intervals over seeds.",
         ),
+        **({"samples_balanced": of_balanced} if balanced else {}),
         "damping": Drawing(
             draw_damping,
             "Regret and the damping",
@@ -83,16 +97,23 @@ def _panels(results: Results, what: str, title: str) -> tuple[Figure, list[Axes]
 # --- By samples ----------------------------------------------------------------------
 
 
-def draw_samples(results: Results) -> Figure:
-    """Regret against the number of samples, trained on and held out."""
+def draw_samples(results: Results, *, balanced: bool = False) -> Figure:
+    """Regret against the number of samples, trained on and held out.
+
+    Args:
+      results: of a study.
+      balanced: whether under equal shares of each client's classes.
+    """
     settings = best_damped(settings_of(results))
-    title = "Regret and the number of samples"
-    figure, panels = _panels(results, "regret", title)
+    what = "balanced regret" if balanced else "regret"
+    title = f"{what.capitalize()} and the number of samples"
+    figure, panels = _panels(results, what, title)
     numbers = sorted({s.fields["number"] for s in settings if "number" in s.fields})
     entries: dict[str, Artist] = {}
     for axes, kind in zip(panels, _KINDS, strict=True):
         for name, group in _lines(settings, kind).items():
-            entries[name] = _line_with_band(axes, group, _look(name))
+            values = [s.balanced if balanced else s.regret for s in group]
+            entries[name] = _line_with_band(axes, group, values, _look(name))
         drawing.log_axis(axes, "x", at=numbers)
         axes.set_xlabel("samples of a client")
     drawing.legend(figure, entries)
@@ -122,10 +143,14 @@ def _look(name: str) -> dict[str, Any]:
     return {"marker": marker, "color": f"C{place}", "markersize": 4}
 
 
-def _line_with_band(axes: Axes, group: list[Setting], look: dict[str, Any]) -> Artist:
+def _line_with_band(
+    axes: Axes,
+    group: list[Setting],
+    values: list[Interval | None],
+    look: dict[str, Any],
+) -> Artist:
     x = [s.fields["number"] for s in group]
-    y = np.array([s.regret.mean for s in group])
-    half = np.array([s.regret.half for s in group])
+    y, half = np.array([value or (np.nan, np.nan) for value in values]).T
     (line,) = axes.plot(x, y, **look)
     axes.fill_between(x, y - half, y + half, color=look["color"], alpha=0.12, lw=0)
     return line
