@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
+import jax
 from rich import progress as bars
 from rich.console import Console
 
@@ -82,6 +84,7 @@ class Display:
             self._bar.add_task("", total=self._total)
 
     def __enter__(self) -> Self:
+        self._pace.compiling.start()
         if self._bar:
             self._bar.start()
         return self
@@ -92,6 +95,7 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._pace.compiling.stop()
         if self._bar:
             self._bar.stop()
 
@@ -141,7 +145,8 @@ class _Pace:
     """The time that is left, by whole cells once one is done, by rounds before.
 
     Weights and scores take as long as rounds, and show only in whole cells. The first
-    cell also compiles, so that it counts as long as it is the only one.
+    cell also compiles: that time is not counted, and the cell only while it is the only
+    one.
     """
 
     def __init__(self, rounds: int, cells: int) -> None:
@@ -149,6 +154,7 @@ class _Pace:
         self._seconds: list[float] = []  # of whole cells
         self._done, self._computed, self._whole = 0, 0, True
         self._began = self._first = time.monotonic()
+        self.compiling = _Compiling()
 
     def skip(self, rounds: int) -> None:
         """Rounds of an earlier start; their cell says nothing about others."""
@@ -166,7 +172,8 @@ class _Pace:
         self._cells -= 1
         self._done = 0
         if self._whole:
-            self._seconds.append(time.monotonic() - self._began)
+            took = time.monotonic() - self._began
+            self._seconds.append(took - self.compiling.since(self._began))
         self._began, self._whole = time.monotonic(), True
 
     def left(self) -> str:
@@ -182,6 +189,38 @@ class _Pace:
         cell = sum(typical) / len(typical)
         now = max(cell - (time.monotonic() - self._began), 0)
         return f", {_clock(now + cell * (self._cells - 1))} left"
+
+
+class _Compiling:
+    """When JAX was tracing or compiling a program, while this listens."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[float, float]] = []  # disjoint, in order
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Listen from here on."""
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+
+    def stop(self) -> None:
+        """Listen no more."""
+        jax.monitoring.unregister_event_duration_listener(self._add)
+
+    def since(self, when: float) -> float:
+        """The seconds of it after a point in time."""
+        with self._lock:
+            return sum(max(end - max(begin, when), 0) for begin, end in self._spans)
+
+    def _add(self, event: str, duration_secs: float, **_: Any) -> None:
+        """What JAX says when something ends: it may lie around earlier events."""
+        if not event.startswith("/jax/core/compile/"):
+            return
+        with self._lock:
+            end = time.monotonic()
+            begin = end - duration_secs
+            while self._spans and self._spans[-1][1] > begin:
+                begin = min(begin, self._spans.pop()[0])
+            self._spans.append((begin, end))
 
 
 def _at_least(began: float, done: int, more: int) -> str:

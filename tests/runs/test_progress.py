@@ -1,5 +1,6 @@
 import io
 
+import jax
 import pytest
 from rich.console import Console
 
@@ -33,6 +34,23 @@ def test_before_a_cell_is_done_the_time_left_is_that_of_what_is_seen(clock):
         "2/5 federated, loss 0.500, at least 1:00 left",
         "3/5 federated, loss 0.500, at least 0:40 left",
     ]
+
+
+def test_the_time_left_is_without_compiling(clock):
+    """The first of three cells takes 20 s, and 100 s to trace and compile."""
+    out, compiled = io.StringIO(), "/jax/core/compile/backend_compile_duration"
+    with Display(Console(file=out, width=99), rounds=1, cells=3) as display:
+        display.round("federated", 0.5)
+        clock[0] += 60
+        jax.monitoring.record_event_duration_secs(compiled, 50)
+        clock[0] += 60
+        jax.monitoring.record_event_duration_secs(compiled, 20)  # in another thread
+        jax.monitoring.record_event_duration_secs(compiled, 50)
+        jax.monitoring.record_event_duration_secs("/jax/another", 100)
+        display.end_cell()
+        clock[0] += 12
+        display.round("federated", 0.5)
+    assert out.getvalue().splitlines()[-1] == "2/3 federated, loss 0.500, 0:28 left"
 
 
 @pytest.mark.parametrize("first", [0, 100])
