@@ -8,7 +8,9 @@ builders in `data.builders`.
 from __future__ import annotations
 
 import os
+import socket
 import textwrap
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,6 +23,7 @@ from potara_jax.data.text import Example
 DEFAULT = Path("~/tensorflow_datasets")
 
 Record = Mapping[str, Any]
+_HOST = "storage.googleapis.com"  # which tensorflow-datasets asks as well
 
 
 class Source(NamedTuple):
@@ -75,7 +78,9 @@ def records(
         advice = f"delete {path}, which is incomplete, damaged or of another version; "
     try:
         builder = kind(**options) if kind else tfds.builder(name, **options)
-        builder.download_and_prepare()
+        if not builder.data_path.exists():
+            check_network()
+            builder.download_and_prepare()
         source: Any = builder.as_data_source(split=split)
     except Exception as error:  # whatever a download or a damaged file raises
         raise ValueError(
@@ -84,6 +89,19 @@ def records(
             f"same command, and copy {path} here"
         ) from None
     return _checked(source, path)
+
+
+def check_network() -> None:
+    """Raise `OSError` where there is none, which downloads would find out in minutes.
+
+    A proxy may find hosts that this machine does not.
+    """
+    if urllib.request.getproxies():
+        return
+    try:
+        socket.getaddrinfo(_HOST, 443)
+    except socket.gaierror:
+        raise OSError(f"no network: {_HOST} is not found") from None
 
 
 def _checked(source: Iterable[Record], path: Path) -> Iterator[Record]:

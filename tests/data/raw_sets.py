@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from potara_jax.data import catalogue
+
 
 def lines(path: Path, rows) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -296,6 +298,7 @@ def downloads(monkeypatch, given):
     import tensorflow_datasets as tfds
     from etils import epath
 
+    monkeypatch.setattr(catalogue, "check_network", lambda: None)
     wrap = lambda x: (
         {k: wrap(v) for k, v in x.items()} if isinstance(x, dict) else epath.Path(x)
     )

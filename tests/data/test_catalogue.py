@@ -1,3 +1,6 @@
+import socket
+import urllib.request
+
 import pytest
 
 from potara_jax.data import catalogue, prompts
@@ -88,6 +91,7 @@ def test_a_missing_data_set_is_named_in_one_line(tmp_path, monkeypatch):
     def fail(self, urls):
         raise OSError("no network\nat all")
 
+    monkeypatch.setattr(catalogue, "check_network", lambda: None)
     monkeypatch.setattr(tfds.download.DownloadManager, "download", fail)
     with pytest.raises(ValueError, match="data set bool_q is not in") as error:
         catalogue.texts(SOURCES["bool_q"], "train", tmp_path)
@@ -95,6 +99,18 @@ def test_a_missing_data_set_is_named_in_one_line(tmp_path, monkeypatch):
     assert "(no network at all)" in message
     assert f"copy {tmp_path / 'bool_q'} here" in message
     assert "\n" not in message and "delete" not in message
+
+
+def test_without_a_network_nothing_is_tried(tmp_path, monkeypatch):
+    def unknown(host, port):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    with pytest.raises(ValueError, match=r"\(no network: \S+ is not found\)"):
+        catalogue.texts(SOURCES["bool_q"], "train", tmp_path)
+    monkeypatch.setattr(urllib.request, "getproxies", lambda: {"https": "a:1"})
+    catalogue.check_network()
 
 
 def test_other_data_sets_of_a_folder_are_not_to_be_deleted(tmp_path, monkeypatch):
