@@ -70,9 +70,21 @@ def found(study: Study, wanted: Mapping[str, Any], number: int) -> Setting | Non
     return None
 
 
+def measured(
+    study: Study,
+    wanted: Mapping[str, Any],
+    number: int,
+    score: Callable[[Setting], Interval | None],
+) -> Interval | None:
+    """A score of the setting that is `found`, if both are known."""
+    setting = found(study, wanted, number)
+    return score(setting) if setting else None
+
+
 # --- Table ---------------------------------------------------------------------------
 
 Value = Callable[[Study], float | None]
+_LEAST = "least gain"  # over federations, this has no mean
 
 
 def lines(studies: Mapping[str, Study]) -> Iterator[str]:
@@ -80,10 +92,10 @@ def lines(studies: Mapping[str, Study]) -> Iterator[str]:
     for title, score in _SCORES.items():
         columns = _columns(score)
         if title == "regret":
-            columns["least gain"] = _least_gain
+            columns[_LEAST] = _least_gain
         rows = {n: [of(s) for of in columns.values()] for n, s in studies.items()}
-        means = [_mean(column) for column in zip(*rows.values(), strict=True)]
-        rows["mean"] = [*means[: len(NUMBERS) + len(OTHERS)], None][: len(columns)]
+        by_column = zip(columns, zip(*rows.values(), strict=True), strict=True)
+        rows["mean"] = [None if n == _LEAST else _mean(c) for n, c in by_column]
         yield f"\n| {title} | {' | '.join(columns)} |"
         yield "| --- |" + " ---: |" * len(columns)
         for name, row in rows.items():
@@ -95,8 +107,7 @@ def _columns(score: Callable[[Setting], Interval | None]) -> dict[str, Value]:
 
     def column(wanted: Mapping[str, Any], number: int) -> Value:
         def value(study: Study) -> float | None:
-            setting = found(study, wanted, number)
-            interval = score(setting) if setting else None
+            interval = measured(study, wanted, number, score)
             return interval.mean if interval else None
 
         return value
@@ -147,8 +158,7 @@ def _panel(
     weights = {f"{DEFAULT} (default)": _heldout(DEFAULT), **OTHERS}
     for row, study in enumerate(studies.values()):
         for place, (name, wanted) in enumerate(weights.items()):
-            setting = found(study, wanted, NUMBER)
-            interval = score(setting) if setting else None
+            interval = measured(study, wanted, NUMBER, score)
             mean, half = interval or (float("nan"), 0.0)
             axes.errorbar(
                 mean,

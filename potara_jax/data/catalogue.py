@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import socket
-import textwrap
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from potara_jax.data.images import Images
 from potara_jax.data.text import Example
+from potara_jax.errors import brief
 
 DEFAULT = Path("~/tensorflow_datasets")
 
@@ -85,7 +85,7 @@ def records(
     except Exception as error:  # whatever a download or a damaged file raises
         raise ValueError(
             f"data set {name} is not in {folder} and cannot be prepared "
-            f"({_brief(error)}); {advice}prepare it where there is a network, with the "
+            f"({brief(error)}); {advice}prepare it where there is a network, with the "
             f"same command, and copy {path} here"
         ) from None
     return _checked(source, path)
@@ -109,14 +109,9 @@ def _checked(source: Iterable[Record], path: Path) -> Iterator[Record]:
         yield from source
     except Exception as error:  # whatever the reader raises
         raise ValueError(
-            f"{path} is damaged ({_brief(error)}); delete it, and the same command "
+            f"{path} is damaged ({brief(error)}); delete it, and the same command "
             "prepares it again where there is a network"
         ) from None
-
-
-def _brief(error: Exception) -> str:
-    """An error's message on one short line."""
-    return textwrap.shorten(str(error), 160, placeholder="...")
 
 
 def texts(

@@ -17,7 +17,6 @@ import math
 import os
 import re
 import shutil
-import textwrap
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -33,6 +32,7 @@ from safetensors.numpy import save_file
 
 from potara_jax.adapters import folders
 from potara_jax.adapters.lora import Params
+from potara_jax.errors import brief
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -190,7 +190,7 @@ def folder_of(name: str) -> Path:
             )
             return Path(folder)
         except Exception as error:  # whatever the network raises
-            reason = textwrap.shorten(str(error), 160, placeholder="...")
+            reason = brief(error)
     raise ValueError(
         f"{name} is not on this machine and cannot be downloaded ({reason}); where "
         f"there is a network, `hf download {name} --local-dir FOLDER` fetches it: name "

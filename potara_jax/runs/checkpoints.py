@@ -32,13 +32,8 @@ class Checkpoint(NamedTuple):
     seconds: float
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, and remove all but the last two."""
-    saver(folder, checkpoint)()
-
-
 def saver(folder: Path, checkpoint: Checkpoint) -> Callable[[], None]:
-    """What saves a checkpoint, whose arrays it has copied."""
+    """What writes a checkpoint, copied here, and removes all but the last two."""
     return partial(_write, folder, checkpoint.round, _pack(checkpoint))
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from potara_jax.runs.checkpoints import Checkpoint, restore, save
+from potara_jax.runs.checkpoints import Checkpoint, restore, saver
 
 
 def checkpoint(number: int) -> Checkpoint:
@@ -16,7 +16,7 @@ def checkpoint(number: int) -> Checkpoint:
 @pytest.fixture
 def folder(tmp_path):
     for number in (1, 2, 3):
-        save(tmp_path / "phase", checkpoint(number))
+        saver(tmp_path / "phase", checkpoint(number))()
     return tmp_path / "phase"
 
 
@@ -102,7 +102,7 @@ def test_any_dtype_and_empty_arrays_come_back(tmp_path):
         "one": np.float64(2.5),
         "none": np.zeros((0, 4), np.int8),
     }
-    save(tmp_path, Checkpoint(1, state, [], 0.0))
+    saver(tmp_path, Checkpoint(1, state, [], 0.0))()
     like = jax.tree.map(jnp.zeros_like, state) | {"one": np.float64(0)}
     restored = restore(tmp_path, like, print).state
     for name, value in state.items():
