@@ -60,7 +60,7 @@ def read(folder: Path) -> Study:
     return settings_of(results)
 
 
-def found(study: Study, wanted: Mapping[str, Any], number: int) -> Setting | None:
+def setting_of(study: Study, wanted: Mapping[str, Any], number: int) -> Setting | None:
     """The setting with some fields, measured on a number of samples or on none."""
     for setting in study:
         fields = setting.fields
@@ -76,8 +76,8 @@ def measured(
     number: int,
     score: Callable[[Setting], Interval | None],
 ) -> Interval | None:
-    """A score of the setting that is `found`, if both are known."""
-    setting = found(study, wanted, number)
+    """A score of `setting_of`, if both are known."""
+    setting = setting_of(study, wanted, number)
     return score(setting) if setting else None
 
 
@@ -117,7 +117,7 @@ def _columns(score: Callable[[Setting], Interval | None]) -> dict[str, Value]:
 
 
 def _least_gain(study: Study) -> float | None:
-    setting = found(study, _heldout(DEFAULT), NUMBER)
+    setting = setting_of(study, _heldout(DEFAULT), NUMBER)
     return setting.worst_gain if setting else None
 
 

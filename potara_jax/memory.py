@@ -28,10 +28,10 @@ def free_on_device() -> int:
 
 
 def of_process() -> int:
-    """What this process uses, or the most that it has used if that is unknown."""
+    """What this process uses, or its peak if that is unknown."""
     if _STATM.exists():
         return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return _most_of_process()
+    return _peak_of_process()
 
 
 def free_on_host() -> int:
@@ -40,17 +40,17 @@ def free_on_host() -> int:
     return _entry(_MEMINFO, "MemAvailable") or free
 
 
-def most() -> dict[str, int]:
-    """The most in use so far: of this process, and of its first accelerator."""
+def peak() -> dict[str, int]:
+    """The peak so far: of this process, and of its first accelerator."""
     device = _of_accelerator("peak_bytes_in_use")
     of_device = {} if device is None else {"device": device}
-    return {"process": _most_of_process(), **of_device}
+    return {"process": _peak_of_process(), **of_device}
 
 
-def _most_of_process() -> int:
+def _peak_of_process() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return _entry(_STATUS, "VmHWM") or most  # on Linux, `most` may be the parent's
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return _entry(_STATUS, "VmHWM") or peak  # on Linux, `peak` may be the parent's
 
 
 def _entry(path: Path, name: str) -> int | None:

@@ -23,11 +23,11 @@ def accelerator(monkeypatch):
 def test_of_an_accelerator(accelerator):
     assert memory.of_device() == 1000
     assert memory.free_on_device() == 540  # 0.9 * (1000 - 400)
-    assert memory.most()["device"] == 700
+    assert memory.peak()["device"] == 700
 
 
 def test_a_host_is_the_device_where_there_is_no_accelerator():
-    assert "device" not in memory.most()
+    assert "device" not in memory.peak()
     assert memory.of_device() == 4 * memory.free_on_device()
     assert memory.of_process() < memory.of_device()
 
@@ -38,7 +38,7 @@ def test_the_most_that_was_used_stays_when_it_is_used_no_more():
     used = memory.of_process()
     assert used - before > 0.9 * numbers.nbytes
     del numbers
-    assert memory.most()["process"] > 0.9 * used
+    assert memory.peak()["process"] > 0.9 * used
 
 
 def test_reports_name_it_beside_the_versions():

@@ -50,7 +50,7 @@ def side_by_side(
 def _leaves_idle() -> bool:
     """Whether one program leaves a processor idle, and memory for another."""
     alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-    has_room = memory.free_on_host() > memory.most()["process"]
+    has_room = memory.free_on_host() > memory.peak()["process"]
     return alone and has_room and _processors() > 1
 
 

@@ -266,7 +266,7 @@ def _finished(config: Record, results: Record) -> Record:
         "experiment": config["experiment"],
         "settings": config,
         "versions": versions(),
-        "memory": memory.most(),
+        "memory": memory.peak(),
         **results,
     }
 
